@@ -1,0 +1,210 @@
+"""The rows that go into and come out of the database, as typed records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from connectors.notification import Notification
+from connectors.records import DeadLetter, Partition
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """One partition moved on by a checkpoint.
+
+    Attributes:
+        expected: the next offset that this owner read before; None if the partition had no row.
+        next_offset: the next offset after this checkpoint.
+        max_time_ms: greatest event time seen in the partition so far; decides lateness and the watermark.
+        records, dead, late: how many records this checkpoint adds to the partition's counts (dead and late are part of
+            records).
+    """
+
+    partition: Partition
+    expected: int | None
+    next_offset: int
+    max_time_ms: int
+    records: int
+    dead: int
+    late: int
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryDelta:
+    """What one checkpoint adds to one block. ``blob`` is the serialised summary; deltas of a block add up.
+
+    Space "" holds the record counts of the block (records, dead letters by reason, late).
+    """
+
+    space: str
+    segment: str
+    block: int
+    reference: int
+    partition: Partition
+    first_offset: int
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRecord:
+    """A record that a person may want to see: a candidate outlier, or one of the hash-chosen sample."""
+
+    partition: Partition
+    offset: int
+    time_ms: int
+    space: str
+    block: int
+    id: str
+    reason: Literal["outlier", "sample"]
+    score: float
+    p_value: float
+    reference: int
+    exemplar: int  # index of the nearest exemplar of the reference, -1 if it has none
+    prediction: str | None
+    confidence: float | None
+    segments: dict[str, str]
+    kept: dict[str, object]  # fields that settings allow to keep, after redaction
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything that one transaction writes."""
+
+    model: str
+    advances: list[Advance]
+    summaries: list[SummaryDelta] = field(default_factory=list)
+    kept: list[KeptRecord] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionState:
+    """How far a partition was read, with its exact counts."""
+
+    partition: Partition
+    next_offset: int
+    max_time_ms: int
+    records: int
+    dead: int
+    late: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoldState:
+    """State of the alarm of one (space, segment). ``blob`` is opaque to the database."""
+
+    space: str
+    segment: str
+    reference: int
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRow:
+    """What the fold says of one block in one channel. Times in milliseconds, strength and threshold in log10 blocks."""
+
+    space: str
+    segment: str
+    block: int
+    start_ms: int
+    end_ms: int
+    channel: str
+    statistic: float
+    strength: float
+    threshold: float  # page
+    warn_threshold: float
+    n: int  # records in the window that gave the strength
+    effect: float  # in sigmas
+    window_start_ms: int
+    onset_ms: int | None
+    reference: int
+    page: bool
+    warn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentRow:
+    """A thing that a person should know, with a life.
+
+    Attributes:
+        id: hash of model, kind, space, segment and the block that opened it.
+        kind: "drift", "outlier_rate", "dead_letters", ...
+        detail: numbers and words for the report and the notification; JSON-compatible.
+        revision: counts updates; part of the notification's id.
+    """
+
+    id: str
+    model: str
+    kind: str
+    space: str
+    segment: str
+    severity: Literal["page", "warn"]
+    status: Literal["open", "resolved"]
+    opened_ms: int
+    onset_ms: int
+    updated_ms: int
+    resolved_ms: int | None
+    revision: int
+    reference: int
+    title: str
+    text: str
+    detail: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """Blocks below ``block`` were closed by the wall clock or the end of a source, with these next offsets."""
+
+    block: int
+    reason: Literal["idle", "end"]
+    next_offsets: dict[Partition, int]
+    closed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoldResult:
+    """Everything that one step of the fold writes, in one transaction, if the fold's version is still the expected one.
+
+    Attributes:
+        next_block: blocks below it are closed now.
+        merged: one summary for each (space, segment, block, reference) that was closed; replaces the deltas.
+        flag_at: per (space, block), kept candidates with score >= the value are flagged as outliers.
+        outbox: (sink name, notification) pairs; a pair whose notification id and sink are there already is skipped.
+    """
+
+    next_block: int
+    merged: list[SummaryDelta]
+    states: list[FoldState]
+    readings: list[ReadingRow]
+    incidents: list[IncidentRow]
+    outbox: list[tuple[str, Notification]]
+    flag_at: dict[tuple[str, int], float] = field(default_factory=dict)
+    closure: Closure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A notification on its way to one sink."""
+
+    sink: str
+    notification: Notification
+    attempts: int
+    due_ms: int
+    status: Literal["pending", "sent", "dead"]
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRow:
+    """A numbered reference of one space. ``active``: new records are scored against it."""
+
+    model: str
+    space: str
+    version: int
+    path: str
+    records: int
+    dimension: int
+    checksum: str
+    created_ms: int
+    active: bool

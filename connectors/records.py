@@ -1,0 +1,117 @@
+"""What a source hands over: raw records in batches of one partition, and the contract of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Partition(NamedTuple):
+    """One ordered log of records: a partition of a topic, or a file (its path is the topic, its number 0)."""
+
+    topic: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """Records of one partition in the order of their offsets, still as bytes.
+
+    Attributes:
+        partition: where the records lie.
+        offsets: int64 (n,), strictly increasing; holes are normal (compaction, transactions, byte positions of lines).
+        timestamps_ms: int64 (n,), the broker's time in milliseconds since 1970, -1 where there is none.
+        keys, values, headers: n entries each; a value of None is a tombstone.
+        next_offset: where reading goes on; greater than the last offset.
+    """
+
+    partition: Partition
+    offsets: npt.NDArray[np.int64]
+    timestamps_ms: npt.NDArray[np.int64]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[Headers]
+    next_offset: int
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that cannot be used.
+
+    Attributes:
+        partition, offset: the record's position.
+        time_ms: the broker's time, -1 if there is none.
+        reason: one of a short fixed list of words, used as a metric label.
+        detail: one sentence on what was found, without the payload.
+        payload: the first bytes of the value, as many as settings allow.
+        size: the length of the whole value in bytes.
+    """
+
+    partition: Partition
+    offset: int
+    time_ms: int
+    reason: str
+    detail: str
+    payload: bytes
+    size: int
+
+
+# Given partitions, the next offset stored for each; partitions that were never read are absent.
+StoredPositions = Callable[[Sequence[Partition]], Mapping[Partition, int]]
+
+
+class Source(Protocol):
+    """Where records come from. Every method is called from one thread.
+
+    A source never stores progress of its own: `open` is given a look-up of the offsets in driftd's database, which the
+    source calls for each partition it is assigned, from inside `poll`, and reads on from there; a partition without a
+    stored offset starts where the source's settings say.
+    """
+
+    @property
+    def finished(self) -> bool:
+        """A bounded source has been read to its end. A live source is never finished."""
+
+    def check(self) -> str:
+        """Connect once and return a line such as "kafka localhost:9092, topic orders, 4 partitions".
+
+        Raises:
+            SourceError: a subclass that names what is wrong, with a hint.
+        """
+
+    def open(self, positions: StoredPositions) -> None:
+        """Begin. Raises SourceError where the source cannot be read at all."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[RawBatch]:
+        """Up to ``max_records`` records, after at most about ``timeout_s`` seconds; [] where there are none.
+
+        Raises:
+            SourceError: `retryable` says whether to call again.
+        """
+
+    def rewind(self) -> None:
+        """Forget what was fetched and read on from the stored positions: called after a checkpoint was refused."""
+
+    def assignment(self) -> frozenset[Partition]:
+        """The partitions that this source reads now."""
+
+    def commit(self, next_offsets: Mapping[Partition, int]) -> None:
+        """Tell the outside system how far we are. Advisory, never raises: the database is the truth."""
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Records (or bytes, for files) not yet read, per assigned partition, from local knowledge; never blocks."""
+
+    def read_range(self, start_ms: int | None, end_ms: int | None) -> Iterator[RawBatch]:
+        """All records with start_ms <= broker's time < end_ms, without touching the group; ends are fixed at the start."""
+
+    def close(self) -> None:
+        """Leave within 5 seconds, whatever the outside system does."""
