@@ -1,0 +1,295 @@
+"""The webhook sink against a real HTTP server: body, signature, errors, secrets."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import logging
+import socket
+import ssl
+import subprocess
+import traceback
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from connectors.notification import Notification
+from connectors.webhook import WebhookSettings, WebhookSink, retry_after_s, rfc3339
+from detectors.errors import InvalidSettings, SinkError
+from tests.servers.receiver import Answer, Receiver
+
+NOTE = Notification(
+    id="note-1",
+    incident="abc123",
+    group_key="triage/drift/input/country=DE",
+    status="firing",
+    severity="page",
+    model="triage",
+    kind="drift",
+    space="input",
+    segment="country=DE",
+    title="triage: traffic changed",
+    text="It changed.",
+    starts_ms=1_700_000_000_123,
+    ends_ms=None,
+    values={"strength": "6.3"},
+)
+SECRETS = ("t0psecret", "hunter2", "pathtoken", "querytoken", "bearer-xyz")
+
+
+def everything_in(error: BaseException) -> str:
+    """The whole chain of an error, as any logger could print it."""
+    text = "".join(traceback.format_exception(error))
+    context: BaseException | None = error
+    while context is not None:
+        text += f"{context!r} {context} {vars(context)}"
+        context = context.__cause__ or context.__context__
+    return text
+
+
+def test_the_body_is_alertmanagers_version_4_with_the_notification_id() -> None:
+    with Receiver() as receiver:
+        WebhookSink(receiver.url, external_url="http://127.0.0.1:9464").send(NOTE)
+    request = receiver.requests[0]
+    labels = {
+        "alertname": "EmbeddingDrift",
+        "model": "triage",
+        "kind": "drift",
+        "severity": "page",
+        "space": "input",
+        "segment": "country=DE",
+    }
+    annotations = {
+        "strength": "6.3",
+        "summary": "triage: traffic changed",
+        "description": "It changed.",
+        "incident": "abc123",
+        "notification_id": "note-1",
+    }
+    assert request.json == {
+        "version": "4",
+        "groupKey": "triage/drift/input/country=DE",
+        "truncatedAlerts": 0,
+        "status": "firing",
+        "receiver": "driftd",
+        "groupLabels": {"alertname": "EmbeddingDrift", "model": "triage"},
+        "commonLabels": labels,
+        "commonAnnotations": annotations,
+        "externalURL": "http://127.0.0.1:9464",
+        "alerts": [
+            {
+                "status": "firing",
+                "labels": labels,
+                "annotations": annotations,
+                "startsAt": "2023-11-14T22:13:20.123Z",
+                "endsAt": "0001-01-01T00:00:00Z",
+                "generatorURL": "http://127.0.0.1:9464",
+                "fingerprint": hashlib.sha256(b"triage/drift/input/country=DE").hexdigest()[:16],
+            }
+        ],
+    }
+    assert request.headers["Content-Type"] == "application/json"
+    assert request.headers["Idempotency-Key"] == "note-1"
+    assert "X-Driftd-Signature" not in request.headers
+
+
+def test_a_resolved_body_has_its_end_and_the_same_fingerprint_and_no_empty_label() -> None:
+    resolved = dataclasses.replace(
+        NOTE, status="resolved", severity="warn", ends_ms=1_700_000_100_000, values={"x": "1"}
+    )
+    with Receiver() as receiver:
+        sink = WebhookSink(receiver.url)
+        sink.send(NOTE)
+        sink.send(resolved)
+        sink.send(dataclasses.replace(NOTE, space="", segment=""))
+        sink.close()
+    first, second, third = (request.json["alerts"][0] for request in receiver.requests)
+    assert second["status"] == "resolved" and second["endsAt"] == "2023-11-14T22:15:00.000Z"
+    assert first["fingerprint"] == second["fingerprint"]
+    assert "space" not in third["labels"] and "segment" not in third["labels"]
+
+
+def test_the_signature_covers_timestamp_and_body() -> None:
+    with Receiver() as receiver:
+        WebhookSink(receiver.url, secret=b"t0psecret", clock=lambda: 1234.9).send(NOTE)
+    request = receiver.requests[0]
+    assert request.headers["X-Driftd-Timestamp"] == "1234"
+    expected = hmac.new(b"t0psecret", b"1234." + request.body, hashlib.sha256).hexdigest()
+    assert request.headers["X-Driftd-Signature"] == f"sha256={expected}"
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_an_answer_that_may_change_is_retryable(status: int) -> None:
+    with Receiver(Answer(status, {"Retry-After": "7"})) as receiver, pytest.raises(SinkError, match=str(status)) as got:
+        WebhookSink(receiver.url).send(NOTE)
+    assert got.value.retryable and got.value.retry_after_s == 7.0
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 403, 404, 410, 413, 422, 501])
+def test_an_answer_that_will_not_change_is_final(status: int) -> None:
+    answer = Answer(status, {"Retry-After": "7", "Location": "/elsewhere?token=querytoken"})
+    with Receiver(answer) as receiver, pytest.raises(SinkError, match=str(status)) as got:
+        WebhookSink(receiver.url).send(NOTE)
+    assert not got.value.retryable and got.value.retry_after_s is None
+    assert len(receiver.requests) == 1, "a redirect was followed"
+    assert "querytoken" not in everything_in(got.value)
+
+
+def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
+    assert retry_after_s("12", 0.0) == 12.0
+    assert retry_after_s(formatdate(1000.0, usegmt=True), 940.0) == 60.0
+    assert retry_after_s(formatdate(1000.0, usegmt=True), 2000.0) == 0.0
+    assert retry_after_s("99999999999999999999", 0.0) == 3600.0
+    for nonsense in ("soon", "-5", "1.5", "", "²", "Wed, 99 Foo 2020 00:00:00 GMT"):
+        assert retry_after_s(nonsense, 0.0) is None, nonsense
+    assert retry_after_s(None, 0.0) is None
+
+
+def test_a_receiver_that_does_not_answer_is_given_up_after_the_time_out() -> None:
+    with Receiver(Answer(hang=True)) as receiver, pytest.raises(SinkError, match=r"no answer within 0\.2 s") as got:
+        WebhookSink(receiver.url, timeout_s=0.2).send(NOTE)
+    assert got.value.retryable
+
+
+def test_a_receiver_that_is_not_there_is_retryable_and_named() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        sink = WebhookSink(f"http://127.0.0.1:{free.getsockname()[1]}/")
+        for call in (lambda: sink.send(NOTE), sink.check):
+            with pytest.raises(SinkError, match=r"[Cc]onnection refused") as got:
+                call()
+            assert got.value.retryable
+
+
+def test_a_huge_answer_is_not_read() -> None:
+    with Receiver(Answer(200, body=b"x" * (64 << 20))) as receiver:
+        WebhookSink(receiver.url, timeout_s=2).send(NOTE)
+
+
+def test_a_sink_works_again_after_the_connection_broke() -> None:
+    with Receiver() as receiver:
+        sink = WebhookSink(receiver.url)
+        sink.send(NOTE)
+        sink.close()
+        sink.send(NOTE)
+        sink.close()
+    assert len(receiver.requests) == 2
+
+
+def test_no_secret_shows_in_errors_logs_repr_or_descriptions(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = free.getsockname()[1]
+        with Receiver(Answer(403, body=b"t0psecret hunter2 bearer-xyz")) as receiver:
+            for port in (dead, receiver.port):
+                settings = WebhookSettings(
+                    url=SecretStr(f"http://anna:hunter2@127.0.0.1:{port}/pathtoken?key=querytoken"),
+                    secret=SecretStr("t0psecret"),
+                    headers={"X-Token": SecretStr("bearer-xyz")},
+                )
+                sink = settings.build()
+                with pytest.raises(SinkError) as got:
+                    sink.send(NOTE)
+                described = [repr(settings), str(settings), repr(sink), everything_in(got.value), caplog.text]
+                if port != dead:
+                    described.append(sink.check())
+                for secret in SECRETS:
+                    assert secret not in "".join(described), f"{secret} shows"
+        request = receiver.requests[-1]
+    assert request.headers["X-Token"] == "bearer-xyz" and request.path == "/pathtoken?key=querytoken"
+    assert request.headers["Authorization"].startswith("Basic ")
+
+
+def test_an_authorization_header_of_the_settings_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login other password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    with Receiver() as receiver:
+        WebhookSink(receiver.url, headers={"Authorization": "Bearer mine"}).send(NOTE)
+    assert receiver.requests[0].headers["Authorization"] == "Bearer mine"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        [*command.split(), "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_a_certificate_is_checked_unless_it_is_known_or_checking_is_off(certificate: tuple[Path, Path]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with Receiver(tls=context) as receiver:
+        stranger = WebhookSettings(url=SecretStr(receiver.url)).build()
+        for call in (lambda: stranger.send(NOTE), stranger.check):
+            with pytest.raises(SinkError) as got:
+                call()
+            assert got.value.retryable and "ca_file" in got.value.hint
+        assert receiver.requests == []
+        known = WebhookSettings(url=SecretStr(receiver.url), ca_file=certificate[0]).build()
+        known.send(NOTE)
+        assert known.check() == f"webhook https://127.0.0.1:{receiver.port}, not signed"
+        known.close()
+        trusting = WebhookSettings(url=SecretStr(receiver.url), verify_tls=False).build()
+        trusting.send(NOTE)
+        assert "certificate not checked" in trusting.check()
+        trusting.close()
+    assert len(receiver.requests) == 2
+
+
+def test_the_key_is_read_from_a_file_without_its_line_end(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("t0psecret\n")
+    with Receiver() as receiver:
+        WebhookSettings(url=SecretStr(receiver.url), secret_file=tmp_path / "key").build().send(NOTE)
+    request = receiver.requests[0]
+    signed = request.headers["X-Driftd-Timestamp"].encode() + b"." + request.body
+    assert request.headers["X-Driftd-Signature"].endswith(hmac.new(b"t0psecret", signed, hashlib.sha256).hexdigest())
+
+
+def test_files_that_are_missing_or_empty_are_named(tmp_path: Path) -> None:
+    url = SecretStr("https://example.org/")
+    (tmp_path / "empty").write_text("\n")
+    for settings, words in (
+        (WebhookSettings(url=url, secret_file=tmp_path / "none"), "secret_file .*none cannot be read"),
+        (WebhookSettings(url=url, secret_file=tmp_path / "empty"), "secret is empty"),
+        (WebhookSettings(url=url, ca_file=tmp_path / "none"), "ca_file .*none does not exist"),
+    ):
+        with pytest.raises(InvalidSettings, match=words):
+            settings.build()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"url": "example.org/hook"}, "expected an address"),
+        ({"url": "ftp://example.org"}, "expected an address"),
+        ({"url": "http://"}, "expected an address"),
+        ({"url": "http://example.org:99999"}, "expected an address"),
+        ({"secret": "a", "secret_file": "b"}, "both set"),
+        ({"headers": {"X-A": "one\r\nX-B: two"}}, "one line"),
+        ({"headers": {"X A": "one"}}, "name"),
+        ({"headers": {"X-Driftd-Signature": "one"}}, "set by driftd"),
+        ({"timeout_s": 0}, "greater than 0"),
+        ({"colour": "red"}, "extra"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words) as got:
+        WebhookSettings.model_validate({"url": "https://hunter2@example.org/", **wrong})
+    assert "hunter2" not in str(got.value.errors(include_input=False))
+
+
+def test_times_are_written_exactly_and_within_the_calendar() -> None:
+    assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
+    assert rfc3339(-1) == "1969-12-31T23:59:59.999Z"
+    assert rfc3339(1_700_000_000_999) == "2023-11-14T22:13:20.999Z"
+    assert rfc3339(10**18) == "9999-12-31T23:59:59.999Z"
+    assert rfc3339(-(10**18)) == "0001-01-01T00:00:00.000Z"
