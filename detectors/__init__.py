@@ -1,0 +1,47 @@
+"""Numbers: references, outlier and fraud scores, drift. numpy in, numpy out.
+
+    from detectors import Reference, OutlierScorer, FraudScorer, DriftMonitor
+
+Names are imported on first use, so that ``import detectors`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detectors.drift import DriftMonitor, Reading
+    from detectors.fraud import FraudScorer
+    from detectors.outlier import OutlierScorer
+    from detectors.reference import ANGULAR, STANDARD, TEXT, Geometry, Reference
+
+_HOMES = {
+    "ANGULAR": "detectors.reference",
+    "STANDARD": "detectors.reference",
+    "TEXT": "detectors.reference",
+    "DriftMonitor": "detectors.drift",
+    "FraudScorer": "detectors.fraud",
+    "Geometry": "detectors.reference",
+    "OutlierScorer": "detectors.outlier",
+    "Reading": "detectors.drift",
+    "Reference": "detectors.reference",
+}
+
+__all__ = [
+    "ANGULAR",
+    "STANDARD",
+    "TEXT",
+    "DriftMonitor",
+    "FraudScorer",
+    "Geometry",
+    "OutlierScorer",
+    "Reading",
+    "Reference",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'detectors' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
