@@ -1,0 +1,125 @@
+"""Betting experts on the bins of conformal p-values: what the shape channel multiplies up.
+
+If nothing changed, a record falls into bin j with a probability inside a known band around the width of the bin: the
+p-values are conformal, and the band covers the error of the finite calibration set (Clopper and Pearson, 1934, at every
+edge). Each expert bets on one way to leave the band; its payoff per record is 1 on average at most, for *every*
+distribution in the band, because it is divided by its mean under the extreme one. Products of such payoffs are
+e-values (Shafer, 2021; Vovk and Wang, 2021), and a Shiryaev-Roberts sum of them is an e-detector (Shin, Ramdas and
+Rinaldo, 2024).
+
+Seven families with equal weight (the last with half of one):
+
+* beyond: more records below a small p; tail, far, wide: powers of p, from the finest tail to a broad widening;
+* up, down: the normal score of p rises or falls; near: too many records that lie too close to a prototype.
+
+scipy.special is used for inverse incomplete beta functions (betaincinv) and the normal quantile (ndtri).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from detectors.conformal import N_BINS, P_EDGES
+
+Floats = npt.NDArray[np.float64]
+
+BAND_FAILURE = 0.01  # probability that the band misses the true distribution at any edge, on any side
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Bets of the shape channel.
+
+    Attributes:
+        phi: (E, 49), log of the payoff of a record in each bin, before division by its mean.
+        psi: (E,), log of the greatest mean payoff in the band.
+        log_weight: (E,), log of each expert's share of the stake; the shares add up to 1.
+        names: for the explanation of an alarm, such as "tail".
+    """
+
+    phi: Floats
+    psi: Floats
+    log_weight: Floats
+    names: tuple[str, ...]
+
+
+def calibration_bound(edges: Floats, *, size: float, effective: float, failure: float) -> tuple[Floats, Floats]:
+    """Lower and upper confidence bound of P(p <= edge), each missed with probability ``failure``.
+
+    Args:
+        edges: p-values, in (0, 1].
+        size: calibration scores behind the p-values.
+        effective: how many independent ones they are worth; less than ``size`` where records come in sessions.
+        failure: probability of a miss, per edge and side.
+    """
+    from scipy.special import betaincinv
+
+    factor = effective / size
+    below = np.floor(edges * (size + 1.0) + 1e-9)
+    above = size + 1.0 - below
+    inner = above > 0
+    rest = np.where(inner, above * factor, 1.0)
+    upper = np.where(inner, betaincinv(np.maximum(below * factor, 1.0), rest, 1.0 - failure), 1.0)
+    hit = np.where(below > 0, below * factor, 1.0)
+    lower = np.where(inner, np.where(below > 0, betaincinv(hit, rest, failure), 0.0), 1.0)
+    return lower, upper
+
+
+def build_experts(*, size: float, effective: float, tolerance: float) -> Experts:
+    """The 42 experts for a calibration set of ``size`` scores worth ``effective`` independent ones.
+
+    ``tolerance``: tail shares up to (1 + tolerance) times the calibrated ones count as no change.
+    """
+    from scipy.special import ndtri
+
+    lower, upper = calibration_bound(P_EDGES, size=size, effective=effective, failure=BAND_FAILURE / (2 * N_BINS))
+    high = np.minimum(np.maximum.accumulate(upper) * (1.0 + tolerance), 1.0)
+    low = np.maximum.accumulate(lower)
+    high_before, low_before = np.append(0.0, high[:-1]), np.append(0.0, low[:-1])
+    middle = ndtri(1.0 - (P_EDGES + np.append(0.0, P_EDGES[:-1])) / 2.0)
+
+    phi: list[Floats] = []
+    psi: list[float] = []
+    share: list[float] = []
+    names: list[str] = []
+
+    def family(name: str, payoffs: list[Floats], bins: Floats, weight: float) -> None:
+        for payoff in payoffs:
+            phi.append(np.log(payoff))
+            psi.append(float(np.log(bins @ payoff)))
+            share.append(weight / len(payoffs))
+            names.append(name)
+
+    def bets(gain: Floats, stakes: tuple[float, ...]) -> list[Floats]:
+        return [1.0 + stake * (gain - 1.0) for stake in stakes]
+
+    rising, falling = high - high_before, low - low_before
+    family(
+        "beyond",
+        [
+            payoff
+            for edge in (2.0**-13, 2.0**-10, 2.0**-7, 2.0**-5)
+            for payoff in bets((edge >= P_EDGES) / high[edge >= P_EDGES][-1], (0.003, 0.01, 0.03, 0.1))
+        ],
+        rising,
+        1.0,
+    )
+    family("tail", bets(_mean_power(high_before, high, 0.05), (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)), rising, 1.0)
+    family("far", bets(_mean_power(high_before, high, 0.25), (0.01, 0.03, 0.1, 0.3)), rising, 1.0)
+    family("wide", bets(_mean_power(high_before, high, 0.5), (0.03, 0.1, 0.3, 1.0)), rising, 1.0)
+    family("up", [np.exp(tilt * middle) for tilt in (0.05, 0.1, 0.2, 0.4, 0.8)], rising, 1.0)
+    family("down", [np.exp(-tilt * middle) for tilt in (0.05, 0.1, 0.2, 0.4)], falling, 1.0)
+    family("near", bets(_mean_power(1.0 - low, 1.0 - low_before, 0.25), (0.03, 0.1, 0.3)), falling, 0.5)
+    weights = np.array(share) / sum(share)
+    return Experts(np.stack(phi), np.array(psi), np.log(weights), tuple(names))
+
+
+def _mean_power(left: Floats, right: Floats, power: float) -> Floats:
+    """Mean of power * x^(power - 1) over each interval (left, right); its limit where an interval has no width."""
+    width = right - left
+    wide = width > 1e-12
+    edge = power * np.maximum(right, 1e-300) ** (power - 1.0)
+    return np.where(wide, (right**power - left**power) / np.where(wide, width, 1.0), edge)

@@ -1,0 +1,77 @@
+"""Sums over windows of every geometric length that end at the latest block, in logarithmic memory.
+
+An exponential histogram (Datar, Gionis, Indyk and Motwani, 2002), kept from the other end: instead of buckets that
+have to be added up, each entry is a *start*, with the running sum of everything since it. Merging two buckets is then
+dropping a start, and every window's sum is ready to be read. At most three starts per size class are kept, so that
+lengths grow by a ratio below 2 from one start to the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log2
+
+import numpy as np
+import numpy.typing as npt
+
+PER_CLASS = 3  # 2 saves a third of the memory and costs a tenth of the delay; 4 gains nothing
+
+
+def most_windows(max_blocks: int) -> int:
+    """The greatest number of starts alive at once where windows are pruned at ``max_blocks`` blocks."""
+    return PER_CLASS * (ceil(log2(max_blocks / PER_CLASS + 1)) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Window starts, oldest first. Immutable: `push` returns the next one.
+
+    Attributes:
+        sums: float64 (m, width), what was pushed since each start.
+        records: int64 (m,), records since each start; never increases with the index.
+        first_block: int64 (m,), index of the first block of each window; increases with the index.
+        size_class: int64 (m,), a bucket of class c holds 2^c blocks; never increases with the index.
+    """
+
+    sums: npt.NDArray[np.float64]
+    records: npt.NDArray[np.int64]
+    first_block: npt.NDArray[np.int64]
+    size_class: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @classmethod
+    def empty(cls, width: int) -> Windows:
+        """No starts yet; sums will be ``width`` numbers wide."""
+        none = np.zeros(0, dtype=np.int64)
+        return cls(np.zeros((0, width)), none, none, none)
+
+    def push(
+        self, values: npt.NDArray[np.float64], records: int, *, block: int, max_blocks: int, max_records: int
+    ) -> Windows:
+        """Add one block: a new start, then the block's values (width,) and records to every start.
+
+        The oldest start goes when the second one alone is already ``max_blocks`` blocks or ``max_records`` records
+        long, so that the longest window is at least that long, and less than about twice as long.
+        """
+        first = np.append(self.first_block, block)
+        counts = np.append(self.records, 0) + records
+        size_class = np.append(self.size_class, 0)
+        alive = list(range(len(first)))
+        size = 0
+        while True:
+            same = [index for index in alive if size_class[index] == size]
+            if len(same) <= PER_CLASS:
+                break  # a class that gained nothing overflows nothing above it
+            size_class[same[0]] = size + 1
+            alive.remove(same[1])
+            size += 1
+        while len(alive) > 1 and (block - first[alive[1]] + 1 >= max_blocks or counts[alive[1]] >= max_records):
+            alive.pop(0)
+        # Copied once, with room for the new start, then added to in place.
+        kept = alive[:-1] if alive[-1] == len(first) - 1 else alive
+        sums = np.zeros((len(alive), self.sums.shape[1]))
+        sums[: len(kept)] = self.sums[kept]
+        sums += values
+        return Windows(sums, counts[alive], first[alive], size_class[alive])

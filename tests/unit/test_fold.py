@@ -1,0 +1,437 @@
+"""The drift rule: windows, null tails, payoffs, state, alarms, recovery."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from detectors.conformal import N_BINS, P_EDGES
+from detectors.errors import InvalidInput, InvalidReference
+from detectors.fold import (
+    CHANNELS,
+    MIN_RECORDS,
+    FoldSettings,
+    FoldState,
+    QuadraticNull,
+    Rule,
+    fold,
+    fold_all,
+    pearson3_log_tail,
+)
+from detectors.payoffs import build_experts, calibration_bound
+from detectors.windows import Windows, most_windows
+from tests.streams import Baseline, Block, Topics
+
+BLOCK = 64
+
+
+@pytest.fixture(scope="module")
+def topics():
+    return Topics()
+
+
+@pytest.fixture(scope="module")
+def reference(topics):
+    random = np.random.default_rng(1)
+    return Baseline(topics.draw(60_000, random), random)
+
+
+def settings(page=1e5, warn=1e3, **changes):
+    return FoldSettings(page_run_length_blocks=page, warn_run_length_blocks=warn, max_blocks=256, **changes)
+
+
+def run(rule, blocks, state=None):
+    return fold_all(state or FoldState.start(rule), blocks, rule)
+
+
+def first_page(readings):
+    for index, found in enumerate(readings):
+        if any(reading.page for reading in found):
+            return index, max(found, key=lambda reading: reading.strength)
+    return None, None
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def push_all(records, max_blocks=10**6, max_records=10**9):
+    windows = Windows.empty(1)
+    for block, n in enumerate(records):
+        windows = windows.push(np.array([float(n)]), n, block=block, max_blocks=max_blocks, max_records=max_records)
+    return windows
+
+
+def test_window_starts_after_eight_blocks_are_those_worked_out_by_hand():
+    # Four starts of class 0 (blocks 0 to 3): the oldest becomes class 1, start 1 goes. Again at blocks 5 and 7.
+    assert list(push_all([1] * 3).first_block) == [0, 1, 2]
+    windows = push_all([1] * 4)
+    assert list(windows.first_block) == [0, 2, 3]
+    assert list(windows.size_class) == [1, 0, 0]
+    windows = push_all([1] * 8)
+    assert list(windows.first_block) == [0, 2, 4, 6, 7]
+    assert list(windows.size_class) == [1, 1, 1, 0, 0]
+    # Block 9 makes a fourth bucket of class 1: the two oldest become one of class 2, and start 2 goes.
+    windows = push_all([1] * 10)
+    assert list(windows.first_block) == [0, 4, 6, 8, 9]
+    assert list(windows.size_class) == [2, 1, 1, 0, 0]
+
+
+def test_every_window_holds_the_sum_of_all_blocks_since_its_start():
+    records = np.random.default_rng(0).integers(0, 50, size=777)
+    windows = push_all([int(n) for n in records])
+    expected = [records[start:].sum() for start in windows.first_block]
+    assert list(windows.records) == expected
+    assert list(windows.sums[:, 0]) == expected
+
+
+def test_window_lengths_grow_by_less_than_two_and_their_number_is_bounded():
+    windows = Windows.empty(1)
+    for block in range(3000):
+        windows = windows.push(np.ones(1), 1, block=block, max_blocks=512, max_records=10**9)
+        assert len(windows) <= most_windows(512)
+        lengths = block - windows.first_block + 1
+        assert (lengths[:-1] <= 2 * lengths[1:]).all()
+        assert (np.diff(windows.size_class) <= 0).all()
+        assert lengths[0] >= min(512, block + 1) and (len(lengths) == 1 or lengths[1] < 512)
+
+
+def test_the_stated_number_of_windows_is_that_of_the_formula():
+    assert most_windows(4096) == 36
+    assert most_windows(1024) == 30
+    assert most_windows(1) == 6
+
+
+def test_windows_are_pruned_by_records_and_one_always_stays():
+    windows = push_all([1000] * 50, max_records=8000)
+    assert windows.records[0] >= 8000 > windows.records[1]
+    assert list(push_all([10_000] * 5, max_records=8000).first_block) == [4]
+
+
+def test_pushing_leaves_the_old_windows_as_they_were():
+    before = push_all([1] * 5)
+    copy = Windows(*(getattr(before, field.name).copy() for field in dataclasses.fields(before)))
+    before.push(np.ones(1), 3, block=5, max_blocks=100, max_records=100)
+    for field in dataclasses.fields(before):
+        assert np.array_equal(getattr(before, field.name), getattr(copy, field.name))
+
+
+# --- null tails ------------------------------------------------------------------------------------------------------
+
+
+def test_pearson_tail_of_equal_weights_is_the_chi_square_tail():
+    t = np.array([40.0, 80.0, 300.0])
+    one = np.ones(3)
+    found = pearson3_log_tail(t, 20 * one, 40 * one, 160 * one)
+    assert found == pytest.approx(stats.chi2(20).logsf(t), rel=1e-9)
+
+
+def test_pearson_tail_goes_on_beyond_the_range_of_floats():
+    t = np.array([1000.0, 1400.0, 1500.0, 4000.0, 1e6])
+    one = np.ones(5)
+    found = pearson3_log_tail(t, 20 * one, 40 * one, 160 * one)
+    assert np.isfinite(found).all() and (np.diff(found) < 0).all()
+    # For an even number of degrees of freedom the tail is a finite sum.
+    k = np.arange(10)[:, None]
+    exact = special.logsumexp(k * np.log(t / 2) - special.gammaln(k + 1), axis=0) - t / 2
+    assert found == pytest.approx(exact, abs=1e-3)
+
+
+def test_pearson_tail_of_unequal_weights_agrees_with_simulation():
+    random = np.random.default_rng(1)
+    weights = np.linspace(0.05, 0.95, 30)
+    t = (random.standard_normal((200_000, 30)) ** 2) @ weights
+    k1, k2, k3 = weights.sum(), 2 * (weights**2).sum(), 8 * (weights**3).sum()
+    for quantile in (0.99, 0.999):
+        value = np.quantile(t, quantile)
+        found = np.exp(pearson3_log_tail(*(np.array([x]) for x in (value, k1, k2, k3))))[0]
+        assert found == pytest.approx(1 - quantile, rel=0.1)
+
+
+def test_p_values_of_null_windows_are_at_most_as_small_as_they_say(reference, topics):
+    rule = Rule(reference.constants, settings())
+    blocks = reference.summaries(topics.draw(400_000, np.random.default_rng(2)), 256)
+    for null, part in ((rule.level, slice(0, 32)), (rule.mix, slice(32, -N_BINS))):
+        t = np.array([(rule.project(block)[part] ** 2).sum() / 256 for block in blocks])
+        p = np.exp(null.log_p(t, np.full(len(t), 256.0)))
+        assert (p <= 0.01).mean() <= 0.016  # 1,562 windows: 0.01 + 2.4 standard errors
+        assert (p <= 0.01).mean() >= 0.002  # and the bound is not void
+
+
+def test_tolerance_and_a_small_baseline_raise_the_cumulants(reference):
+    moments = Rule(reference.constants, settings()).level.moments
+    inflation = np.array([[1.0], [1.0], [1.0]])
+    n = np.array([1000.0])
+
+    def first(moments, tolerance):
+        null = QuadraticNull.build(moments, inflation, tolerance=tolerance, rounding=0.0)
+        return [float(value[0]) for value in null.cumulants(n)]
+
+    plain = first(moments, 0.0)
+    for larger in (first(moments, 0.1), first(dataclasses.replace(moments, n=2000.0), 0.0)):
+        assert all(a > b for a, b in zip(larger, plain, strict=True))
+
+
+# --- payoffs ---------------------------------------------------------------------------------------------------------
+
+
+def test_forty_two_experts_share_one_stake():
+    experts = build_experts(size=50_000, effective=50_000, tolerance=0.0)
+    assert experts.phi.shape == (42, N_BINS) and experts.psi.shape == (42,)
+    assert np.exp(experts.log_weight).sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("size", [20, 1000, 50_000])
+@pytest.mark.parametrize("effective_share", [1.0, 0.1])
+def test_no_expert_gains_on_average_inside_the_band(size, effective_share):
+    experts = build_experts(size=size, effective=size * effective_share, tolerance=0.0)
+    low, high = calibration_bound(P_EDGES, size=size, effective=size * effective_share, failure=1e-4)
+    for edge in (low, high, (low + high) / 2, np.clip(P_EDGES, low, high)):
+        shares = np.diff(np.append(0.0, np.maximum.accumulate(edge)))
+        gain = np.log(np.exp(experts.phi) @ shares) - experts.psi
+        # A band of 1e-4 per side lies inside the experts' own (0.01 / 98 is a little more than 1e-4), up to rounding.
+        assert gain.max() <= 0.02 * (edge is low or edge is high) + 1e-9
+
+
+def test_calibration_bounds_are_those_of_clopper_and_pearson():
+    low, high = calibration_bound(np.array([0.1, 1.0]), size=999, effective=999, failure=0.05)
+    assert low[0] == pytest.approx(stats.beta(100, 900).ppf(0.05))
+    assert high[0] == pytest.approx(stats.beta(100, 900).ppf(0.95))
+    assert low[1] == high[1] == 1.0
+
+
+def test_each_family_gains_on_the_change_that_it_is_for():
+    experts = build_experts(size=1e6, effective=1e6, tolerance=0.0)
+    widths = np.diff(np.append(0.0, P_EDGES))
+    middle = P_EDGES - widths / 2
+
+    def best(shares):
+        growth = experts.phi @ (shares / shares.sum()) - experts.psi
+        return experts.names[int(growth.argmax())]
+
+    outliers = widths * 0.98
+    outliers[0] += 0.02
+    assert best(outliers) in ("tail", "beyond")
+    assert best(widths * middle**-0.1) in ("wide", "up")
+    assert best(widths * middle**0.5) == "down"
+
+
+def test_tolerated_tail_shares_gain_nothing():
+    experts = build_experts(size=1e6, effective=1e6, tolerance=0.5)
+    widths = np.diff(np.append(0.0, P_EDGES))
+    heavier = np.where(P_EDGES <= 0.25, 1.4, (1 - 0.35) / 0.75) * widths
+    gain = np.log(np.exp(experts.phi) @ heavier) - experts.psi
+    rising = [index for index, name in enumerate(experts.names) if name not in ("down", "near")]
+    assert gain[rising].max() <= 0
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_days_become_blocks_and_a_share_of_the_budget_raises_the_threshold():
+    days = FoldSettings.in_days(90, 1, block_s=10)
+    assert days.page_run_length_blocks == 90 * 8640 and days.warn_run_length_blocks == 8640
+    quarter = dataclasses.replace(days, share=0.25)
+    assert quarter.page_threshold == pytest.approx(days.page_threshold + np.log10(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"page_run_length_blocks": 10.0}, "page >= warn"),
+        ({"share": 0.0}, "share"),
+        ({"tolerance": -1.0}, "tolerances"),
+        ({"max_blocks": 0}, "max_blocks"),
+        ({"hold_off_blocks": -1}, "hold_off_blocks"),
+        ({"channels": ("level", "colour")}, "channels"),
+        ({"channels": ()}, "channels"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(change, word):
+    with pytest.raises(InvalidInput, match=word):
+        dataclasses.replace(settings(), **change)
+
+
+# --- the step --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "channels"),
+    [
+        ({"new_topic": 0.1}, {"shape"}),
+        ({"spread": 1.2}, {"shape"}),
+        ({"prior": 4.0}, {"level", "mix"}),
+        ({"bias": 0.06}, {"level", "shape"}),
+    ],
+)
+def test_a_change_is_paged_with_its_onset(reference, topics, change, channels):
+    rule = Rule(reference.constants, settings())
+    random = np.random.default_rng(3)
+    before, after = topics.draw(64 * BLOCK, random), topics.draw(40 * BLOCK, random, **change)
+    state, quiet = run(rule, reference.summaries(before, BLOCK))
+    assert first_page(quiet) == (None, None)
+    delay, reading = first_page(run(rule, reference.summaries(after, BLOCK), state)[1])
+    assert delay is not None and delay < 30
+    assert reading.channel in channels
+    assert 64 - 8 <= reading.onset <= 64 + delay
+    assert reading.warn and reading.active
+    assert reading.strength >= reading.threshold > reading.warn_threshold
+    assert reading.p_value < 1e-4 and reading.effect > 0 and reading.n >= 1
+
+
+def test_level_and_mix_wait_for_256_records(reference, topics):
+    rule = Rule(reference.constants, settings(channels=("level", "mix")))
+    blocks = reference.summaries(topics.draw(8 * BLOCK, np.random.default_rng(4), bias=3.0), BLOCK)
+    delay, reading = first_page(run(rule, blocks)[1])
+    assert (delay + 1) * BLOCK == MIN_RECORDS
+    assert reading.n == MIN_RECORDS and reading.onset == 0
+
+
+def test_the_onset_of_an_overwhelming_change_is_exact(reference, topics):
+    random = np.random.default_rng(5)
+    rule = Rule(reference.constants, settings(channels=("level",)))
+    blocks = reference.summaries(topics.draw(30 * 512, random), 512)
+    blocks += reference.summaries(topics.draw(512, random, bias=5.0), 512)
+    delay, reading = first_page(run(rule, blocks)[1])
+    assert delay == 30 and reading.onset == 30
+    assert reading.p_value == pytest.approx(1e-300) and np.isfinite(reading.strength)
+
+
+def test_muted_channels_give_no_reading_and_leave_the_others_as_they_were(reference, topics):
+    blocks = reference.summaries(topics.draw(30 * BLOCK, np.random.default_rng(6)), BLOCK)
+    _, everything = run(Rule(reference.constants, settings()), blocks)
+    _, level = run(Rule(reference.constants, settings(channels=("level",))), blocks)
+    assert [reading.channel for reading in everything[-1]] == list(CHANNELS)
+    assert [found[0] for found in everything] == [found[0] for found in level]
+
+
+def test_empty_blocks_age_the_windows_and_do_nothing_else(reference, topics):
+    rule = Rule(reference.constants, settings())
+    state, readings = run(rule, reference.summaries(topics.draw(30 * BLOCK, np.random.default_rng(7)), BLOCK))
+    nothing = Block(0, np.zeros(32, np.int64), np.zeros(N_BINS, np.int64), np.zeros(200, np.int64))
+    later, quiet = fold_all(state, [None, nothing] * 100, rule)
+    assert later.block == state.block + 200
+    assert max(reading.strength for found in quiet for reading in found) <= max(
+        reading.strength for reading in readings[-1]
+    )
+    assert np.array_equal(later.page_wealth, state.page_wealth)
+    # After max_blocks of silence nothing of the past is left in the windows.
+    silent, _ = fold_all(later, [None] * 400, rule)
+    assert silent.windows.records.max() == 0
+
+
+def test_strengths_before_any_evidence_are_finite(reference):
+    rule = Rule(reference.constants, settings())
+    _, readings = fold(FoldState.start(rule), None, rule)
+    assert [reading.onset for reading in readings] == [None] * 3
+    assert all(np.isfinite(reading.strength) and reading.p_value == 1.0 for reading in readings)
+
+
+def test_a_step_does_not_change_its_inputs(reference, topics):
+    rule = Rule(reference.constants, settings())
+    blocks = reference.summaries(topics.draw(20 * BLOCK, np.random.default_rng(8)), BLOCK)
+    state, _ = run(rule, blocks[:-1])
+    before = state.to_bytes()
+    first, second = fold(state, blocks[-1], rule), fold(state, blocks[-1], rule)
+    assert state.to_bytes() == before
+    assert first[1] == second[1] and first[0].to_bytes() == second[0].to_bytes()
+
+
+def test_a_persisting_change_stays_active_and_its_end_is_noticed(reference, topics):
+    rule = Rule(reference.constants, settings())
+    random = np.random.default_rng(9)
+    blocks = reference.summaries(topics.draw(100 * BLOCK, random, prior=4.0), BLOCK)
+    state, during = run(rule, blocks)
+    page, reading = first_page(during)
+    channel = CHANNELS.index(reading.channel)
+    assert all(found[channel].active for found in during[page:])
+    _, after = run(rule, reference.summaries(topics.draw(100 * BLOCK, random), BLOCK), state)
+    assert after[0][channel].active
+    gone = next(index for index, found in enumerate(after) if not any(reading.active for reading in found))
+    assert gone < 60
+    assert not any(reading.active for reading in after[-1])
+
+
+def test_a_page_uses_up_the_evidence_and_the_next_needs_new_evidence(reference, topics):
+    rule = Rule(reference.constants, settings(hold_off_blocks=10))
+    blocks = reference.summaries(topics.draw(100 * BLOCK, np.random.default_rng(10), new_topic=0.2), BLOCK)
+    _, readings = run(rule, blocks)
+    pages = [index for index, found in enumerate(readings) if any(reading.page for reading in found)]
+    assert len(pages) >= 2
+    assert np.diff(pages).min() > 10
+    for reading in readings[pages[1]]:
+        assert reading.onset is None or reading.onset > pages[0]
+        assert reading.channel == "shape" or reading.onset is None or reading.window_start > pages[0] + 10
+
+
+def test_a_warning_does_not_use_up_the_evidence_for_a_page(reference, topics):
+    blocks = reference.summaries(topics.draw(200 * BLOCK, np.random.default_rng(11), prior=1.6), BLOCK)
+    with_warnings = run(Rule(reference.constants, settings(page=1e6, warn=10)), blocks)[1]
+    without = run(Rule(reference.constants, settings(page=1e6, warn=1e6)), blocks)[1]
+    assert first_page(with_warnings)[0] == first_page(without)[0] is not None
+    warnings = [index for index, found in enumerate(with_warnings) if any(reading.warn for reading in found)]
+    assert warnings[0] < first_page(without)[0]
+
+
+def test_stored_strengths_answer_for_any_other_run_length_until_its_first_alarm(reference, topics):
+    blocks = reference.summaries(topics.draw(60 * BLOCK, np.random.default_rng(12), new_topic=0.03), BLOCK)
+    strict = Rule(reference.constants, settings(page=1e9, warn=1e9))
+    stored = [max(reading.strength for reading in found) for found in run(strict, blocks)[1]]
+    for page in (1e3, 1e5):
+        answer = next(index for index, strength in enumerate(stored) if strength >= np.log10(page))
+        loose = Rule(reference.constants, settings(page=page, warn=page))
+        assert first_page(run(loose, blocks)[1])[0] == answer
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_written_and_read_in_mid_stream_gives_the_same_readings(reference, topics):
+    rule = Rule(reference.constants, settings())
+    random = np.random.default_rng(13)
+    blocks = reference.summaries(topics.draw(40 * BLOCK, random), BLOCK)
+    blocks += reference.summaries(topics.draw(60 * BLOCK, random, new_topic=0.1), BLOCK)
+    start = FoldState.start(rule, reference=7, block=1000)
+    end, whole = fold_all(start, blocks, rule)
+    state, pieces = start, []
+    for block in blocks:
+        state, found = fold(FoldState.from_bytes(state.to_bytes()), block, rule)
+        pieces.append(found)
+    assert pieces == whole
+    assert state.to_bytes() == end.to_bytes()
+    assert whole[0][0].block == 1000 and whole[0][0].reference == 7
+
+
+def test_a_state_is_bounded(reference, topics):
+    rule = Rule(reference.constants, settings())
+    blocks = reference.summaries(topics.draw(64_000, np.random.default_rng(14)), 32)
+    state, _ = run(rule, blocks)
+    assert len(state.to_bytes()) <= most_windows(256) * (rule.width + 3) * 8 + 42 * 4 * 8 + 256
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "version"])
+def test_damaged_states_are_refused(reference, damage):
+    blob = FoldState.start(Rule(reference.constants, settings())).to_bytes()
+    damaged = {"cut": blob[:-1], "empty": b"", "other": b"x" * 200, "version": blob[:9] + b"\x09\x00" + blob[11:]}
+    with pytest.raises(InvalidInput, match="state"):
+        FoldState.from_bytes(damaged[damage])
+
+
+def test_a_block_or_a_state_of_another_reference_is_refused(reference):
+    rule = Rule(reference.constants, settings())
+    with pytest.raises(InvalidReference, match="5-dimensional"):
+        fold(FoldState.start(rule), Block(1, np.zeros(5, np.int64), np.zeros(N_BINS), np.zeros(200, np.int64)), rule)
+    other = dataclasses.replace(FoldState.start(rule), windows=Windows.empty(3))
+    with pytest.raises(InvalidReference, match="3 numbers wide"):
+        fold(other, None, rule)
+
+
+def test_small_baselines_say_that_they_should_not_page(reference):
+    assert not Rule(reference.constants, settings()).supports_page
+    large = dict(reference.constants)
+    large["level_moments"] = large["level_moments"].copy()
+    large["level_moments"][7] = 50_000
+    large["calibration"] = np.array([50_000.0, 50_000.0])
+    assert Rule(large, settings()).supports_page
