@@ -1,0 +1,283 @@
+"""Every metric of driftd, in one place: name, kind, labels, and what it means.
+
+The names begin with driftd_ and end in their unit, and no label holds an event's id. Segments come out of the records,
+so there may be any number of them: only the first ``max_segments`` of each model get series of their own, and what is
+left out is counted. Counters begin at 0 when the process starts, as Prometheus expects; the exact totals are in the
+database.
+
+docs/metrics.md is made from this file: ``python -m connectors.prometheus > docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+    Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+
+MAX_LABEL = 100  # characters of a label's value
+CHECKPOINT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """What docs/metrics.md says of one metric."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+class Metrics:
+    """All metrics, in a registry of their own. Safe to use from several threads.
+
+        metrics = Metrics()
+        metrics.watch("support_triage", ["input", "output"])
+        metrics.records.labels("support_triage").inc(512)
+
+    Args:
+        registry: a registry that is still empty; a new one by default.
+        max_segments: how many segments of each model get series.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None, *, max_segments: int = 200) -> None:
+        import prometheus_client
+
+        # A series per counter that says when it was made doubles the output, and nothing reads it.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry if registry is not None else prometheus_client.CollectorRegistry(auto_describe=True)
+        self.specs: list[MetricSpec] = []
+        self._max_segments = max_segments
+        self._segments: dict[str, set[str]] = {}
+        self._open_series: set[tuple[str, str, str]] = set()
+        prometheus_client.ProcessCollector(registry=self.registry)
+        prometheus_client.PlatformCollector(registry=self.registry)
+        prometheus_client.GCCollector(registry=self.registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return self._add(prometheus_client.Counter(name, text, labels, registry=self.registry), name, text, labels)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return self._add(prometheus_client.Gauge(name, text, labels, registry=self.registry), name, text, labels)
+
+        build = gauge("driftd_build_info", "Always 1; the labels say what runs.", "version", "python")
+        build.labels(_version(), platform.python_version()).set(1)
+
+        self.records = counter("driftd_records_total", "Records taken in, unusable and late ones included.", "model")
+        self.dead_letters = counter("driftd_dead_letters_total", "Records that could not be used.", "model", "reason")
+        self.late = counter(
+            "driftd_late_records_total", "Records that came after their block was closed; scored, not counted.", "model"
+        )
+        self.kept = counter("driftd_kept_records_total", "Records kept as candidates or as a random sample.", "model")
+        self.outliers = counter("driftd_outliers_total", "Records flagged as outliers.", "model", "space")
+
+        self.lag = gauge("driftd_lag_records", "Records in the source that were not read yet.", "model")
+        self.last_poll = gauge(
+            "driftd_last_poll_timestamp_seconds", "Wall clock at which the last poll of the source came back.", "model"
+        )
+        self.watermark = gauge(
+            "driftd_watermark_timestamp_seconds", "Event time up to which blocks are closed and judged.", "model"
+        )
+        self.phase_seconds = counter(
+            "driftd_phase_seconds_total",
+            "Time spent in each phase of the path of a record: poll, decode, embed, score, commit, fold.",
+            "model",
+            "phase",
+        )
+        self.checkpoint_seconds = self._add(
+            prometheus_client.Histogram(
+                "driftd_checkpoint_seconds",
+                "Duration of checkpoint transactions.",
+                ["model"],
+                buckets=CHECKPOINT_BUCKETS,
+                registry=self.registry,
+            ),
+            "driftd_checkpoint_seconds",
+            "Duration of checkpoint transactions.",
+            ("model",),
+        )
+        self.checkpoint_failures = counter(
+            "driftd_checkpoint_failures_total",
+            "Checkpoints that the database refused; their records are read again.",
+            "model",
+        )
+
+        self.blocks_folded = counter("driftd_blocks_folded_total", "Blocks closed and judged.", "model")
+        self._strength = gauge(
+            "driftd_drift_strength",
+            "Evidence of drift: 10^strength blocks is the time in which such evidence appears once by chance.",
+            "model",
+            "space",
+            "segment",
+            "channel",
+        )
+        self._threshold = gauge(
+            "driftd_drift_threshold",
+            "Strength from which on the level (page, warn) is reached.",
+            "model",
+            "space",
+            "segment",
+            "level",
+        )
+        self.segments_dropped = counter(
+            "driftd_segment_series_dropped_total",
+            "Values of segments beyond the limit that were not shown as series.",
+            "model",
+        )
+        self.expected_false_pages = gauge(
+            "driftd_expected_false_pages_per_day", "False pages that the settings allow, for the whole deployment."
+        )
+        self.open_incidents = gauge("driftd_open_incidents", "Incidents open now.", "model", "kind", "severity")
+
+        self.reference_version = gauge(
+            "driftd_reference_version", "Number of the reference that records are scored against.", "model", "space"
+        )
+        self.reference_records = gauge(
+            "driftd_reference_records", "Records that the reference was built from.", "model", "space"
+        )
+        self.baseline_collected = gauge(
+            "driftd_baseline_collected_records", "Records collected for the first reference so far.", "model"
+        )
+        self.baseline_wanted = gauge(
+            "driftd_baseline_wanted_records", "Records that the first reference is built from.", "model"
+        )
+
+        self.outbox_depth = gauge("driftd_outbox_depth", "Notifications that are not delivered yet.")
+        self.outbox_age = gauge(
+            "driftd_outbox_age_seconds",
+            "Seconds since the sink began to refuse notifications; 0 while it takes them.",
+            "sink",
+        )
+        self.outbox_sent = counter("driftd_outbox_sent_total", "Notifications that the sink took.", "sink")
+        self.outbox_failed = counter("driftd_outbox_failed_total", "Attempts that failed and are tried again.", "sink")
+        self.outbox_dead = counter("driftd_outbox_dead_total", "Notifications given up.", "sink")
+
+    def watch(self, model: str, spaces: Sequence[str]) -> None:
+        """Make the series of a model at 0, so that their first increase is seen."""
+        for counter in (
+            self.records,
+            self.late,
+            self.kept,
+            self.blocks_folded,
+            self.checkpoint_failures,
+            self.segments_dropped,
+        ):
+            counter.labels(model)
+        self.checkpoint_seconds.labels(model)
+        for space in spaces:
+            self.outliers.labels(model, space)
+
+    def watch_sink(self, sink: str) -> None:
+        """Make the series of a sink at 0."""
+        for metric in (self.outbox_sent, self.outbox_failed, self.outbox_dead):
+            metric.labels(sink)
+        self.outbox_age.labels(sink).set(0)
+
+    def drift(
+        self,
+        model: str,
+        space: str,
+        *,
+        segment: str,
+        channel: str,
+        strength: float,
+        page_threshold: float,
+        warn_threshold: float,
+    ) -> None:
+        """Show what the fold says of one channel of one segment ("" for the whole traffic)."""
+        if not self._shows(model, segment):
+            self.segments_dropped.labels(model).inc()
+            return
+        segment = clean_label(segment)
+        self._strength.labels(model, space, segment, channel).set(strength)
+        self._threshold.labels(model, space, segment, "page").set(page_threshold)
+        self._threshold.labels(model, space, segment, "warn").set(warn_threshold)
+
+    def incidents(self, model: str, open_now: Sequence[tuple[str, str]]) -> None:
+        """Show the open incidents of a model: a (kind, severity) pair for each."""
+        before = {labels for labels in self._open_series if labels[0] == model}
+        for labels in before | {(model, *pair) for pair in open_now}:
+            self._open_series.add(labels)
+            self.open_incidents.labels(*labels).set(sum((model, *pair) == labels for pair in open_now))
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """The metrics as text, and its content type, for a client that sends this Accept header."""
+        from prometheus_client.exposition import choose_encoder
+
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _shows(self, model: str, segment: str) -> bool:
+        known = self._segments.setdefault(model, set())
+        if segment in known or not segment:
+            return True
+        if len(known) >= self._max_segments:
+            return False
+        known.add(segment)
+        return True
+
+    def _add(self, metric: Metric, name: str, text: str, labels: tuple[str, ...]) -> Metric:
+        self.specs.append(MetricSpec(name, type(metric).__name__.lower(), tuple(labels), text))
+        return metric
+
+
+def clean_label(value: str) -> str:
+    """A label's value that any client can read: valid UTF-8, of bounded length."""
+    return value.encode("utf-8", "replace").decode()[:MAX_LABEL]
+
+
+def documentation() -> str:
+    """docs/metrics.md."""
+    rows = [
+        f"| `{spec.name}` | {spec.kind} | {', '.join(f'`{label}`' for label in spec.labels) or '-'} | {spec.help} |"
+        for spec in Metrics().specs
+    ]
+    return _DOCUMENT.replace("ROWS", "\n".join(rows))
+
+
+_DOCUMENT = """\
+# Metrics
+
+What driftd shows at `/metrics` (by default http://127.0.0.1:9464/metrics), in the text format of Prometheus. The usual
+`process_*` and `python_*` metrics of the client library are there as well: `process_resident_memory_bytes` is the
+memory of the process. Times are seconds since 1970; event time is the time in the records.
+
+| metric | kind | labels | what it says |
+|---|---|---|---|
+ROWS
+
+Counters begin at 0 when the process starts; `rate()` and `increase()` take that into account, and the exact totals over
+all restarts are in the database. `segment` is empty for the whole traffic of a space. No more than 200 segments of a
+model are shown; `driftd_segment_series_dropped_total` grows when there are more.
+
+Three rules that tell you when driftd itself needs you:
+
+```promql
+# it does not read
+time() - driftd_last_poll_timestamp_seconds > 120
+# more than one record in twenty cannot be used
+sum by (model) (rate(driftd_dead_letters_total[10m])) / sum by (model) (rate(driftd_records_total[10m])) > 0.05
+# alerts do not get out
+driftd_outbox_age_seconds > 600
+```
+"""
+
+
+def _version() -> str:
+    try:
+        return version("driftd")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(documentation())
