@@ -65,17 +65,38 @@ class KeptRecord:
     confidence: float | None
     segments: dict[str, str]
     kept: dict[str, object]  # fields that settings allow to keep, after redaction
+    flagged: bool = False  # set by the fold; ignored when a checkpoint writes the record
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRow:
+    """A numbered reference of one space. ``active``: new records are scored against it."""
+
+    model: str
+    space: str
+    version: int
+    path: str
+    records: int
+    dimension: int
+    checksum: str
+    created_ms: int
+    active: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that one transaction writes."""
+    """Everything that one transaction writes.
+
+    Attributes:
+        references: new references, built from the records of this checkpoint; each becomes the active one of its space.
+    """
 
     model: str
     advances: list[Advance]
     summaries: list[SummaryDelta] = field(default_factory=list)
     kept: list[KeptRecord] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    references: list[ReferenceRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,15 +217,39 @@ class OutboxRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ReferenceRow:
-    """A numbered reference of one space. ``active``: new records are scored against it."""
+class DeadLetterRow:
+    """A stored dead letter with its number in the database, for whoever publishes it."""
 
+    id: int
     model: str
-    space: str
-    version: int
-    path: str
+    letter: DeadLetter
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What happened to a model's records. Exact for ever, but ``kept`` and ``flagged``: these rows are still stored."""
+
     records: int
-    dimension: int
-    checksum: str
-    created_ms: int
-    active: bool
+    dead: int
+    late: int
+    kept: int
+    flagged: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long rows stay (days since they were written), and how many at most; the oldest go first.
+
+    Incidents, references, positions and counts are never deleted, and neither are notifications that are not sent yet.
+    """
+
+    kept_days: float = 30.0
+    kept_rows: int = 1_000_000
+    dead_letters_days: float = 30.0
+    dead_letter_rows: int = 100_000
+    readings_days: float = 90.0
+    reading_rows: int = 5_000_000
+    summaries_days: float = 90.0
+    summary_rows: int = 1_000_000
+    outbox_days: float = 30.0
+    outbox_rows: int = 100_000

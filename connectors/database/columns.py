@@ -1,0 +1,309 @@
+"""Rows of rows.py as columns of a table, and back. Texts that a database refuses are made acceptable here, once.
+
+Notifications and the small open dictionaries (kept fields, details) are stored as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from connectors.database.rows import (
+    Closure,
+    FoldState,
+    IncidentRow,
+    KeptRecord,
+    OutboxRow,
+    PartitionState,
+    ReadingRow,
+    ReferenceRow,
+    SummaryDelta,
+)
+from connectors.notification import Notification
+from connectors.records import DeadLetter, Partition
+
+Columns = dict[str, Any]
+Row = TypeVar("Row")
+
+# A merged summary comes from all partitions: it names none.
+MERGED = Partition("", -1)
+
+
+def rows_of(result: Iterable[Any], make: Callable[[Any], Row]) -> list[Row]:
+    """Every row of a result through ``make``."""
+    return [make(row) for row in result]
+
+
+def clean(value: str) -> str:
+    """The text without what a database cannot hold: NUL (PostgreSQL) and lone surrogates (no UTF-8 has them).
+
+    The same text always becomes the same text, so that keys stay keys.
+    """
+    if value.isascii() and "\0" not in value:
+        return value
+    return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def to_json(value: object) -> str:
+    """JSON text. What JSON cannot say is said as text; NaN and infinity become null."""
+    try:
+        return msgspec.json.encode(value, enc_hook=str).decode()
+    except (ValueError, OverflowError, TypeError):
+        # Integers beyond 64 bits, lone surrogates, keys that are no texts: rare, and Python's own encoder takes them.
+        return json.dumps(value, default=str, skipkeys=True)
+
+
+def from_json(text: str) -> Any:
+    """The value of a JSON text written by `to_json`."""
+    return json.loads(text)
+
+
+def notification_to_json(notification: Notification) -> str:
+    """The notification as JSON text."""
+    return msgspec.json.encode(_clean_notification(notification)).decode()
+
+
+def notification_from_json(text: str) -> Notification:
+    """The notification in a JSON text, with every field checked.
+
+    Raises:
+        msgspec.ValidationError: a field is missing or of another type.
+    """
+    return msgspec.json.decode(text, type=Notification)
+
+
+def _clean_notification(notification: Notification) -> Notification:
+    values = {clean(key): clean(value) for key, value in notification.values.items()}
+    texts: dict[str, Any] = {
+        name: clean(getattr(notification, name))
+        for name in ("id", "incident", "group_key", "model", "kind", "space", "segment", "title", "text")
+    }
+    return dataclasses.replace(notification, values=values, **texts)
+
+
+def _number(value: float | None) -> float | None:
+    # SQLite stores NaN as NULL; doing it here makes PostgreSQL do the same.
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def partition_key(row: Any) -> tuple[str, int]:
+    """Sort key of anything with a partition: every transaction takes its rows in this order, so none wait in a ring."""
+    return (row.partition.topic, row.partition.number)
+
+
+def delta_columns(model: str, delta: SummaryDelta) -> Columns:
+    return {
+        "model": model,
+        "block": delta.block,
+        "space": delta.space,
+        "segment": clean(delta.segment),
+        "reference": delta.reference,
+        "topic": delta.partition.topic,
+        "number": delta.partition.number,
+        "first_offset": delta.first_offset,
+        "blob": delta.blob,
+    }
+
+
+def delta_row(row: Any) -> SummaryDelta:
+    return SummaryDelta(
+        row.space, row.segment, row.block, row.reference, Partition(row.topic, row.number), row.first_offset, row.blob
+    )
+
+
+def summary_columns(model: str, merged: SummaryDelta, stored_ms: int) -> Columns:
+    return {
+        "model": model,
+        "space": merged.space,
+        "segment": clean(merged.segment),
+        "block": merged.block,
+        "reference": merged.reference,
+        "blob": merged.blob,
+        "stored_ms": stored_ms,
+    }
+
+
+def summary_row(row: Any) -> SummaryDelta:
+    return SummaryDelta(row.space, row.segment, row.block, row.reference, MERGED, -1, row.blob)
+
+
+def kept_columns(model: str, record: KeptRecord, stored_ms: int) -> Columns:
+    return {
+        "model": model,
+        "space": record.space,
+        "topic": record.partition.topic,
+        "number": record.partition.number,
+        "position": record.offset,
+        "time_ms": record.time_ms,
+        "block": record.block,
+        "record_id": clean(record.id),
+        "reason": record.reason,
+        "score": _number(record.score),
+        "p_value": _number(record.p_value),
+        "reference": record.reference,
+        "exemplar": record.exemplar,
+        "prediction": None if record.prediction is None else clean(record.prediction),
+        "confidence": _number(record.confidence),
+        "segments": to_json(record.segments),
+        "fields": to_json(record.kept),
+        "flagged": False,
+        "stored_ms": stored_ms,
+    }
+
+
+def kept_row(row: Any) -> KeptRecord:
+    return KeptRecord(
+        Partition(row.topic, row.number),
+        row.position,
+        row.time_ms,
+        row.space,
+        row.block,
+        row.record_id,
+        row.reason,
+        _nan(row.score),
+        _nan(row.p_value),
+        row.reference,
+        row.exemplar,
+        row.prediction,
+        row.confidence,
+        from_json(row.segments),
+        from_json(row.fields),
+        bool(row.flagged),
+    )
+
+
+def letter_columns(model: str, letter: DeadLetter, stored_ms: int) -> Columns:
+    return {
+        "model": model,
+        "topic": letter.partition.topic,
+        "number": letter.partition.number,
+        "position": letter.offset,
+        "time_ms": letter.time_ms,
+        "reason": letter.reason,
+        "detail": clean(letter.detail),
+        "payload": letter.payload,
+        "size": letter.size,
+        "published": False,
+        "stored_ms": stored_ms,
+    }
+
+
+def letter_row(row: Any) -> DeadLetter:
+    return DeadLetter(
+        Partition(row.topic, row.number), row.position, row.time_ms, row.reason, row.detail, row.payload, row.size
+    )
+
+
+def partition_state(row: Any) -> PartitionState:
+    return PartitionState(
+        Partition(row.topic, row.number), row.next_offset, row.max_time_ms, row.records, row.dead, row.late
+    )
+
+
+def state_columns(model: str, state: FoldState, version: int) -> Columns:
+    return {
+        "model": model,
+        "space": state.space,
+        "segment": clean(state.segment),
+        "reference": state.reference,
+        "written": version,
+        "blob": state.blob,
+    }
+
+
+def state_row(row: Any) -> FoldState:
+    return FoldState(row.space, row.segment, row.reference, row.blob)
+
+
+_READING_NUMBERS = ("statistic", "strength", "threshold", "warn_threshold", "effect")
+_READING_FIELDS = tuple(ReadingRow.__dataclass_fields__)
+
+
+def reading_columns(model: str, reading: ReadingRow, stored_ms: int) -> Columns:
+    columns: Columns = {name: getattr(reading, name) for name in _READING_FIELDS}
+    columns.update({name: _number(columns[name]) for name in _READING_NUMBERS})
+    columns.update(
+        model=model,
+        segment=clean(reading.segment),
+        page=bool(reading.page),
+        warn=bool(reading.warn),
+        stored_ms=stored_ms,
+    )
+    return columns
+
+
+def reading_row(row: Any) -> ReadingRow:
+    values = {name: getattr(row, name) for name in _READING_FIELDS}
+    values.update({name: _nan(values[name]) for name in _READING_NUMBERS})
+    return ReadingRow(**values)
+
+
+_INCIDENT_FIELDS = tuple(IncidentRow.__dataclass_fields__)
+
+
+def incident_columns(incident: IncidentRow) -> Columns:
+    columns: Columns = {name: getattr(incident, name) for name in _INCIDENT_FIELDS}
+    columns.update({name: clean(columns[name]) for name in ("segment", "title", "text")})
+    columns["detail"] = to_json(incident.detail)
+    return columns
+
+
+def incident_row(row: Any) -> IncidentRow:
+    values = {name: getattr(row, name) for name in _INCIDENT_FIELDS}
+    values["detail"] = from_json(row.detail)
+    return IncidentRow(**values)
+
+
+def outbox_columns(sink: str, notification: Notification, stored_ms: int) -> Columns:
+    return {
+        "sink": sink,
+        "notification_id": clean(notification.id),
+        "incident": clean(notification.incident),
+        "body": notification_to_json(notification),
+        "attempts": 0,
+        "due_ms": 0,
+        "status": "pending",
+        "error": "",
+        "stored_ms": stored_ms,
+    }
+
+
+def outbox_row(row: Any) -> OutboxRow:
+    return OutboxRow(row.sink, notification_from_json(row.body), row.attempts, row.due_ms, row.status, row.error)
+
+
+def closure_columns(model: str, closure: Closure) -> Columns:
+    ends = [[topic, number, offset] for (topic, number), offset in sorted(closure.next_offsets.items())]
+    return {
+        "model": model,
+        "block": closure.block,
+        "reason": closure.reason,
+        "next_offsets": to_json(ends),
+        "closed_at_ms": closure.closed_at_ms,
+    }
+
+
+def closure_row(row: Any) -> Closure:
+    ends: Sequence[tuple[str, int, int]] = from_json(row.next_offsets)
+    offsets: Mapping[Partition, int] = {Partition(topic, number): offset for topic, number, offset in ends}
+    return Closure(row.block, row.reason, dict(offsets), row.closed_at_ms)
+
+
+_REFERENCE_FIELDS = tuple(ReferenceRow.__dataclass_fields__)
+
+
+def reference_columns(row: ReferenceRow) -> Columns:
+    return {name: getattr(row, name) for name in _REFERENCE_FIELDS}
+
+
+def reference_row(row: Any) -> ReferenceRow:
+    return ReferenceRow(**{name: getattr(row, name) for name in _REFERENCE_FIELDS})

@@ -1,0 +1,193 @@
+"""The transaction of the fold: read the open blocks as they were at one moment, close some, write what came of it.
+
+Reading and writing are two transactions with a compare-and-set on the fold's version between them. So a fold that takes
+long keeps no checkpoint waiting, and of two workers that fold at once, one writes and the other learns that it lost.
+What is deleted is exactly what was handed out: a delta that arrives in between stays, and is late in the next fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from connectors.database import schema
+from connectors.database.columns import (
+    closure_columns,
+    delta_row,
+    incident_columns,
+    incident_row,
+    outbox_columns,
+    partition_state,
+    reading_columns,
+    rows_of,
+    state_columns,
+    state_row,
+    summary_columns,
+)
+from connectors.database.connection import Database
+from connectors.database.rows import FoldResult, FoldState, IncidentRow, PartitionState, SummaryDelta
+from detectors.errors import OwnershipLost, StoreError
+
+_FOLDS, _DELTAS, _STATES, _INCIDENTS = schema.folds, schema.summary_deltas, schema.fold_states, schema.incidents
+
+
+class Fold:
+    """One step of the fold of one model. Made by `Store.begin_fold`; everything is read from one snapshot.
+
+    Attributes:
+        version: counts the steps; 0 before the first.
+        next_block: blocks below it are closed; None before the first step.
+        partitions: how far every partition is.
+    """
+
+    def __init__(self, database: Database, connection: Connection, model: str) -> None:
+        self._database = database
+        self._snapshot = connection
+        self._model = model
+        # Deltas handed out, with their blocks: only these may be deleted.
+        self._handed_out: dict[int, int] = {}
+        self._committed = False
+        row = connection.execute(select(_FOLDS).where(_FOLDS.c.model == model)).one_or_none()
+        self.version: int = 0 if row is None else row.version
+        self.next_block: int | None = None if row is None else row.next_block
+        table = schema.partitions
+        query = select(table).where(table.c.model == model).order_by(table.c.topic, table.c.number)
+        self.partitions: list[PartitionState] = rows_of(connection.execute(query), partition_state)
+
+    def first_pending_block(self) -> int | None:
+        """The lowest open block that has records; None if there is none."""
+        query = select(func.min(_DELTAS.c.block)).where(_DELTAS.c.model == self._model)
+        if self.next_block is not None:
+            query = query.where(_DELTAS.c.block >= self.next_block)
+        block = self._snapshot.execute(query).scalar()
+        return None if block is None else int(block)
+
+    def deltas(self, below_block: int) -> list[SummaryDelta]:
+        """Deltas of the open blocks below ``below_block``; those of blocks that `commit` closes are deleted with it.
+
+        In the order of block, space, segment, reference, partition, first offset.
+        """
+        query = select(_DELTAS).where(_DELTAS.c.model == self._model, _DELTAS.c.block < below_block)
+        if self.next_block is not None:
+            query = query.where(_DELTAS.c.block >= self.next_block)
+        return self._hand_out(query)
+
+    def late_deltas(self) -> list[SummaryDelta]:
+        """Deltas of blocks that the wall clock closed before these came. Count them; `commit` deletes them."""
+        if self.next_block is None:
+            return []
+        return self._hand_out(select(_DELTAS).where(_DELTAS.c.model == self._model, _DELTAS.c.block < self.next_block))
+
+    def _hand_out(self, query: Any) -> list[SummaryDelta]:
+        order = (
+            _DELTAS.c[name] for name in ("block", "space", "segment", "reference", "topic", "number", "first_offset")
+        )
+        rows: list[Row[Any]] = list(self._snapshot.execute(query.order_by(*order)))
+        self._handed_out.update({row.id: row.block for row in rows})
+        return rows_of(rows, delta_row)
+
+    def states(self) -> list[FoldState]:
+        """The states of the alarms, by space and segment; of several references, the one written last comes last."""
+        query = (
+            select(_STATES)
+            .where(_STATES.c.model == self._model)
+            .order_by(_STATES.c.space, _STATES.c.segment, _STATES.c.written, _STATES.c.reference)
+        )
+        return rows_of(self._snapshot.execute(query), state_row)
+
+    def incidents(self, *, open_only: bool = True) -> list[IncidentRow]:
+        """The model's incidents in the order of their opening."""
+        query = select(_INCIDENTS).where(_INCIDENTS.c.model == self._model)
+        if open_only:
+            query = query.where(_INCIDENTS.c.status == "open")
+        return rows_of(self._snapshot.execute(query.order_by(_INCIDENTS.c.opened_ms, _INCIDENTS.c.id)), incident_row)
+
+    def commit(self, result: FoldResult) -> None:
+        """Write the step, all of it or nothing.
+
+        Raises:
+            OwnershipLost: another worker folded first; nothing is written, and the next `begin_fold` sees its work.
+            StoreError: the database refuses; nothing is written.
+        """
+        if self._committed:
+            raise StoreError(f"This fold of {self._model} was committed already.", hint="Begin a new one.")
+        if self.next_block is not None and result.next_block < self.next_block:
+            raise StoreError(f"Block {self.next_block - 1} of {self._model} is closed and cannot be opened again.")
+        self._snapshot.rollback()
+        with self._database.writing() as connection:
+            self._take_turn(connection, result.next_block)
+            self._write(connection, result)
+        self._committed = True
+
+    def _take_turn(self, connection: Connection, next_block: int) -> None:
+        lost = OwnershipLost(
+            f"Another worker folded {self._model} first (step {self.version + 1}); nothing was written.",
+            hint="That is normal with several workers: the work is done.",
+        )
+        if self.version == 0:
+            try:
+                connection.execute(insert(_FOLDS), [{"model": self._model, "version": 1, "next_block": next_block}])
+            except IntegrityError as error:
+                raise lost from error
+            return
+        change = (
+            update(_FOLDS)
+            .where(_FOLDS.c.model == self._model, _FOLDS.c.version == self.version)
+            .values(version=self.version + 1, next_block=next_block)
+        )
+        if connection.execute(change).rowcount != 1:
+            raise lost
+
+    def _write(self, connection: Connection, result: FoldResult) -> None:
+        model, dialect, now_ms = self._model, self._database.dialect, self._database.now_ms()
+
+        def write(statement: Any, columns: Iterable[dict[str, Any]]) -> None:
+            if rows := list(columns):
+                connection.execute(statement, rows)
+
+        # Late deltas lie below the old next_block, and so below the new one.
+        done = sorted(number for number, block in self._handed_out.items() if block < result.next_block)
+        write(delete(_DELTAS).where(_DELTAS.c.id == bindparam("delta")), ({"delta": number} for number in done))
+        write(
+            schema.upsert(schema.summaries, ("model", "space", "segment", "block", "reference"), dialect=dialect),
+            (summary_columns(model, merged, now_ms) for merged in result.merged),
+        )
+        write(
+            schema.upsert(_STATES, ("model", "space", "segment", "reference"), dialect=dialect),
+            (state_columns(model, state, self.version + 1) for state in result.states),
+        )
+        key = ("model", "space", "segment", "block", "channel", "reference")
+        write(
+            schema.upsert(schema.readings, key, dialect=dialect),
+            (reading_columns(model, reading, now_ms) for reading in result.readings),
+        )
+        write(schema.upsert(_INCIDENTS, ("id",), dialect=dialect), map(incident_columns, result.incidents))
+        # One by one, not sorted: the order of the rows is the order of delivery.
+        write(
+            schema.insert_ignoring(schema.outbox, dialect=dialect),
+            (outbox_columns(sink, notification, now_ms) for sink, notification in result.outbox),
+        )
+        kept = schema.kept
+        flag = (
+            update(kept)
+            .where(
+                kept.c.model == model,
+                kept.c.space == bindparam("in_space"),
+                kept.c.block == bindparam("in_block"),
+                kept.c.reason == "outlier",
+                kept.c.score >= bindparam("at_least"),
+            )
+            .values(flagged=True)
+        )
+        write(
+            flag,
+            (
+                {"in_space": space, "in_block": block, "at_least": score}
+                for (space, block), score in sorted(result.flag_at.items())
+            ),
+        )
+        if result.closure is not None:
+            write(insert(schema.closures), [closure_columns(model, result.closure)])

@@ -1,0 +1,132 @@
+"""The part of Store that only reads: for the report, the command line, replay and metrics."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy import Select, func, select, true
+
+from connectors.database import schema
+from connectors.database.columns import (
+    clean,
+    closure_row,
+    incident_row,
+    kept_row,
+    letter_row,
+    reading_row,
+    rows_of,
+    summary_row,
+)
+from connectors.database.connection import Database
+from connectors.database.rows import Closure, IncidentRow, KeptRecord, ReadingRow, SummaryDelta, Totals
+from connectors.records import DeadLetter
+
+
+class Reports:
+    """Questions to the database. Each is one statement; results come whole, so ask for a range."""
+
+    _database: Database
+
+    def readings(
+        self,
+        model: str,
+        space: str | None = None,
+        *,
+        segment: str | None = None,
+        channel: str | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+    ) -> list[ReadingRow]:
+        """Readings of blocks with from_ms <= start < to_ms, by time, space, segment, channel, reference."""
+        table = schema.readings
+        query = select(table).where(table.c.model == model)
+        query = _equal(query, table, space=space, segment=None if segment is None else clean(segment), channel=channel)
+        if from_ms is not None:
+            query = query.where(table.c.start_ms >= from_ms)
+        if to_ms is not None:
+            query = query.where(table.c.start_ms < to_ms)
+        order = (table.c.start_ms, table.c.space, table.c.segment, table.c.channel, table.c.reference)
+        return self._all(query.order_by(*order), reading_row)
+
+    def summaries(
+        self, model: str, space: str, *, segment: str, from_block: int | None = None, to_block: int | None = None
+    ) -> list[SummaryDelta]:
+        """Merged summaries of closed blocks with from_block <= block < to_block, in the order of block and reference.
+
+        They come from all partitions, so their partition is ("", -1) and their first offset -1.
+        """
+        table = schema.summaries
+        query = select(table).where(table.c.model == model, table.c.space == space, table.c.segment == clean(segment))
+        if from_block is not None:
+            query = query.where(table.c.block >= from_block)
+        if to_block is not None:
+            query = query.where(table.c.block < to_block)
+        return self._all(query.order_by(table.c.block, table.c.reference), summary_row)
+
+    def closures(self, model: str) -> list[Closure]:
+        """Closures by the wall clock or the end of a source, in the order in which they happened."""
+        table = schema.closures
+        return self._all(select(table).where(table.c.model == model).order_by(table.c.id), closure_row)
+
+    def incidents(
+        self, model: str | None = None, status: Literal["open", "resolved"] | None = None
+    ) -> list[IncidentRow]:
+        """Incidents in the order of their opening."""
+        table = schema.incidents
+        query = _equal(select(table), table, model=model, status=status)
+        return self._all(query.order_by(table.c.opened_ms, table.c.id), incident_row)
+
+    def kept(
+        self,
+        model: str,
+        space: str | None = None,
+        *,
+        flagged: bool | None = None,
+        limit: int = 100,
+        order: Literal["score", "time"] = "score",
+    ) -> list[KeptRecord]:
+        """Kept records, the strangest or the newest first."""
+        table = schema.kept
+        query = _equal(select(table).where(table.c.model == model), table, space=space)
+        if flagged is not None:
+            query = query.where(table.c.flagged == true() if flagged else table.c.flagged != true())
+        first = table.c.score.desc().nulls_last() if order == "score" else table.c.time_ms.desc()
+        place = (table.c.space, table.c.topic, table.c.number, table.c.position)
+        return self._all(query.order_by(first, *place).limit(limit), kept_row)
+
+    def dead_letters(self, model: str, limit: int = 100) -> list[DeadLetter]:
+        """Stored dead letters, the newest first."""
+        table = schema.dead_letters
+        return self._all(
+            select(table).where(table.c.model == model).order_by(table.c.id.desc()).limit(limit), letter_row
+        )
+
+    def dead_letter_counts(self, model: str) -> dict[str, int]:
+        """How many records of a model were dead letters, by reason; exact, whatever retention has deleted."""
+        table = schema.dead_letter_counts
+        count = func.sum(table.c.count)
+        query = select(table.c.reason, count).where(table.c.model == model).group_by(table.c.reason)
+        with self._database.reading() as connection:
+            found = {row[0]: int(row[1]) for row in connection.execute(query)}
+        return dict(sorted(found.items()))
+
+    def totals(self, model: str) -> Totals:
+        """What happened to the model's records; all zero for a model that the database does not know."""
+        table, kept = schema.partitions, schema.kept
+        sums = [func.coalesce(func.sum(table.c[name]), 0) for name in ("records", "dead", "late")]
+        stored = select(func.count()).select_from(kept).where(kept.c.model == model)
+        flagged = stored.where(kept.c.flagged == true())
+        query = select(*sums, stored.scalar_subquery(), flagged.scalar_subquery()).where(table.c.model == model)
+        with self._database.reading() as connection:
+            return Totals(*(int(value) for value in connection.execute(query).one()))
+
+    def _all(self, query: Select[Any], make: Any) -> list[Any]:
+        with self._database.reading() as connection:
+            return rows_of(connection.execute(query), make)
+
+
+def _equal(query: Select[Any], table: Any, **values: object) -> Select[Any]:
+    for name, value in values.items():
+        if value is not None:
+            query = query.where(table.c[name] == value)
+    return query

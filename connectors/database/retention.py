@@ -1,0 +1,81 @@
+"""Deletes what is older or more than settings allow: the oldest first, in transactions that keep nobody waiting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Table, delete, func, select
+
+from connectors.database import schema
+from connectors.database.connection import Database
+from connectors.database.rows import Retention
+
+_DAY_MS = 86_400_000
+# Rows per transaction. A summary is about 4 kB, so that its share of a transaction is that of twenty other rows.
+_ROWS, _SUMMARIES = 10_000, 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    table: Table
+    stamp: str  # the column with the time of writing
+    days: float
+    rows: int | None
+    chunk: int
+    only: ColumnElement[bool] | None = None
+
+
+def prune(database: Database, now_ms: int, settings: Retention) -> dict[str, int]:
+    """Delete what must go, and count it: {table: rows}. Any number of workers may do so at once.
+
+    Raises:
+        StoreError: the database refuses; what was deleted so far stays deleted.
+    """
+    keep = settings
+    settled = schema.outbox.c.status != "pending"
+    rules = (
+        _Rule(schema.kept, "stored_ms", keep.kept_days, keep.kept_rows, _ROWS),
+        _Rule(schema.dead_letters, "stored_ms", keep.dead_letters_days, keep.dead_letter_rows, _ROWS),
+        _Rule(schema.readings, "stored_ms", keep.readings_days, keep.reading_rows, _ROWS),
+        _Rule(schema.summaries, "stored_ms", keep.summaries_days, keep.summary_rows, _SUMMARIES),
+        _Rule(schema.closures, "closed_at_ms", keep.summaries_days, None, _ROWS),
+        _Rule(schema.outbox, "stored_ms", keep.outbox_days, keep.outbox_rows, _ROWS, settled),
+    )
+    return {rule.table.name: _prune(database, rule, now_ms) for rule in rules}
+
+
+def _prune(database: Database, rule: _Rule, now_ms: int) -> int:
+    below = _first_to_stay(database, rule, now_ms)
+    if below is None:
+        return 0
+    number = rule.table.c.id
+    doomed = select(number).where(number < below).order_by(number).limit(rule.chunk)
+    if rule.only is not None:
+        doomed = doomed.where(rule.only)
+    # Two workers may prune at once: on PostgreSQL each leaves what the other has in hand. SQLite has one writer anyway.
+    doomed = doomed.with_for_update(skip_locked=True)
+    total = 0
+    while True:
+        with database.writing() as connection:
+            deleted = connection.execute(delete(rule.table).where(number.in_(doomed))).rowcount
+        total += deleted
+        if deleted < rule.chunk:
+            return total
+
+
+def _first_to_stay(database: Database, rule: _Rule, now_ms: int) -> int | None:
+    """Rows with a smaller id go; None if all stay. Ids grow with the time of writing: no index by time is needed."""
+    number, stamp = rule.table.c.id, rule.table.c[rule.stamp]
+    cutoff = now_ms - int(rule.days * _DAY_MS)
+    with database.reading() as connection:
+        young = connection.execute(select(number).where(stamp >= cutoff).order_by(number).limit(1)).scalar()
+        if young is None:
+            newest = connection.execute(select(func.max(number))).scalar()
+            young = None if newest is None else newest + 1
+        surplus = None
+        if rule.rows is not None:
+            query = select(number).order_by(number.desc()).limit(1).offset(rule.rows)
+            surplus = connection.execute(query).scalar()
+    if surplus is not None:
+        return max(young or 0, int(surplus) + 1)
+    return None if young is None else int(young)

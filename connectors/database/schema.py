@@ -1,0 +1,327 @@
+"""The tables. A change here needs a new file in migrations/versions; a test compares the two.
+
+``position`` is a record's offset (OFFSET is a word of SQL). Times are milliseconds since 1970. ``stored_ms`` is when
+the row was written, by the wall clock; retention goes by it, so that history scored today stays as long as today's
+records.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+# The newest file in migrations/versions. Four digits: a greater text is a newer schema.
+REVISION = "0001"
+
+metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s"})
+
+
+def _id() -> Column[int]:
+    # SQLite counts by itself only where the type is exactly INTEGER.
+    return Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False)
+
+
+def _int(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False)
+
+
+def _float(name: str) -> Column[float]:
+    # Nullable, because NaN is stored as NULL: SQLite has no NaN.
+    return Column(name, Double, nullable=True)
+
+
+def _blob(name: str) -> Column[bytes]:
+    return Column(name, LargeBinary, nullable=False)
+
+
+def _bool(name: str) -> Column[bool]:
+    return Column(name, Boolean, nullable=False)
+
+
+def _partial(name: str, *columns: str, sqlite: str, postgresql: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(sqlite), postgresql_where=text(postgresql))
+
+
+partitions = Table(
+    "partitions",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("next_offset"),
+    _int("max_time_ms"),
+    _int("records"),
+    _int("dead"),
+    _int("late"),
+    PrimaryKeyConstraint("model", "topic", "number"),
+)
+
+# What checkpoints add to blocks that are still open. The unique key is a second guard against counting twice.
+summary_deltas = Table(
+    "summary_deltas",
+    metadata,
+    _id(),
+    _text("model"),
+    _int("block"),
+    _text("space"),
+    _text("segment"),
+    _int("reference"),
+    _text("topic"),
+    _int("number"),
+    _int("first_offset"),
+    _blob("blob"),
+    UniqueConstraint("model", "block", "space", "segment", "reference", "topic", "number", "first_offset"),
+)
+
+# One merged summary per closed block: for replay and the report.
+summaries = Table(
+    "summaries",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("space"),
+    _text("segment"),
+    _int("block"),
+    _int("reference"),
+    _blob("blob"),
+    _int("stored_ms"),
+    UniqueConstraint("model", "space", "segment", "block", "reference"),
+)
+
+kept = Table(
+    "kept",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("space"),
+    _text("topic"),
+    _int("number"),
+    _int("position"),
+    _int("time_ms"),
+    _int("block"),
+    _text("record_id"),
+    _text("reason"),
+    _float("score"),
+    _float("p_value"),
+    _int("reference"),
+    _int("exemplar"),
+    Column("prediction", Text, nullable=True),
+    _float("confidence"),
+    _text("segments"),
+    _text("fields"),
+    _bool("flagged"),
+    _int("stored_ms"),
+    UniqueConstraint("model", "space", "topic", "number", "position"),
+    Index("ix_kept_block", "model", "space", "block"),
+    Index("ix_kept_time", "model", "time_ms"),
+    _partial("ix_kept_flagged", "model", "score", sqlite="flagged = 1", postgresql="flagged"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("position"),
+    _int("time_ms"),
+    _text("reason"),
+    _text("detail"),
+    _blob("payload"),
+    _int("size"),
+    _bool("published"),
+    _int("stored_ms"),
+    Index("ix_dead_letters_model", "model", "id"),
+    _partial("ix_dead_letters_unpublished", "model", "id", sqlite="published = 0", postgresql="NOT published"),
+)
+
+# Counted per partition, so that two workers never wait for one row.
+dead_letter_counts = Table(
+    "dead_letter_counts",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _text("reason"),
+    _int("count"),
+    PrimaryKeyConstraint("model", "topic", "number", "reason"),
+)
+
+folds = Table(
+    "folds",
+    metadata,
+    _text("model"),
+    _int("version"),
+    _int("next_block"),
+    PrimaryKeyConstraint("model"),
+)
+
+fold_states = Table(
+    "fold_states",
+    metadata,
+    _text("model"),
+    _text("space"),
+    _text("segment"),
+    _int("reference"),
+    _int("written"),  # the fold's version that wrote it
+    _blob("blob"),
+    PrimaryKeyConstraint("model", "space", "segment", "reference"),
+)
+
+closures = Table(
+    "closures",
+    metadata,
+    _id(),
+    _text("model"),
+    _int("block"),
+    _text("reason"),
+    _text("next_offsets"),
+    _int("closed_at_ms"),
+    Index("ix_closures_model", "model", "block"),
+)
+
+readings = Table(
+    "readings",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("space"),
+    _text("segment"),
+    _int("block"),
+    _int("start_ms"),
+    _int("end_ms"),
+    _text("channel"),
+    _float("statistic"),
+    _float("strength"),
+    _float("threshold"),
+    _float("warn_threshold"),
+    _int("n"),
+    _float("effect"),
+    _int("window_start_ms"),
+    Column("onset_ms", BigInteger, nullable=True),
+    _int("reference"),
+    _bool("page"),
+    _bool("warn"),
+    _int("stored_ms"),
+    UniqueConstraint("model", "space", "segment", "block", "channel", "reference"),
+    Index("ix_readings_time", "model", "start_ms"),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    _text("id"),
+    _text("model"),
+    _text("kind"),
+    _text("space"),
+    _text("segment"),
+    _text("severity"),
+    _text("status"),
+    _int("opened_ms"),
+    _int("onset_ms"),
+    _int("updated_ms"),
+    Column("resolved_ms", BigInteger, nullable=True),
+    _int("revision"),
+    _int("reference"),
+    _text("title"),
+    _text("text"),
+    _text("detail"),
+    PrimaryKeyConstraint("id"),
+    Index("ix_incidents_model", "model", "status"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    _id(),
+    _text("sink"),
+    _text("notification_id"),
+    _text("incident"),
+    _text("body"),
+    _int("attempts"),
+    _int("due_ms"),
+    _text("status"),
+    _text("error"),
+    Column("sent_ms", BigInteger, nullable=True),
+    _int("stored_ms"),
+    UniqueConstraint("sink", "notification_id"),
+    _partial(
+        "ix_outbox_pending", "sink", "incident", "id", sqlite="status = 'pending'", postgresql="status = 'pending'"
+    ),
+)
+
+references = Table(
+    "reference_versions",  # REFERENCES is a word of SQL
+    metadata,
+    _text("model"),
+    _text("space"),
+    _int("version"),
+    _text("path"),
+    _int("records"),
+    _int("dimension"),
+    _text("checksum"),
+    _int("created_ms"),
+    _bool("active"),
+    Column("activated_ms", BigInteger, nullable=True),
+    PrimaryKeyConstraint("model", "space", "version"),
+    Index(
+        "ux_reference_versions_active",
+        "model",
+        "space",
+        unique=True,
+        sqlite_where=text("active = 1"),
+        postgresql_where=text("active"),
+    ),
+)
+
+
+def insert_ignoring(table: Table, *, dialect: str) -> Any:
+    """An INSERT that skips rows whose key is there already; the count of rows says how many were new."""
+    return _insert(table, dialect).on_conflict_do_nothing()
+
+
+def upsert(table: Table, key: tuple[str, ...], *, dialect: str, leave: tuple[str, ...] = (), add: str = "") -> Any:
+    """An INSERT that replaces the row with the same ``key``.
+
+    Args:
+        key: the columns of the primary or unique key.
+        leave: columns that keep the value they have.
+        add: a column to which the new value is added; all others are left.
+    """
+    insert = _insert(table, dialect)
+    if add:
+        changes = {add: table.c[add] + insert.excluded[add]}
+    else:
+        skip = {"id", *key, *leave}
+        changes = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in skip}
+    return insert.on_conflict_do_update(index_elements=list(key), set_=changes)
+
+
+def _insert(table: Table, dialect: str) -> Any:
+    if dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        return postgresql_insert(table)
+    from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+    return sqlite_insert(table)

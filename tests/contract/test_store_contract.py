@@ -1,0 +1,833 @@
+"""What a Store promises, on SQLite and on PostgreSQL alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from connectors.database import schema
+from connectors.database.connection import Database
+from connectors.database.rows import (
+    Advance,
+    Checkpoint,
+    Closure,
+    FoldResult,
+    FoldState,
+    IncidentRow,
+    KeptRecord,
+    PartitionState,
+    ReadingRow,
+    ReferenceRow,
+    Retention,
+    SummaryDelta,
+    Totals,
+)
+from connectors.database.store import Store
+from connectors.notification import Notification
+from connectors.records import DeadLetter, Partition
+from detectors.errors import InvalidReference, OwnershipLost, StoreError
+
+ROOT = Path(__file__).resolve().parents[2]
+DAY_MS = 86_400_000
+P0, P1, P2 = Partition("orders", 0), Partition("orders", 1), Partition("orders", 2)
+
+
+class Clock:
+    """The wall clock of the store under test."""
+
+    ms = 1_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/driftd.db"
+    address: str = request.getfixturevalue("postgres").new_database()
+    return address
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def new_store(url: str, clock: Clock) -> Iterator[Callable[[], Store]]:
+    """More stores on the same database, as other processes would have."""
+    stores: list[Store] = []
+
+    def make() -> Store:
+        stores.append(Store.open(url, busy_timeout_s=5.0, now_ms=clock))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(new_store: Callable[[], Store]) -> Store:
+    made = new_store()
+    made.migrate()
+    return made
+
+
+def advance(partition: Partition = P0, expected: int | None = None, to: int = 10, **more: int) -> Advance:
+    values = {"max_time_ms": to * 1000, "records": 10, "dead": 0, "late": 0} | more
+    return Advance(partition, expected, to, **values)
+
+
+def delta(block: int, *, blob: bytes = b"sums", **more: Any) -> SummaryDelta:
+    values = {"space": "input", "segment": "", "reference": 1, "partition": P0, "first_offset": 0} | more
+    return SummaryDelta(block=block, blob=blob, **values)
+
+
+def candidate(offset: int, *, score: float = 1.0, **more: Any) -> KeptRecord:
+    values: dict[str, Any] = {
+        "partition": P0,
+        "time_ms": offset,
+        "space": "input",
+        "block": 0,
+        "id": f"r{offset}",
+        "reason": "outlier",
+        "p_value": 0.001,
+        "reference": 1,
+        "exemplar": 7,
+        "prediction": "cat",
+        "confidence": 0.5,
+        "segments": {"country": "NO"},
+        "kept": {"text": "hei", "n": 3},
+    }
+    return KeptRecord(offset=offset, score=score, **(values | more))
+
+
+def letter(offset: int, reason: str = "bad_json", partition: Partition = P0) -> DeadLetter:
+    return DeadLetter(partition, offset, -1, reason, "byte 3 is no JSON", b"\x00\xff{", 5000)
+
+
+def reading(block: int, **more: Any) -> ReadingRow:
+    values: dict[str, Any] = {
+        "space": "input",
+        "segment": "",
+        "start_ms": block * 10_000,
+        "end_ms": (block + 1) * 10_000,
+        "channel": "level",
+        "statistic": 1.5,
+        "strength": 2.5,
+        "threshold": 6.0,
+        "warn_threshold": 4.0,
+        "n": 256,
+        "effect": 0.25,
+        "window_start_ms": 0,
+        "onset_ms": None,
+        "reference": 1,
+        "page": False,
+        "warn": True,
+    }
+    return ReadingRow(block=block, **(values | more))
+
+
+def incident(number: str, **more: Any) -> IncidentRow:
+    values: dict[str, Any] = {
+        "model": "m",
+        "kind": "drift",
+        "space": "input",
+        "segment": "NO",
+        "severity": "page",
+        "status": "open",
+        "opened_ms": 5,
+        "onset_ms": 3,
+        "updated_ms": 5,
+        "resolved_ms": None,
+        "revision": 1,
+        "reference": 1,
+        "title": "Drift",
+        "text": "The level moved.",
+        "detail": {"strength": 7.5, "examples": ["a", "b"]},
+    }
+    return IncidentRow(id=number, **(values | more))
+
+
+def notification(number: str, *, of: str = "i1", **more: Any) -> Notification:
+    values: dict[str, Any] = {
+        "group_key": "m/drift/input/",
+        "status": "firing",
+        "severity": "page",
+        "model": "m",
+        "kind": "drift",
+        "space": "input",
+        "segment": "",
+        "title": "Drift in m",
+        "text": "Since noon. Øl.",
+        "starts_ms": 3,
+        "ends_ms": None,
+        "values": {"strength": "7.5"},
+    }
+    return Notification(id=number, incident=of, **(values | more))
+
+
+def result(next_block: int, **more: Any) -> FoldResult:
+    values: dict[str, Any] = {"merged": [], "states": [], "readings": [], "incidents": [], "outbox": []}
+    return FoldResult(next_block=next_block, **(values | more))
+
+
+def fold(store: Store, next_block: int, **more: Any) -> None:
+    with store.begin_fold("m") as step:
+        step.deltas(below_block=next_block)
+        step.commit(result(next_block, **more))
+
+
+def content(store: Store) -> dict[str, list[Any]]:
+    """Every row of every table, so that a test can say that nothing changed."""
+    with store._database.reading() as connection:
+        return {
+            name: sorted(map(tuple, connection.execute(sa.select(t)))) for name, t in schema.metadata.tables.items()
+        }
+
+
+# --- schema -----------------------------------------------------------------------------------------------------------
+
+
+def test_migrating_twice_changes_nothing(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance()]))
+    before = content(store)
+    store.migrate()
+    assert content(store) == before
+    assert f"schema {schema.REVISION}" in store.check()
+
+
+def test_check_tells_a_database_without_tables(new_store: Callable[[], Store]) -> None:
+    assert new_store().check().endswith("no tables yet")
+
+
+def test_using_a_database_without_tables_says_how_to_make_them(new_store: Callable[[], Store]) -> None:
+    with pytest.raises(StoreError, match="driftd"):
+        new_store().positions("m", [P0])
+
+
+def test_a_newer_database_is_refused_and_left_as_it_is(store: Store, new_store: Callable[[], Store]) -> None:
+    with store._database.writing() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9000'"))
+    for call in (new_store().migrate, new_store().check):
+        with pytest.raises(StoreError, match=r"9000.*Install that version"):
+            call()
+    with store._database.reading() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() == "9000"
+
+
+def test_several_processes_migrate_a_new_database_at_once(url: str, new_store: Callable[[], Store]) -> None:
+    program = "import sys; from connectors.database.store import Store; Store.open(sys.argv[1]).migrate()"
+    command = [sys.executable, "-c", program, url]
+    started = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert new_store().partition_states("m") == []
+
+
+def test_the_migrations_make_the_tables_of_the_schema(store: Store) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with store._database.reading() as connection:
+        migration = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(migration, schema.metadata) == []
+        found = _indexes(connection)
+    # Conditions of indexes and names of keys are nothing that alembic compares: make the tables anew, and look.
+    with store._database.writing() as connection:
+        schema.metadata.drop_all(connection)
+        schema.metadata.create_all(connection)
+        assert found == _indexes(connection)
+
+
+def _indexes(connection: sa.Connection) -> list[tuple[str, str | None]]:
+    catalogue = {
+        "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name != 'alembic_version'",
+        "postgresql": "SELECT indexname, indexdef FROM pg_indexes "
+        "WHERE schemaname = 'public' AND tablename != 'alembic_version'",
+    }
+    return sorted(tuple(row) for row in connection.execute(sa.text(catalogue[connection.dialect.name])))
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_moves_positions_and_adds_up_counts(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance(P1, to=5), advance(P0, to=10, dead=2, late=1)]))
+    store.commit(Checkpoint("m", [advance(P0, 10, 25, records=15, dead=1, late=4)]))
+    assert store.positions("m", [P0, P1, P2]) == {P0: 25, P1: 5}
+    assert store.positions("other", [P0]) == {}
+    assert store.positions("m", []) == {}
+    assert store.partition_states("m") == [
+        PartitionState(P0, 25, 25_000, records=25, dead=3, late=5),
+        PartitionState(P1, 5, 5_000, records=10, dead=0, late=0),
+    ]
+    assert store.totals("m") == Totals(records=35, dead=3, late=5, kept=0, flagged=0)
+
+
+def test_positions_of_more_partitions_than_one_statement_takes(store: Store) -> None:
+    many = [Partition(f"/data/{number}.jsonl", 0) for number in range(12_000)]
+    store.commit(Checkpoint("m", [advance(partition) for partition in many[::1000]]))
+    assert store.positions("m", many) == dict.fromkeys(many[::1000], 10)
+
+
+def test_a_model_that_is_not_there_has_nothing(store: Store) -> None:
+    assert store.totals("m") == Totals(0, 0, 0, 0, 0)
+    assert store.dead_letter_counts("m") == {}
+    assert store.partition_states("m") == []
+
+
+@pytest.mark.parametrize("expected", [None, 9, 11])
+def test_a_checkpoint_of_a_former_owner_leaves_no_trace(store: Store, expected: int | None) -> None:
+    store.commit(Checkpoint("m", [advance(P0), advance(P1)]))
+    before = content(store)
+    stale = Checkpoint(
+        "m",
+        [advance(P1, 10, 20), advance(P0, expected, 20), advance(P2)],
+        summaries=[delta(0)],
+        kept=[candidate(12)],
+        dead_letters=[letter(13)],
+        references=[REFERENCE],
+    )
+    with pytest.raises(OwnershipLost, match=r"Partition 0 of orders .* stands at offset 10, expected was"):
+        store.commit(stale)
+    assert content(store) == before
+
+
+def test_of_two_owners_at_once_one_writes_and_one_leaves_no_trace(store: Store, new_store: Callable[[], Store]) -> None:
+    store.commit(Checkpoint("m", [advance(P0), advance(P1)]))
+    ready = threading.Barrier(2)
+    outcomes: dict[int, str] = {}
+
+    def own(owner: int, mine: Store) -> None:
+        rows = [candidate(offset, id=f"owner {owner}") for offset in range(10, 20)]
+        sums = [delta(0, first_offset=10, blob=bytes([owner]))]
+        ready.wait(timeout=10)
+        try:
+            mine.commit(Checkpoint("m", [advance(P0, 10, 20), advance(P1, 10, 20)], sums, rows))
+            outcomes[owner] = "written"
+        except OwnershipLost:
+            outcomes[owner] = "lost"
+
+    threads = [threading.Thread(target=own, args=(owner, new_store())) for owner in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(outcomes.values()) == ["lost", "written"]
+    (winner,) = (owner for owner, outcome in outcomes.items() if outcome == "written")
+    assert {row.id for row in store.kept("m")} == {f"owner {winner}"}
+    with store.begin_fold("m") as step:
+        assert [row.blob for row in step.deltas(below_block=9)] == [bytes([winner])]
+    assert store.totals("m").records == 40
+
+
+def test_a_transaction_that_ends_in_the_middle_leaves_no_trace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.commit(Checkpoint("m", [advance(P0)]))
+    before = content(store)
+
+    def fails(*_: object) -> dict[str, object]:
+        raise RuntimeError("pulled the plug")
+
+    # Dead letters are written after offsets, summaries and kept records.
+    monkeypatch.setattr("connectors.database.store.letter_columns", fails)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        store.commit(Checkpoint("m", [advance(P0, 10, 20)], [delta(0)], [candidate(12)], [letter(13)]))
+    assert content(store) == before
+    monkeypatch.undo()
+    store.commit(Checkpoint("m", [advance(P0, 10, 20)], [delta(0)], [candidate(12)], [letter(13)]))
+    assert store.positions("m", [P0]) == {P0: 20}
+
+
+def test_the_same_sums_cannot_be_added_twice(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance(P0)], [delta(0)]))
+    with pytest.raises(StoreError):
+        store.commit(Checkpoint("m", [advance(P0, 10, 20)], [delta(0)]))
+    assert store.positions("m", [P0]) == {P0: 10}
+
+
+def test_kept_records_come_back_as_they_were(store: Store) -> None:
+    rows = [
+        candidate(1, score=3.0),
+        candidate(2, score=5.0, space="output", reason="sample", prediction=None, confidence=None, exemplar=-1),
+        candidate(3, score=4.0, kept={"deep": {"list": [1, 2.5, None, True]}, "big": 2**70}),
+    ]
+    store.commit(Checkpoint("m", [advance()], kept=rows))
+    assert store.kept("m") == [rows[1], rows[2], rows[0]]
+    assert store.kept("m", order="time", limit=2) == [rows[2], rows[1]]
+    assert store.kept("m", "input") == [rows[2], rows[0]]
+    assert store.kept("m", flagged=True) == []
+    assert store.kept("m", flagged=False, limit=1) == [rows[1]]
+
+
+def test_a_repeated_kept_record_replaces_the_first_and_stays_flagged(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance()], kept=[candidate(1, score=3.0)]))
+    fold(store, 1, flag_at={("input", 0): 2.0})
+    store.commit(Checkpoint("m", [advance(P0, 10, 20)], kept=[candidate(1, score=4.0)]))
+    assert store.kept("m") == [candidate(1, score=4.0, flagged=True)]
+
+
+def test_text_that_a_database_cannot_hold_does_not_stop_the_line(store: Store) -> None:
+    nasty = "a\x00b\ud800c"
+    record = candidate(1, id=nasty, prediction=nasty, segments={"s": nasty}, kept={nasty: nasty, "b": b"\x00"})
+    bad = dataclasses.replace(letter(2), detail=nasty)
+    store.commit(Checkpoint("m", [advance()], [delta(0, segment=nasty)], [record], [bad]))
+    (found,) = store.kept("m")
+    assert found.id == found.prediction == "a\ufffdb?c"
+    assert store.dead_letters("m")[0].detail == "a\ufffdb?c"
+    fold(store, 1, merged=[delta(0, segment=nasty)], outbox=[("pager", notification("n", text=nasty))])
+    assert len(store.summaries("m", "input", segment=nasty)) == 1
+    assert store.outbox_due(0, 1)[0].notification.text == "a\ufffdb?c"
+
+
+def test_numbers_that_are_not_finite_come_back(store: Store) -> None:
+    row = candidate(1, score=math.inf, p_value=math.nan, confidence=math.nan)
+    store.commit(Checkpoint("m", [advance()], kept=[row, candidate(2, score=math.nan)]))
+    fold(store, 1, readings=[reading(0, statistic=math.nan, effect=-math.inf)])
+    first, second = store.kept("m")
+    assert first.score == math.inf and math.isnan(first.p_value) and first.confidence is None
+    assert math.isnan(second.score)
+    (found,) = store.readings("m")
+    assert math.isnan(found.statistic) and found.effect == -math.inf
+
+
+def test_dead_letters_are_counted_for_ever_and_listed_newest_first(store: Store) -> None:
+    store.commit(
+        Checkpoint("m", [advance(P0), advance(P1)], dead_letters=[letter(1), letter(2, "missing_field", P1), letter(3)])
+    )
+    store.commit(Checkpoint("m", [advance(P0, 10, 20)], dead_letters=[letter(11)]))
+    assert [row.offset for row in store.dead_letters("m", 3)] == [11, 3, 2]
+    assert store.dead_letters("m", 1) == [letter(11)]
+    store.prune(DAY_MS * 400, Retention())
+    assert store.dead_letters("m") == []
+    assert store.dead_letter_counts("m") == {"bad_json": 3, "missing_field": 1}
+
+
+def test_dead_letters_are_published_once_and_oldest_first(store: Store) -> None:
+    store.commit(Checkpoint("a", [advance()], dead_letters=[letter(1), letter(2)]))
+    store.commit(Checkpoint("b", [advance()], dead_letters=[letter(3)]))
+    waiting = store.dead_letters_unpublished(2)
+    assert [(row.model, row.letter.offset) for row in waiting] == [("a", 1), ("a", 2)]
+    store.dead_letters_published(waiting[:1])
+    store.dead_letters_published([])
+    assert [row.letter.offset for row in store.dead_letters_unpublished(9)] == [2, 3]
+    assert [row.letter.offset for row in store.dead_letters_unpublished(9, models=["b"])] == [3]
+
+
+# --- fold -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_fold_starts_from_nothing(store: Store) -> None:
+    with store.begin_fold("m") as step:
+        assert (step.version, step.next_block, step.partitions) == (0, None, [])
+        assert step.first_pending_block() is None
+        assert step.deltas(below_block=100) == step.late_deltas() == step.states() == step.incidents() == []
+
+
+def test_a_fold_sees_deltas_in_one_order_however_they_came(store: Store) -> None:
+    rows = [
+        delta(4),
+        delta(3, partition=P1),
+        delta(3, space="output"),
+        delta(3, segment="NO"),
+        delta(3, first_offset=5),
+        delta(3, reference=2),
+        delta(3),
+    ]
+    store.commit(Checkpoint("m", [advance()], rows))
+    with store.begin_fold("m") as step:
+        assert step.first_pending_block() == 3
+        assert step.deltas(below_block=4) == [rows[6], rows[4], rows[1], rows[5], rows[3], rows[2]]
+        assert len(step.deltas(below_block=5)) == 7
+        assert [state.partition for state in step.partitions] == [P0]
+
+
+def test_a_fold_writes_everything_and_the_next_one_goes_on_from_there(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance()], [delta(0, blob=b"a"), delta(0, first_offset=5), delta(1)]))
+    written = result(
+        1,
+        merged=[delta(0, blob=b"merged")],
+        states=[FoldState("input", "", 1, b"state")],
+        readings=[reading(0), reading(0, channel="shape", onset_ms=7, page=True)],
+        incidents=[incident("i1")],
+        outbox=[("pager", notification("n1"))],
+        closure=Closure(1, "idle", {P1: 7, P0: 10}, 123),
+    )
+    with store.begin_fold("m") as step:
+        assert len(step.deltas(below_block=1)) == 2
+        step.commit(written)
+    with store.begin_fold("m") as step:
+        assert (step.version, step.next_block, step.first_pending_block()) == (1, 1, 1)
+        assert step.states() == written.states
+        assert step.incidents() == written.incidents
+        assert step.late_deltas() == []
+        assert step.deltas(below_block=9) == [delta(1)]
+    (summary,) = store.summaries("m", "input", segment="")
+    assert (summary.block, summary.reference, summary.blob, summary.partition) == (0, 1, b"merged", Partition("", -1))
+    assert store.readings("m") == written.readings
+    assert store.incidents() == written.incidents
+    assert store.closures("m") == [written.closure]
+    assert [row.notification for row in store.outbox_due(0, 9)] == [notification("n1")]
+
+
+def test_a_fold_that_is_left_writes_nothing(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance()], [delta(0)]))
+    before = content(store)
+    with pytest.raises(RuntimeError, match="pulled the plug"), store.begin_fold("m") as step:
+        step.deltas(below_block=9)
+        raise RuntimeError("pulled the plug")
+    with store.begin_fold("m") as step:
+        step.deltas(below_block=9)
+    assert content(store) == before
+
+
+def test_a_fold_that_fails_in_the_middle_writes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.commit(Checkpoint("m", [advance()], [delta(0)]))
+    before = content(store)
+
+    def fails(*_: object) -> dict[str, object]:
+        raise RuntimeError("pulled the plug")
+
+    monkeypatch.setattr("connectors.database.folding.outbox_columns", fails)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        fold(store, 1, merged=[delta(0)], readings=[reading(0)], outbox=[("pager", notification("n1"))])
+    assert content(store) == before
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_folds_at_once_one_wins(store: Store, new_store: Callable[[], Store], first: bool) -> None:
+    store.commit(Checkpoint("m", [advance()], [delta(0), delta(1)]))
+    if not first:
+        fold(store, 1)
+    ready = threading.Barrier(2)
+    outcomes: list[str] = []
+
+    def step(worker: int, mine: Store) -> None:
+        with mine.begin_fold("m") as fold:
+            fold.deltas(below_block=2)
+            ready.wait(timeout=10)
+            try:
+                fold.commit(result(2, readings=[reading(1, n=worker)]))
+                outcomes.append("written")
+            except OwnershipLost:
+                outcomes.append("lost")
+
+    threads = [threading.Thread(target=step, args=(worker, new_store())) for worker in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(outcomes) == ["lost", "written"]
+    assert len(store.readings("m")) == 1
+    with store.begin_fold("m") as after:
+        assert after.version == (1 if first else 2)
+
+
+def test_checkpoints_go_on_while_a_fold_is_at_work(store: Store, new_store: Callable[[], Store]) -> None:
+    other = new_store()
+    store.commit(Checkpoint("m", [advance()], [delta(0)]))
+    with store.begin_fold("m") as step:
+        other.commit(Checkpoint("m", [advance(P0, 10, 20)], [delta(0, first_offset=10, blob=b"more")]))
+        assert step.deltas(below_block=1) == [delta(0)], "a fold sees one moment"
+        step.commit(result(1))
+    with store.begin_fold("m") as step:
+        assert step.partitions[0].next_offset == 20
+        assert step.late_deltas() == [delta(0, first_offset=10, blob=b"more")], "and deletes only what it saw"
+        step.commit(result(1))
+    with store.begin_fold("m") as step:
+        assert step.late_deltas() == []
+
+
+def test_late_deltas_stay_until_a_fold_that_saw_them_is_written(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance()], [delta(5)]))
+    fold(store, 6)
+    store.commit(Checkpoint("m", [advance(P0, 10, 20)], [delta(5, first_offset=10), delta(6, first_offset=10)]))
+    with store.begin_fold("m") as step:
+        assert step.first_pending_block() == 6
+        assert [row.block for row in step.deltas(below_block=99)] == [6]
+        assert [row.block for row in step.late_deltas()] == [5]
+    fold(store, 7)  # did not ask for late ones
+    with store.begin_fold("m") as step:
+        assert [row.block for row in step.late_deltas()] == [5]
+        step.commit(result(7))
+    with store.begin_fold("m") as step:
+        assert step.late_deltas() == []
+
+
+def test_deltas_that_were_seen_but_not_closed_stay(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance()], [delta(0), delta(1)]))
+    with store.begin_fold("m") as step:
+        step.deltas(below_block=2)
+        step.commit(result(1))
+    with store.begin_fold("m") as step:
+        assert step.deltas(below_block=2) == [delta(1)]
+
+
+def test_a_fold_is_committed_once_and_never_goes_back(store: Store) -> None:
+    with store.begin_fold("m") as step:
+        step.commit(result(5))
+        with pytest.raises(StoreError, match="committed already"):
+            step.commit(result(6))
+    with store.begin_fold("m") as step, pytest.raises(StoreError, match="Block 4 of m is closed"):
+        step.commit(result(4))
+
+
+def test_models_fold_apart(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance()], [delta(0)]))
+    store.commit(Checkpoint("other", [advance()], [delta(0)]))
+    fold(store, 1, incidents=[incident("i1")])
+    with store.begin_fold("other") as step:
+        assert (step.version, step.first_pending_block(), step.incidents()) == (0, 0, [])
+
+
+def test_a_fold_flags_the_candidates_above_the_threshold_of_their_block(store: Store) -> None:
+    rows = [
+        candidate(1, score=2.0),
+        candidate(2, score=1.9),
+        candidate(3, score=9.0, reason="sample"),
+        candidate(4, score=9.0, space="output"),
+        candidate(5, score=9.0, block=1),
+    ]
+    store.commit(Checkpoint("m", [advance()], kept=rows))
+    fold(store, 1, flag_at={("input", 0): 2.0})
+    assert [row.offset for row in store.kept("m", flagged=True)] == [1]
+    assert len(store.kept("m", flagged=False)) == 4
+    assert store.totals("m") == Totals(records=10, dead=0, late=0, kept=5, flagged=1)
+
+
+def test_states_of_a_space_end_with_the_one_written_last(store: Store) -> None:
+    fold(store, 1, states=[FoldState("input", "", 2, b"second")])
+    fold(store, 2, states=[FoldState("input", "", 1, b"rolled back"), FoldState("input", "NO", 1, b"x")])
+    with store.begin_fold("m") as step:
+        assert [(state.segment, state.reference) for state in step.states()] == [("", 2), ("", 1), ("NO", 1)]
+
+
+def test_incidents_are_updated_in_place(store: Store) -> None:
+    first = incident("i1", opened_ms=9)
+    fold(store, 1, incidents=[first, incident("i0", opened_ms=1, model="m")])
+    closed = dataclasses.replace(first, status="resolved", resolved_ms=99, revision=2)
+    fold(store, 2, incidents=[closed])
+    assert store.incidents("m") == [incident("i0", opened_ms=1), closed]
+    assert store.incidents(status="open") == [incident("i0", opened_ms=1)]
+    assert store.incidents("other") == []
+    with store.begin_fold("m") as step:
+        assert [row.id for row in step.incidents()] == ["i0"]
+        assert [row.id for row in step.incidents(open_only=False)] == ["i0", "i1"]
+
+
+def test_readings_are_found_by_place_and_time(store: Store) -> None:
+    rows = [reading(block, segment=segment) for block in range(3) for segment in ("", "NO")]
+    fold(store, 3, readings=[*rows, reading(0, space="output", channel="mix")])
+    assert store.readings("m", "input") == rows
+    assert store.readings("m", segment="NO", from_ms=10_000, to_ms=20_000) == [rows[3]]
+    assert [row.space for row in store.readings("m", channel="mix")] == ["output"]
+    assert store.readings("other") == []
+
+
+def test_summaries_are_found_by_block(store: Store) -> None:
+    fold(store, 5, merged=[delta(block, blob=bytes([block])) for block in range(5)] + [delta(2, segment="NO")])
+    found = store.summaries("m", "input", segment="", from_block=1, to_block=3)
+    assert [row.blob for row in found] == [b"\x01", b"\x02"]
+
+
+# --- outbox -----------------------------------------------------------------------------------------------------------
+
+
+def due(store: Store, now_ms: int = 0) -> list[tuple[str, str]]:
+    return [(row.sink, row.notification.id) for row in store.outbox_due(now_ms, 100)]
+
+
+def test_a_notification_is_stored_once_per_sink(store: Store) -> None:
+    fold(store, 1, outbox=[("pager", notification("n1")), ("mail", notification("n1")), ("pager", notification("n1"))])
+    store.outbox_sent("pager", "n1", now_ms=5)
+    fold(store, 2, outbox=[("pager", notification("n1"))])
+    assert due(store) == [("mail", "n1")]
+    assert store.outbox_depth() == 1
+
+
+def test_a_later_notification_of_an_incident_waits_for_the_earlier_one(store: Store) -> None:
+    later = notification("n2", status="resolved", ends_ms=9)
+    fold(store, 1, outbox=[("pager", notification("n1")), ("pager", later), ("mail", later)])
+    fold(store, 2, outbox=[("pager", notification("n3", of="i2"))])
+    assert due(store) == [("pager", "n1"), ("mail", "n2"), ("pager", "n3")]
+    store.outbox_failed("pager", "n1", due_ms=100, error="503 Service Unavailable")
+    assert due(store) == [("mail", "n2"), ("pager", "n3")], "still before it, though not due"
+    (row,) = (row for row in store.outbox_due(100, 100) if row.notification.id == "n1")
+    assert (row.attempts, row.due_ms, row.status, row.error) == (1, 100, "pending", "503 Service Unavailable")
+    store.outbox_sent("pager", "n1", now_ms=101)
+    assert ("pager", "n2") in due(store)
+    assert store.outbox_due(0, 1)[0].notification in (later, notification("n3", of="i2"))
+
+
+def test_a_dead_notification_holds_nobody_up(store: Store) -> None:
+    fold(store, 1, outbox=[("pager", notification("n1")), ("pager", notification("n2"))])
+    store.outbox_dead("pager", "n1", "404 Not Found")
+    assert due(store) == [("pager", "n2")]
+    assert store.outbox_depth() == 1
+
+
+def test_the_second_of_two_senders_does_not_undo_the_first(store: Store) -> None:
+    fold(store, 1, outbox=[("pager", notification("n1"))])
+    store.outbox_sent("pager", "n1", now_ms=1)
+    store.outbox_failed("pager", "n1", due_ms=0, error="timed out")
+    assert due(store, 99) == []
+
+
+# --- references -------------------------------------------------------------------------------------------------------
+
+REFERENCE = ReferenceRow("m", "input", 1, "references/m/input/1", 50_000, 64, "ab12", 1_000, True)
+
+
+def version(number: int, *, active: bool = False) -> ReferenceRow:
+    return dataclasses.replace(REFERENCE, version=number, active=active)
+
+
+def test_exactly_one_reference_is_active(store: Store) -> None:
+    assert store.active_reference("m", "input") is None
+    for row in (version(1, active=True), version(2), version(3, active=True)):
+        store.add_reference(row)
+    assert store.active_reference("m", "input") == version(3, active=True)
+    store.activate_reference("m", "input", 1, now_ms=5)
+    assert store.references("m", "input") == [version(1, active=True), version(2), version(3)]
+    assert store.references("m", "output") == []
+
+
+def test_a_reference_that_is_not_there_cannot_be_activated(store: Store) -> None:
+    store.add_reference(version(1, active=True))
+    with pytest.raises(InvalidReference, match=r"no reference 7 of m/input; there is: 1"):
+        store.activate_reference("m", "input", 7, now_ms=5)
+    assert store.active_reference("m", "input") == version(1, active=True)
+
+
+def test_a_checkpoint_brings_its_references(store: Store) -> None:
+    store.add_reference(version(1, active=True))
+    output = dataclasses.replace(REFERENCE, space="output")
+    store.commit(Checkpoint("m", [advance()], references=[version(2), output]))
+    assert store.active_reference("m", "input") == version(2, active=True)
+    assert store.active_reference("m", "output") == output
+
+
+def test_a_checkpoint_with_a_reference_that_exists_leaves_no_trace(store: Store) -> None:
+    store.add_reference(version(1, active=True))
+    before = content(store)
+    with pytest.raises(OwnershipLost, match="Reference 1 of m/input exists already"):
+        store.commit(Checkpoint("m", [advance()], kept=[candidate(1)], references=[version(1, active=True)]))
+    assert content(store) == before
+
+
+def test_of_two_builders_of_a_version_one_wins(store: Store, new_store: Callable[[], Store]) -> None:
+    ready = threading.Barrier(2)
+    outcomes: list[str] = []
+
+    def build(builder: int, mine: Store) -> None:
+        mine.references("m", "input")
+        ready.wait(timeout=10)
+        try:
+            mine.add_reference(dataclasses.replace(REFERENCE, records=builder))
+            outcomes.append("written")
+        except OwnershipLost:
+            outcomes.append("lost")
+
+    threads = [threading.Thread(target=build, args=(builder, new_store())) for builder in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(outcomes) == ["lost", "written"]
+    assert len(store.references("m", "input")) == 1
+
+
+# --- retention --------------------------------------------------------------------------------------------------------
+
+
+def test_old_rows_go_and_young_ones_stay(store: Store, clock: Clock) -> None:
+    for day, block in ((0, 0), (40, 1)):
+        clock.ms = day * DAY_MS
+        at = block * 10
+        store.commit(
+            Checkpoint("m", [advance(P0, at or None, at + 10)], kept=[candidate(at)], dead_letters=[letter(at)])
+        )
+        fold(
+            store,
+            block + 1,
+            merged=[delta(block)],
+            readings=[reading(block)],
+            outbox=[("pager", notification(f"sent {block}")), ("pager", notification(f"waits {block}", of="i2"))],
+            closure=Closure(block, "idle", {}, clock.ms),
+        )
+        store.outbox_sent("pager", f"sent {block}", now_ms=clock.ms)
+    every = Retention(kept_days=30, dead_letters_days=30, readings_days=30, summaries_days=30, outbox_days=30)
+    gone = {"kept": 1, "dead_letters": 1, "readings": 1, "summaries": 1, "closures": 1, "outbox": 1}
+    assert store.prune(clock.ms, every) == gone
+    assert [row.offset for row in store.kept("m")] == [10]
+    assert [row.offset for row in store.dead_letters("m")] == [10]
+    assert [row.block for row in store.readings("m")] == [1]
+    assert [row.block for row in store.summaries("m", "input", segment="")] == [1]
+    assert store.outbox_depth() == 2, "what is not sent is never deleted"
+    assert store.prune(clock.ms, every) == dict.fromkeys(gone, 0)
+    assert store.prune(clock.ms + 40 * DAY_MS, every) == gone
+    assert store.totals("m").records == 20, "counts are for ever"
+
+
+def test_rows_above_the_cap_go_oldest_first(store: Store) -> None:
+    store.commit(
+        Checkpoint("m", [advance()], kept=[candidate(n) for n in range(7)], dead_letters=[letter(n) for n in range(5)])
+    )
+    gone = store.prune(2_000, Retention(kept_rows=4, dead_letter_rows=5))
+    assert (gone["kept"], gone["dead_letters"]) == (3, 0)
+    assert sorted(row.offset for row in store.kept("m")) == [3, 4, 5, 6]
+
+
+def test_pruning_goes_in_small_transactions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connectors.database.retention._ROWS", 3)
+    store.commit(Checkpoint("m", [advance()], kept=[candidate(n) for n in range(10)]))
+    transactions = 0
+    writing = Database.writing
+
+    def counted(self: Database) -> Any:
+        nonlocal transactions
+        transactions += 1
+        return writing(self)
+
+    monkeypatch.setattr(Database, "writing", counted)
+    assert store.prune(2_000, Retention(kept_rows=0))["kept"] == 10
+    # 3 + 3 + 3 + 1 rows; the last is short, which says that it was the last.
+    assert transactions == 4
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_questions_of_every_second_use_an_index(store: Store) -> None:
+    if store._database.dialect != "sqlite":
+        pytest.skip("PostgreSQL scans small tables whatever the indexes")
+    statements: list[str] = []
+    sa.event.listen(
+        store._database._engine, "before_cursor_execute", lambda *arguments: statements.append(str(arguments[2]))
+    )
+    store.outbox_due(0, 10)
+    store.outbox_depth()
+    store.dead_letters_unpublished(10, models=["m"])
+    store.dead_letters("m", 10)
+    with store.begin_fold("m") as step:
+        step.first_pending_block()
+        step.deltas(below_block=3)
+    questions = [statement for statement in statements if statement.startswith("SELECT")]
+    assert len(questions) == 8
+    with store._database.reading() as connection:
+        for statement in questions:
+            parameters = (1,) * statement.count("?")
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            assert not [row for row in plan if row.detail.startswith("SCAN") and "USING" not in row.detail], statement
