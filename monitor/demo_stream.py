@@ -261,8 +261,7 @@ def picture(pixels: str) -> Pixels:
         raise InvalidInput(f"The pixels are no base64: {error}.", hint="Give the record's own field.") from error
     if len(raw) != SIDE * SIDE:
         raise InvalidInput(f"The pixels are {len(raw)} bytes, not {SIDE * SIDE}.", hint="Give the record's own field.")
-    dark: Pixels = 255 - np.frombuffer(raw, np.uint8).reshape(SIDE, SIDE)
-    return dark
+    return np.bitwise_not(np.frombuffer(raw, np.uint8)).reshape(SIDE, SIDE)
 
 
 def distort(images: Floats, chance: np.random.Generator) -> Pixels:
@@ -290,8 +289,8 @@ def distort(images: Floats, chance: np.random.Generator) -> Pixels:
     corner = np.arange(n)[:, None] * (wide * wide) + top * wide + left
     upper = padded[corner] * (1 - right) + padded[corner + 1] * right
     lower = padded[corner + wide] * (1 - right) + padded[corner + wide + 1] * right
-    scanned = upper * (1 - down) + lower * down + chance.normal(0.0, NOISE, (n, SIDE * SIDE))
-    return np.clip(np.rint(scanned), 0, 255).astype(np.uint8)
+    scanned: Floats = upper * (1 - down) + lower * down + chance.normal(0.0, NOISE, (n, SIDE * SIDE))
+    return np.rint(np.clip(scanned, 0, 255)).astype(np.uint8)
 
 
 DAMAGES: Final = ("inverted", "half black", "streak", "smeared", "static", "two at once")
@@ -313,7 +312,7 @@ def _spoil(pixels: Pixels, damage: str, chance: np.random.Generator) -> Pixels:
         image = np.where(chance.random((SIDE, SIDE)) < 0.25, static, image)
     else:  # the feeder took two sheets
         image = np.maximum(image, np.rot90(image))
-    return image.ravel()
+    return image.reshape(-1)
 
 
 BREAKAGES: Final = ("line cut off", "pixels missing", "half of the pixels", "probability is null")

@@ -129,11 +129,12 @@ def test_the_clean_stretch_has_the_baseline_s_distribution_and_the_drift_has_not
     drift, damaged = truth.unknown_digit, {scan.id for scan in truth.damaged}
 
     def shift(start_ms: int, end_ms: int) -> float:
-        """Greatest z value among the 64 pixels' means, of the scans that were not spoilt."""
+        """Greatest z value among the 64 pixels' means, of the scans of one scanner that were not spoilt."""
         raw = [
             base64.b64decode(record["pixels"])
             for record in _records(truth.stream)
-            if record and "pixels" in record and start_ms <= record["ts"] < end_ms and record["id"] not in damaged
+            if record and "pixels" in record and start_ms <= record["ts"] < end_ms
+            if record["scanner"] == drift.scanner and record["id"] not in damaged
         ]
         part = np.array([np.frombuffer(pixels, np.uint8) for pixels in raw if len(pixels) == 64]).astype(float)
         error = np.sqrt(part.var(axis=0) / len(part) + baseline.var(axis=0) / len(baseline))

@@ -1,0 +1,362 @@
+"""The HTML report: one file that opens anywhere, without a network, on paper too.
+
+`write_report` draws a `Report` (report_data.py) into the frame of report.html. Everything is inline; the page's own
+content security policy admits its one script and data images, and nothing else, so that no text of a record can act.
+The file's size is bounded whatever the report holds: long timelines keep their maxima, long lists say what they leave
+out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from dashboards.charts import histogram_svg, map_svg, timeline_svg
+from dashboards.images import data_uri
+from dashboards.report_data import (
+    Comparison,
+    Excerpt,
+    FlatMap,
+    Header,
+    Incident,
+    ReferenceIdentity,
+    Report,
+    ScoreHistogram,
+    StrangeRecord,
+    Timeline,
+    Traffic,
+)
+from dashboards.scales import clock, count, duration, period, safe_text, small
+from detectors.errors import InvalidInput
+
+MAX_TIMELINES: Final = 16
+MAX_INCIDENTS: Final = 60
+MAX_STRANGEST: Final = 20
+MAX_CHARTS: Final = 4  # histograms, and maps
+MAX_REASONS: Final = 20
+MAX_EXCERPT: Final = 800  # characters of a record's text
+MAX_ROWS: Final = 60  # settings, comparisons, references
+
+_STATUS_WORDS: Final = {"calm": "calm", "warn": "warning", "page": "page"}
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the report as one HTML file, at most about 3 MB.
+
+    The same report gives the same bytes. The file appears whole or not at all.
+
+    Raises:
+        InvalidInput: the file cannot be written there.
+    """
+    page = render(report)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise InvalidInput(
+            f"The report cannot be written to {path}: {error.strerror or error}.",
+            hint="Name a file in a directory that exists and may be written.",
+        ) from error
+
+
+def render(report: Report) -> str:
+    """The report as the text of an HTML page."""
+    sections = (
+        _header(report.header),
+        _verdict(report.header),
+        _tiles(report),
+        _comparisons(report.comparisons),
+        _timelines(report.timelines, report.header),
+        _incidents(report.incidents, report.header),
+        _strangest(report.strangest),
+        _pairs(report.histograms, report.maps),
+        _traffic(report.traffic),
+        _references_and_settings(report.references, report.settings),
+        _footer(report.header),
+    )
+    frame = resources.files("dashboards").joinpath("report.html").read_text(encoding="utf-8")
+    script = frame[frame.index("<script>") + len("<script>") : frame.index("</script>")]
+    values = {
+        "script-hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "title": safe_text(f"{report.header.title}, {period(report.header.start_ms, report.header.end_ms)}"),
+        "body": "\n".join(section for section in sections if section),
+    }
+    # In one pass, so that a text of a record that looks like a place is left alone.
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda place: values[place[1]], frame)
+
+
+def _header(header: Header) -> str:
+    span = duration(header.end_ms - header.start_ms)
+    return (
+        f'<header><div class="brand">driftd report</div><h1>{safe_text(header.title)}</h1>'
+        f'<p class="soft">{period(header.start_ms, header.end_ms)} · {span}</p></header>'
+    )
+
+
+def _verdict(header: Header) -> str:
+    pill = _pill(header.status, _STATUS_WORDS[header.status])
+    return f'<div class="verdict {header.status}">{pill}<span>{safe_text(header.verdict)}</span></div>'
+
+
+def _tiles(report: Report) -> str:
+    traffic = report.traffic
+    dead = sum(traffic.dead.values())
+    still_open = sum(incident.resolved_ms is None for incident in report.incidents)
+    tiles = [
+        (count(traffic.records), "records"),
+        (count(traffic.flagged), f"flagged as outliers{_of(traffic.flagged, traffic.records - dead)}"),
+        (count(len(report.incidents)), f"incidents, {count(still_open)} open"),
+        (count(dead), f"dead letters{_of(dead, traffic.records)}"),
+    ]
+    drawn = "".join(f'<div class="tile"><b>{value}</b><span>{safe_text(label)}</span></div>' for value, label in tiles)
+    return f'<div class="tiles">{drawn}</div>'
+
+
+def _of(part: int, whole: int) -> str:
+    return f", {small(100 * part / whole)} %" if part and whole > 0 else ""
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> str:
+    if not comparisons:
+        return ""
+    rows = [
+        [
+            safe_text(row.happened),
+            safe_text(row.reported),
+            "" if row.right is None else _pill("ok", "✓ right") if row.right else _pill("page", "✗ wrong"),
+        ]
+        for row in comparisons[:MAX_ROWS]
+    ]
+    return _card(
+        "What happened, and what driftd reported",
+        "The events of this stream are known, because they were put there. driftd saw the records only.",
+        _table(["happened", "reported", ""], rows),
+    )
+
+
+def _timelines(timelines: Sequence[Timeline], header: Header) -> str:
+    caption = (
+        "Each block of records adds evidence for or against drift. Strength s means: without drift, evidence like this "
+        "appears once in 10ˢ blocks. Above the red line driftd pages someone, above the amber line it warns. Above the "
+        "red line the axis is compressed. Bars below: records per block."
+    )
+    if any(timeline.truth for timeline in timelines):
+        caption += " Shaded: when it truly happened."
+    if not timelines:
+        return _card("Drift", "No block of this period is closed yet, so there is nothing to draw.", "")
+    # The strongest evidence comes first; where all is calm, the order given stays.
+    chosen = sorted(timelines, key=lambda timeline: -_times_the_page_level(timeline))[:MAX_TIMELINES]
+    parts = []
+    for i, timeline in enumerate(chosen):
+        name = f"space <code>{safe_text(timeline.space)}</code>" + (
+            f", {safe_text(timeline.segment)}" if timeline.segment else ", all records"
+        )
+        chart = timeline_svg(timeline, start_ms=header.start_ms, end_ms=header.end_ms, name=f"timeline-{i}")
+        parts.append(f'<h3>{name}</h3><div class="scroll">{chart}</div>')
+    if len(timelines) > len(chosen):
+        parts.append(f'<p class="caption">{count(len(timelines) - len(chosen))} calmer timelines are not drawn.</p>')
+    return _card("Drift, block by block", caption, "".join(parts))
+
+
+def _times_the_page_level(timeline: Timeline) -> float:
+    """How far above its page level a timeline came; 0 for all that stayed under their warning level."""
+    highest = float(timeline.strongest.max(initial=0.0))
+    return highest / max(timeline.page, 1e-9) if highest >= timeline.warn else 0.0
+
+
+def _incidents(incidents: Sequence[Incident], header: Header) -> str:
+    if not incidents:
+        return _card("Incidents", "None in this period.", "")
+    rows = [
+        [
+            _pill(incident.severity, incident.severity),
+            f"{safe_text(incident.title)}<small>{safe_text(incident.text)}</small>",
+            _moment(incident.onset_ms, header),
+            _moment(incident.opened_ms, header),
+            "still open" if incident.resolved_ms is None else _moment(incident.resolved_ms, header),
+            "" if incident.strength is None else small(incident.strength),
+        ]
+        for incident in incidents[:MAX_INCIDENTS]
+    ]
+    table = _table(
+        ["", "what", "began (estimate)", "opened", "resolved", "strength"], rows, times=(2, 3, 4), numbers=(5,)
+    )
+    return _card(
+        "Incidents",
+        "One line for each reason to alert, however often it was seen." + _left_out(len(incidents), MAX_INCIDENTS),
+        table,
+    )
+
+
+def _moment(time_ms: int | None, header: Header) -> str:
+    """A time; without its date where the whole report lies in one day."""
+    if time_ms is None:
+        return ""
+    one_day = clock(header.start_ms)[:10] == clock(header.end_ms)[:10] == clock(time_ms)[:10]
+    return clock(time_ms)[11 if one_day else 0 :]
+
+
+def _strangest(records: Sequence[StrangeRecord]) -> str:
+    if not records:
+        return ""
+    caption = (
+        "The most outlying records, each beside the reference record nearest to it. p is the share of normal records "
+        "that would look at least as strange." + _left_out(len(records), MAX_STRANGEST)
+    )
+    finds = "".join(_find(record) for record in records[:MAX_STRANGEST])
+    return _card("Strangest records", caption, f'<div class="finds">{finds}</div>')
+
+
+def _find(record: StrangeRecord) -> str:
+    rarely = f"p {'≤' if record.p_value > 0 else '='} {small(record.p_value)}"
+    facts = [
+        ("id", f'<span class="mono">{safe_text(record.id)}</span>'),
+        ("time", clock(record.time_ms)),
+        ("space", safe_text(record.space) + (f", {safe_text(record.segment)}" if record.segment else "")),
+        ("score", f"{small(record.score)}, {rarely}"),
+    ]
+    if record.prediction is not None:
+        sure = "" if record.confidence is None else f", {100 * record.confidence:.0f} % sure"
+        facts.append(("model", safe_text(record.prediction) + sure))
+    if record.note:
+        facts.append(("truth", safe_text(record.note)))
+    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
+    sides = _side(record.record, "record") + ("" if record.nearest is None else _side(record.nearest, "nearest"))
+    kind = "find" if record.record.pixels is not None else "find words"
+    return f'<div class="{kind}"><div class="sides">{sides}</div><dl>{listed}</dl></div>'
+
+
+def _side(excerpt: Excerpt, label: str) -> str:
+    shown = ""
+    if excerpt.pixels is not None:
+        shown += f'<img alt="{label}" src="{data_uri(excerpt.pixels)}">'
+    if excerpt.text:
+        shown += f"<blockquote>{safe_text(excerpt.text, at_most=MAX_EXCERPT)}</blockquote>"
+    return f"<figure>{shown or '<blockquote>not kept</blockquote>'}<figcaption>{label}</figcaption></figure>"
+
+
+def _pairs(histograms: Sequence[ScoreHistogram], maps: Sequence[FlatMap]) -> str:
+    cards = [(histogram.space, 0, _histogram(histogram)) for histogram in histograms[:MAX_CHARTS]]
+    cards += [(flat.space, 1, _map(flat)) for flat in maps[:MAX_CHARTS]]
+    if not cards:
+        return ""
+    # A space's histogram and map stand side by side.
+    return f'<div class="pair">{"".join(card for _, _, card in sorted(cards))}</div>'
+
+
+def _histogram(histogram: ScoreHistogram) -> str:
+    caption = (
+        "Share of records at each outlier score, on a logarithmic axis. Where both shapes agree, the stream is as "
+        "normal as the reference; a line above the grey on the right means more strange records than normal."
+    )
+    legend = _legend(
+        ("var(--reference)", "reference (calibration records)", True), ("var(--calm)", "this period", True)
+    )
+    return _card(f"Scores, {histogram.space}", caption, legend + histogram_svg(histogram))
+
+
+def _map(flat: FlatMap) -> str:
+    caption = (
+        f"Records on the two directions in which the reference spreads most; they hold {100 * flat.explained:.0f} % of "
+        "its spread, so what is strange in another direction may lie among the grey. Points beyond the frame are drawn "
+        "on it."
+    )
+    legend = _legend(
+        ("var(--reference)", "reference", False),
+        ("var(--calm)", "recent", False),
+        ("var(--page-line)", "flagged", False),
+    )
+    return _card(f"Map, {flat.space}", caption, legend + map_svg(flat))
+
+
+def _legend(*entries: tuple[str, str, bool]) -> str:
+    drawn = "".join(
+        f'<span><i{" class=bar" if bar else ""} style="background:{colour}"></i>{label}</span>'
+        for colour, label, bar in entries
+    )
+    return f'<div class="legend">{drawn}</div>'
+
+
+def _traffic(traffic: Traffic) -> str:
+    dead = sum(traffic.dead.values())
+    budget = "" if traffic.flag_budget is None else f" (budget {small(100 * traffic.flag_budget)} %)"
+    rows = [
+        ["records read", count(traffic.records)],
+        ["scored", count(traffic.records - dead)],
+        [f"flagged as outliers{budget}", count(traffic.flagged)],
+        ["late: came after their block was closed", count(traffic.late)],
+        ["dead letters: could not be used", count(dead)],
+    ]
+    reasons = sorted(traffic.dead.items(), key=lambda reason: (-reason[1], reason[0]))
+    rows += [[f'<span class="soft">— {safe_text(reason)}</span>', count(n)] for reason, n in reasons[:MAX_REASONS]]
+    if len(reasons) > MAX_REASONS:
+        rows.append(["— other reasons", count(sum(n for _, n in reasons[MAX_REASONS:]))])
+    return _card("Traffic", "Every record is counted exactly once.", _table(["", "records"], rows, numbers=(1,)))
+
+
+def _references_and_settings(references: Sequence[ReferenceIdentity], settings: Sequence[tuple[str, str]]) -> str:
+    rows = [
+        [
+            safe_text(reference.space),
+            str(reference.version),
+            count(reference.records),
+            count(reference.dimension),
+            clock(reference.created_ms),
+            safe_text(reference.embedder),
+            f"<code>{safe_text(reference.checksum[:16])}</code>",
+        ]
+        for reference in references[:MAX_ROWS]
+    ]
+    titles = ["space", "version", "records", "dimensions", "built (UTC)", "embedder", "checksum"]
+    shown = _card(
+        "Reference",
+        "What normal looks like: every record was compared with these." if rows else "No reference was built yet.",
+        _table(titles, rows, numbers=(1, 2, 3), times=(4,)) if rows else "",
+    )
+    if not settings:
+        return shown
+    table = _table(
+        ["setting", "value"],
+        [[f"<code>{safe_text(key)}</code>", f"<code>{safe_text(value)}</code>"] for key, value in settings[:MAX_ROWS]],
+    )
+    return shown + _card("Settings", "As they were in force." + _left_out(len(settings), MAX_ROWS), table)
+
+
+def _footer(header: Header) -> str:
+    version = f"driftd {safe_text(header.version)}" if header.version else "driftd"
+    return f"<footer>Made by {version}. All times are UTC. This file needs no network and sends nothing.</footer>"
+
+
+def _card(title: str, caption: str, content: str) -> str:
+    heading = f'<h2>{safe_text(title)}</h2><p class="caption">{safe_text(caption)}</p>'
+    return f'<section class="card">{heading}{content}</section>'
+
+
+def _pill(kind: str, word: str) -> str:
+    return f'<span class="pill {kind}">{safe_text(word)}</span>'
+
+
+def _table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), times: Sequence[int] = ()
+) -> str:
+    """A table of cells that are HTML already."""
+
+    def kind(column: int) -> str:
+        return ' class="number"' if column in numbers else ' class="time"' if column in times else ""
+
+    head = "".join(f"<th{kind(i)}>{escape(title)}</th>" for i, title in enumerate(titles))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _left_out(given: int, shown: int) -> str:
+    return f" {count(given - shown)} more are not shown." if given > shown else ""

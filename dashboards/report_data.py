@@ -1,0 +1,294 @@
+"""What a report shows, as typed records. Whoever makes a report fills them; `report.py` and `picture.py` draw them.
+
+Times are milliseconds since 1970, UTC. Arrays are not copied and must not change afterwards. Everything but the
+header, the traffic and the references may be empty: the report leaves out what it is not given, and says so where a
+reader would miss it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from detectors.errors import InvalidInput
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the report is about.
+
+    Attributes:
+        title: such as "Digit reader".
+        start_ms, end_ms: the period.
+        status: decides the colour of the verdict.
+        verdict: one line in words, such as "Drift in input, scanner south, since 08:30; resolved 08:37".
+        version: of driftd, "" to leave it out.
+    """
+
+    title: str
+    start_ms: int
+    end_ms: int
+    status: Literal["calm", "warn", "page"]
+    verdict: str
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One row of the incidents table. ``strength`` is log10 blocks, None where the incident has none."""
+
+    severity: Literal["page", "warn"]
+    title: str
+    text: str
+    space: str
+    segment: str
+    opened_ms: int
+    onset_ms: int | None
+    resolved_ms: int | None
+    strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channel:
+    """One kind of evidence for drift.
+
+    Attributes:
+        name: "level", "shape", "mix".
+        strength: float64 (m,), log10 blocks; NaN where there is none.
+        share: the channel's share of the deployment's alarm budget. It is drawn as strength + log10(share), so that one
+            threshold, the run length that the user has set, serves every channel of every chart.
+    """
+
+    name: str
+    strength: Floats
+    share: float = 1.0
+
+    @property
+    def evidence(self) -> Floats:
+        """float64 (m,): the strength within the whole budget, at least 0."""
+        adjusted = np.asarray(self.strength, dtype=np.float64) + np.log10(self.share)
+        finite: Floats = np.clip(np.nan_to_num(adjusted, nan=0.0, posinf=1e6), 0.0, 1e6)
+        return finite
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment on a timeline: when a drift began by driftd's estimate, or when it told a person."""
+
+    time_ms: int
+    kind: Literal["onset", "page", "warn", "resolved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A stretch of time in which something is known to have happened."""
+
+    start_ms: int
+    end_ms: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Timeline:
+    """The evidence for drift in one space and segment, block by block.
+
+    Attributes:
+        space, segment: "" as the segment means all records.
+        starts_ms: int64 (m,), strictly increasing; the blocks' beginnings.
+        block_ms: their length.
+        channels: at least one, each of length m.
+        n: int64 (m,), records in each block.
+        page, warn: thresholds: log10 of the run lengths in blocks.
+        marks, truth: moments to mark, and periods to shade.
+    """
+
+    space: str
+    segment: str
+    starts_ms: Counts
+    block_ms: int
+    channels: tuple[Channel, ...]
+    n: Counts
+    page: float
+    warn: float
+    marks: tuple[Mark, ...] = ()
+    truth: tuple[Period, ...] = ()
+
+    def __post_init__(self) -> None:
+        blocks = len(self.starts_ms)
+        lengths = {"n": len(self.n)} | {channel.name: len(channel.strength) for channel in self.channels}
+        wrong = {name: length for name, length in lengths.items() if length != blocks}
+        if wrong or not self.channels:
+            raise InvalidInput(
+                f"The timeline of space {self.space!r} has {blocks} blocks, but lengths {lengths}.",
+                hint="Give at least one channel, and one entry per block to each.",
+            )
+
+    @property
+    def strongest(self) -> Floats:
+        """float64 (m,): the strongest channel's evidence in each block."""
+        strongest: Floats = np.max([channel.evidence for channel in self.channels], axis=0)
+        return strongest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreHistogram:
+    """Outlier scores of one space: the reference's calibration records beside the stream's.
+
+    Attributes:
+        edges: float64 (k + 1,), strictly increasing.
+        reference, stream: counts, (k,) each.
+        flag_at: records at or above this score were flagged; None if none could be.
+    """
+
+    space: str
+    edges: Floats
+    reference: npt.NDArray[np.generic]
+    stream: npt.NDArray[np.generic]
+    flag_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.edges) - 1 == len(self.reference) == len(self.stream) >= 1:
+            raise InvalidInput(
+                f"The histogram of space {self.space!r} has {len(self.edges)} edges, {len(self.reference)} reference "
+                f"counts and {len(self.stream)} stream counts.",
+                hint="Give one edge more than counts.",
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatMap:
+    """Vectors of one space on two axes, for the eye; see `flat_map`.
+
+    Attributes:
+        reference, recent, flagged: float64 (n, 2) each.
+        labels: what to say of each flagged point.
+        explained: share of the reference's variance that the two axes hold.
+    """
+
+    space: str
+    reference: Floats
+    recent: Floats
+    flagged: Floats
+    labels: tuple[str, ...]
+    explained: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Excerpt:
+    """What can be shown of a record: a picture, uint8 (h, w) or (h, w, 3), or a piece of its text, or both."""
+
+    pixels: Pixels | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StrangeRecord:
+    """A flagged record beside the normal one that is nearest to it. ``note`` is a word of truth, where it is known."""
+
+    id: str
+    time_ms: int
+    space: str
+    segment: str
+    score: float
+    p_value: float
+    record: Excerpt
+    nearest: Excerpt | None
+    prediction: str | None = None
+    confidence: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What happened against what was reported. ``right`` is None where there is nothing to judge."""
+
+    happened: str
+    reported: str
+    right: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Counts of the whole period. ``dead`` counts records that could not be used, by reason."""
+
+    records: int
+    flagged: int
+    late: int = 0
+    dead: dict[str, int] = field(default_factory=dict)
+    flag_budget: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceIdentity:
+    """What the records were compared with."""
+
+    space: str
+    version: int
+    records: int
+    dimension: int
+    checksum: str
+    created_ms: int
+    embedder: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """Everything that a report shows. ``settings`` holds (key, value) as texts, without secrets."""
+
+    header: Header
+    traffic: Traffic
+    references: tuple[ReferenceIdentity, ...]
+    incidents: tuple[Incident, ...] = ()
+    timelines: tuple[Timeline, ...] = ()
+    histograms: tuple[ScoreHistogram, ...] = ()
+    maps: tuple[FlatMap, ...] = ()
+    strangest: tuple[StrangeRecord, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+
+
+def flat_map(
+    space: str,
+    reference: npt.NDArray[np.floating],
+    *,
+    recent: npt.NDArray[np.floating],
+    flagged: npt.NDArray[np.floating],
+    labels: tuple[str, ...] = (),
+) -> FlatMap:
+    """Project vectors onto the two directions in which the reference spreads most (principal components, Pearson 1901).
+
+    Args:
+        space: its name.
+        reference: float (n, d), n >= 2, such as the exemplars; they alone choose the directions.
+        recent, flagged: float (m, d); m may be 0.
+        labels: one text for each flagged vector, or none.
+    """
+    base = np.asarray(reference, dtype=np.float64)
+    if base.ndim != 2 or len(base) < 2 or base.shape[1] < 1:
+        raise InvalidInput(f"The map's reference has shape {base.shape}.", hint="Give at least two vectors, (n, d).")
+    centre = base.mean(axis=0)
+    values, directions = np.linalg.eigh(np.cov(base.T).reshape(base.shape[1], base.shape[1]))
+    values, axes = values[::-1], directions[:, ::-1][:, :2]
+    # An eigenvector's sign is open; the largest entry is made positive, so that the same data give the same map.
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+
+    def project(vectors: npt.NDArray[np.floating]) -> Floats:
+        flat = (np.asarray(vectors, dtype=np.float64).reshape(-1, base.shape[1]) - centre) @ axes
+        return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+
+    total = float(np.maximum(values, 0).sum())
+    return FlatMap(
+        space=space,
+        reference=project(base),
+        recent=project(recent),
+        flagged=project(flagged),
+        labels=labels,
+        explained=float(np.maximum(values[:2], 0).sum()) / total if total > 0 else 0.0,
+    )
