@@ -319,7 +319,8 @@ th, td { text-align: left; padding: .45rem .75rem .45rem 0; border-bottom: 1px s
 th { color: var(--soft); font-weight: 600; font-size: .85rem; }
 ul { list-style: none; padding: 0; margin: 0; }
 li { padding: .25rem 0; overflow-wrap: anywhere; }
-td { overflow-wrap: anywhere; }
+td { white-space: nowrap; }
+td:nth-child(2), td:nth-child(7) { white-space: normal; overflow-wrap: anywhere; }
 nav a { margin-right: 1rem; }
 a { color: inherit; }
 .ok { color: var(--ok); font-weight: 600; }
@@ -327,7 +328,7 @@ a { color: inherit; }
 @media (max-width: 44rem) {
   thead { display: none; }
   tr { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  td { display: flex; gap: 1rem; border: 0; padding: .1rem 0; }
+  td { display: flex; white-space: normal; gap: 1rem; border: 0; padding: .1rem 0; }
   td::before { content: attr(data-label); color: var(--soft); flex: 0 0 8rem; }
 }
 </style>

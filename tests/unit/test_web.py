@@ -173,14 +173,12 @@ def test_a_browser_shows_the_page(server: WebServer, status: Status, tmp_path: P
     if chromium is None:
         pytest.skip("no Chromium; type: make servers")
     status.model("support_triage", state="running", ready=True, records=512)
-    shot = tmp_path / "page.png"
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
-        [*command, "--window-size=1200,700", f"--screenshot={shot}", "--dump-dom", f"{server.url}/"],
+        [*command, "--window-size=1200,700", "--dump-dom", f"{server.url}/"],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
     assert "support_triage" in done.stdout and "driftd is" in done.stdout
-    assert shot.read_bytes().startswith(b"\x89PNG") or not shot.exists()
