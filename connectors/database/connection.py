@@ -169,7 +169,7 @@ def _checked_file(url: URL) -> Path:
             hint="Name another file in `database`; this one was not touched.",
         )
     for needed in (path, folder) if path.exists() else (folder,):
-        if not os.access(needed, os.W_OK):
+        if not os.access(needed, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise StoreFull(
                 f"sqlite {path} cannot be written: {needed} is read-only for this user.",
                 hint=f"Type: chown {os.geteuid()} {needed}, or name another file in `database`.",

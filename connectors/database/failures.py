@@ -10,6 +10,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from detectors.errors import StoreBusy, StoreError, StoreFull, StoreUnreachable
 
 _UNREADABLE = "Look at the file system with df and dmesg; driftd tries again."
+# While a connection is made there is no SQLSTATE, only the server's words.
+_REFUSED = ("authentication failed", "no password supplied", 'FATAL:  role "', "pg_hba.conf")
 _NO_TABLES = 'The tables are made by "driftd run"; type: driftd check'
 
 
@@ -80,11 +82,11 @@ def _of_postgresql(error: DBAPIError, name: str) -> StoreError:
         return StoreFull(f"{name} is read-only: {text}.", hint="Is it a standby? Point `database` at the primary.")
     if state in ("40001", "40P01", "55P03", "57014"):
         return StoreBusy(f"{name} is busy: {text}.", hint="Another session holds a lock; driftd tries again.")
-    if state.startswith("28") or "authentication failed" in text or "no password supplied" in text:
+    if state.startswith("28") or (not state and any(words in text for words in _REFUSED)):
         return StoreError(
             f"{name} refuses the login: {text}.", hint="Check user and password in `database`, and pg_hba.conf."
         )
-    if state == "3D000" or (not state and 'database "' in text and "does not exist" in text):
+    if state == "3D000" or (not state and 'FATAL:  database "' in text and "does not exist" in text):
         return StoreError(found, hint="Create it on the server: createdb NAME")
     if state in ("42P01", "42703"):
         return StoreError(found, hint=_NO_TABLES)

@@ -27,8 +27,8 @@ class Outbox:
 
     _database: Database
 
-    def outbox_due(self, now_ms: int, limit: int) -> list[OutboxRow]:
-        """Notifications to send now, the longest due first.
+    def outbox_due(self, now_ms: int, limit: int, *, sink: str | None = None) -> list[OutboxRow]:
+        """Notifications to send now, the longest due first; of one sink, or of all.
 
         A notification waits for every earlier one of the same incident and sink that is still pending, so that no
         receiver hears "resolved" before "firing".
@@ -50,6 +50,8 @@ class Outbox:
             .order_by(_OUTBOX.c.due_ms, _OUTBOX.c.id)
             .limit(limit)
         )
+        if sink is not None:
+            query = query.where(_OUTBOX.c.sink == sink)
         with self._database.reading() as connection:
             return rows_of(connection.execute(query), outbox_row)
 

@@ -351,6 +351,39 @@ def test_a_transaction_that_ends_in_the_middle_leaves_no_trace(store: Store, mon
     assert store.positions("m", [P0]) == {P0: 20}
 
 
+WORKER = """
+import sys
+from connectors.database.rows import Advance, Checkpoint, SummaryDelta
+from connectors.database.store import Store
+from connectors.records import DeadLetter, Partition
+from tests.contract.test_store_contract import candidate, delta, letter
+store, p = Store.open(sys.argv[1]), Partition("orders", 0)
+at = store.positions("m", [p]).get(p)
+while True:
+    to = (at or 0) + 10
+    sums, rows = [delta(0, first_offset=at or 0)], [candidate(n) for n in range(to - 10, to)]
+    store.commit(Checkpoint("m", [Advance(p, at, to, 0, 10, 1, 0)], sums, rows, [letter(to - 1)]))
+    at = to
+    print(at, flush=True)
+"""
+
+
+def test_a_worker_killed_at_any_moment_loses_nothing_and_counts_nothing_twice(store: Store, url: str) -> None:
+    for checkpoints in (1, 5, 12):
+        process = subprocess.Popen([sys.executable, "-c", WORKER, url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        written = [int(process.stdout.readline()) for _ in range(checkpoints)]
+        process.kill()
+        process.wait(timeout=10)
+        process.stdout.close()
+        at = store.positions("m", [P0])[P0]
+        assert at >= written[-1], "what was said to be written is there"
+        assert store.totals("m") == Totals(records=at, dead=at // 10, late=0, kept=at, flagged=0)
+        assert store.dead_letter_counts("m") == {"bad_json": at // 10}
+        with store.begin_fold("m") as step:
+            assert [row.first_offset for row in step.deltas(below_block=1)] == list(range(0, at, 10))
+
+
 def test_the_same_sums_cannot_be_added_twice(store: Store) -> None:
     store.commit(Checkpoint("m", [advance(P0)], [delta(0)]))
     with pytest.raises(StoreError):
@@ -662,6 +695,7 @@ def test_a_later_notification_of_an_incident_waits_for_the_earlier_one(store: St
     fold(store, 1, outbox=[("pager", notification("n1")), ("pager", later), ("mail", later)])
     fold(store, 2, outbox=[("pager", notification("n3", of="i2"))])
     assert due(store) == [("pager", "n1"), ("mail", "n2"), ("pager", "n3")]
+    assert [row.notification.id for row in store.outbox_due(0, 100, sink="pager")] == ["n1", "n3"]
     store.outbox_failed("pager", "n1", due_ms=100, error="503 Service Unavailable")
     assert due(store) == [("mail", "n2"), ("pager", "n3")], "still before it, though not due"
     (row,) = (row for row in store.outbox_due(100, 100) if row.notification.id == "n1")
@@ -805,29 +839,3 @@ def test_pruning_goes_in_small_transactions(store: Store, monkeypatch: pytest.Mo
     assert store.prune(2_000, Retention(kept_rows=0))["kept"] == 10
     # 3 + 3 + 3 + 1 rows; the last is short, which says that it was the last.
     assert transactions == 4
-
-
-# --- speed ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_questions_of_every_second_use_an_index(store: Store) -> None:
-    if store._database.dialect != "sqlite":
-        pytest.skip("PostgreSQL scans small tables whatever the indexes")
-    statements: list[str] = []
-    sa.event.listen(
-        store._database._engine, "before_cursor_execute", lambda *arguments: statements.append(str(arguments[2]))
-    )
-    store.outbox_due(0, 10)
-    store.outbox_depth()
-    store.dead_letters_unpublished(10, models=["m"])
-    store.dead_letters("m", 10)
-    with store.begin_fold("m") as step:
-        step.first_pending_block()
-        step.deltas(below_block=3)
-    questions = [statement for statement in statements if statement.startswith("SELECT")]
-    assert len(questions) == 8
-    with store._database.reading() as connection:
-        for statement in questions:
-            parameters = (1,) * statement.count("?")
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            assert not [row for row in plan if row.detail.startswith("SCAN") and "USING" not in row.detail], statement

@@ -1,0 +1,206 @@
+"""The store on a real PostgreSQL that is restarted, killed, locked, full, read-only or not there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+import connectors.database.store as store_module
+from connectors.database.rows import Advance, Checkpoint, FoldResult, SummaryDelta
+from connectors.database.store import Store
+from connectors.records import DeadLetter, Partition
+from detectors.errors import StoreBusy, StoreError, StoreFull, StoreUnreachable
+from tests.servers.postgres import PostgresServer
+
+pytestmark = pytest.mark.postgres
+P0, P1 = Partition("orders", 0), Partition("orders", 1)
+LETTER = DeadLetter(P0, 3, -1, "bad_json", "", b"", 0)
+
+
+def checkpoint(expected: int | None, to: int) -> Checkpoint:
+    return Checkpoint(
+        "m", [Advance(P0, expected, to, 0, 1, 0, 0)], [SummaryDelta("i", "", 0, 1, P0, to, b"")], dead_letters=[LETTER]
+    )
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> str:
+    return postgres.new_database()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with Store.open(url, busy_timeout_s=0.2) as opened:
+        opened.migrate()
+        opened.commit(checkpoint(None, 1))
+        yield opened
+
+
+@pytest.fixture
+def sql(url: str) -> Iterator[Callable[[str], None]]:
+    """Runs a statement on the same database, over a connection of its own."""
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+
+    def run(statement: str) -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(statement)
+
+    yield run
+    engine.dispose()
+
+
+KILL_THE_OTHERS = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND application_name = 'driftd'"
+)
+
+
+def test_check_names_the_server_and_the_schema(store: Store) -> None:
+    assert "postgresql" in store.check() and "server 1" in store.check() and "schema 0001" in store.check()
+
+
+def test_after_a_restart_of_the_server_the_next_checkpoint_is_written(tmp_path: Path, postgres: PostgresServer) -> None:
+    # The shared server is asked for only so that the test is skipped where there is none.
+    server = PostgresServer(tmp_path / "own")
+    try:
+        url = server.new_database()
+        with Store.open(url) as store:
+            store.migrate()
+            store.commit(checkpoint(None, 1))
+            server.stop()
+            with pytest.raises(StoreUnreachable, match="does not answer") as caught:
+                store.commit(checkpoint(1, 2))
+            assert caught.value.retryable and isinstance(caught.value.__cause__, sa.exc.OperationalError)
+            server = PostgresServer(tmp_path / "own")
+            store.commit(checkpoint(1, 2))
+            assert store.positions("m", [P0]) == {P0: 2}
+            assert store.totals("m").records == 2
+    finally:
+        server.stop()
+
+
+def test_a_connection_that_was_cut_between_two_checkpoints_is_not_noticed(
+    store: Store, sql: Callable[[str], None]
+) -> None:
+    sql(KILL_THE_OTHERS)
+    store.commit(checkpoint(1, 2))
+    assert store.positions("m", [P0]) == {P0: 2}
+
+
+def test_a_connection_that_is_cut_in_the_middle_writes_nothing_and_the_next_try_succeeds(
+    store: Store, sql: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = store_module.letter_columns
+
+    def cut(model: str, letter: DeadLetter, stored_ms: int) -> dict[str, object]:
+        sql(KILL_THE_OTHERS)
+        return columns(model, letter, stored_ms)
+
+    monkeypatch.setattr(store_module, "letter_columns", cut)
+    with pytest.raises(StoreUnreachable) as caught:
+        store.commit(checkpoint(1, 2))
+    assert caught.value.retryable and isinstance(caught.value.__cause__, sa.exc.OperationalError)
+    monkeypatch.undo()
+    assert store.positions("m", [P0]) == {P0: 1}
+    store.commit(checkpoint(1, 2))
+    assert store.dead_letter_counts("m") == {"bad_json": 2}
+
+
+def test_a_fold_that_loses_its_connection_can_be_done_again(store: Store, sql: Callable[[str], None]) -> None:
+    with pytest.raises(StoreUnreachable), store.begin_fold("m") as fold:
+        sql(KILL_THE_OTHERS)
+        fold.deltas(below_block=1)
+    with store.begin_fold("m") as fold:
+        assert len(fold.deltas(below_block=1)) == 1
+        fold.commit(FoldResult(1, [], [], [], [], []))
+
+
+def test_a_row_that_somebody_holds_makes_the_store_busy(store: Store, url: str) -> None:
+    engine = sa.create_engine(url)
+    with engine.connect() as other:
+        other.exec_driver_sql("SELECT 1 FROM partitions FOR UPDATE")
+        with pytest.raises(StoreBusy, match="lock") as caught:
+            store.commit(checkpoint(1, 2))
+        assert caught.value.retryable
+    engine.dispose()
+    store.commit(checkpoint(1, 2))
+
+
+def test_two_workers_with_crossed_partitions_never_wait_in_a_ring(url: str, store: Store) -> None:
+    """Rows are taken in one order: whatever order the advances come in, no deadlock is found by the server."""
+    store.commit(Checkpoint("m", [Advance(P1, None, 1, 0, 1, 0, 0)]))
+    there = [Advance(P0, 1, 1, 0, 0, 0, 0), Advance(P1, 1, 1, 0, 0, 0, 0)]
+    failures: list[StoreError] = []
+
+    def work(advances: list[Advance]) -> None:
+        with Store.open(url, busy_timeout_s=10) as mine:
+            for _ in range(50):
+                try:
+                    mine.commit(Checkpoint("m", advances))
+                except StoreError as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(advances,)) for advances in (there, there[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "retryable"),
+    [
+        ("53100", StoreFull, True),
+        ("40P01", StoreBusy, True),
+        ("57014", StoreBusy, True),
+        ("57P01", StoreUnreachable, True),
+        ("42501", StoreError, False),
+        ("XX000", StoreError, False),
+    ],
+)
+def test_what_the_server_raises_is_translated_and_rolled_back(
+    store: Store, sql: Callable[[str], None], code: str, kind: type[StoreError], retryable: bool
+) -> None:
+    sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION 'no such luck' USING ERRCODE = '{code}'; END $$"
+    )
+    sql("CREATE TRIGGER refuse BEFORE INSERT ON dead_letters FOR EACH ROW EXECUTE FUNCTION refuse()")
+    with pytest.raises(kind, match="no such luck") as caught:
+        store.commit(checkpoint(1, 2))
+    assert type(caught.value) is kind and caught.value.retryable is retryable
+    sql("DROP TRIGGER refuse ON dead_letters")
+    store.commit(checkpoint(1, 2))
+
+
+def test_a_standby_or_read_only_database_is_named_so(store: Store, sql: Callable[[str], None], url: str) -> None:
+    sql(f'ALTER DATABASE "{sa.make_url(url).database}" SET default_transaction_read_only = on')
+    store.close()
+    with pytest.raises(StoreFull, match=r"read-only.*primary"):
+        store.commit(checkpoint(1, 2))
+
+
+def test_a_database_that_does_not_exist_names_the_command(url: str) -> None:
+    other = sa.make_url(url).set(database="nowhere").render_as_string(hide_password=False)
+    with Store.open(other) as store, pytest.raises(StoreError, match="createdb") as caught:
+        store.check()
+    assert not caught.value.retryable
+
+
+def test_no_server_at_the_address_is_worth_a_retry(tmp_path: Path) -> None:
+    url = f"postgresql+psycopg://postgres@/driftd?host={tmp_path}"
+    with Store.open(url) as store, pytest.raises(StoreUnreachable, match="does not answer") as caught:
+        store.migrate()
+    assert caught.value.retryable
+
+
+def test_an_unknown_user_is_not_worth_a_retry(url: str) -> None:
+    other = sa.make_url(url).set(username="nobody_knows").render_as_string(hide_password=False)
+    with Store.open(other) as store, pytest.raises(StoreError, match="refuses the login") as caught:
+        store.check()
+    assert not caught.value.retryable
