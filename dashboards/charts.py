@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from dashboards.report_data import Counts, FlatMap, Floats, ScoreHistogram, Timeline
+from dashboards.report_data import Counts, FlatMap, Floats, Mark, ScoreHistogram, Timeline
 from dashboards.scales import (
     Linear,
     Strengths,
@@ -125,6 +125,7 @@ def timeline_svg(timeline: Timeline, *, start_ms: int, end_ms: int, name: str) -
             for level in ("calm", "warn", "page")
             if path
         ]
+    parts.append(_open_strips(x, timeline, end_ms))
     parts.append(_marks(x, timeline))
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{_TOP}" y2="{_STRIP_BOTTOM}"/><circle class="cursor" r="4"/>')
     parts.append("</svg>")
@@ -133,7 +134,7 @@ def timeline_svg(timeline: Timeline, *, start_ms: int, end_ms: int, name: str) -
 
 def histogram_svg(histogram: ScoreHistogram) -> str:
     """Two score distributions as shares, on a logarithmic axis: the reference filled, the stream as a line."""
-    wide, tall, left, right, top, bottom = 540, 330, 58, 526, 16, 286
+    wide, tall, left, right, top, bottom = 540, 330, 66, 530, 16, 286
     seen = np.asarray(histogram.reference, dtype=np.float64), np.asarray(histogram.stream, dtype=np.float64)
     shares = [counts / max(float(counts.sum()), 1.0) for counts in seen]
     filled = np.flatnonzero(seen[0] + seen[1] > 0)
@@ -274,6 +275,29 @@ def _shaded(start: float, end: float, label: str) -> str:
         f'<rect class="truth" x="{start:.1f}" y="{_TOP}" width="{end - start:.1f}" height="{_STRIP_BOTTOM - _TOP}">'
         f"<title>{safe_text(label)}</title></rect>"
         f'<text class="truth-label" x="{at:.1f}" y="{_BOTTOM - 6}" text-anchor="{anchor}">{safe_text(label)}</text>'
+    )
+
+
+def open_stretches(marks: tuple[Mark, ...], end_ms: int) -> list[tuple[int, int, str]]:
+    """From each alarm to its resolution, or to the end: (start, end, worst level). Alarms in between belong to it."""
+    stretches: list[tuple[int, int, str]] = []
+    start, level = 0, ""
+    for mark in sorted(marks, key=lambda mark: (mark.time_ms, mark.kind == "resolved")):
+        if mark.kind == "resolved" and level:
+            stretches.append((start, mark.time_ms, level))
+            level = ""
+        elif mark.kind in ("page", "warn"):
+            start, level = (start if level else mark.time_ms), ("page" if "page" in (level, mark.kind) else "warn")
+    return [*stretches, (start, end_ms, level)] if level else stretches
+
+
+def _open_strips(x: Linear, timeline: Timeline, end_ms: int) -> str:
+    """While an incident is open, a strip runs along the top: after an alarm the evidence itself begins anew."""
+    return "".join(
+        f'<rect class="open {level}" x="{max(x(start), _LEFT):.1f}" y="{_TOP - 4}" height="4" '
+        f'width="{max(min(x(end), _RIGHT) - max(x(start), _LEFT), 0):.1f}"><title>incident open for '
+        f"{safe_text(duration(end - start))}</title></rect>"
+        for start, end, level in open_stretches(timeline.marks, end_ms)
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dashboards.charts import MAX_POINTS, thin_out
+from dashboards.charts import MAX_POINTS, open_stretches, thin_out
 from dashboards.images import thumbnail
 from dashboards.report_data import Report, StrangeRecord, Timeline
 from dashboards.scales import Strengths, clock, duration, period, small, time_tick_label, time_ticks
@@ -141,7 +141,7 @@ def _timeline(axes: Axes, timeline: Timeline, start_ms: int, end_ms: int) -> Non
         axes.axvline(mark.time_ms, color=colour, lw=1, ls=":" if mark.kind == "onset" else "-", ymax=1.0)
         if mark.kind not in labelled:
             labelled.add(mark.kind)
-            before = mark.kind in ("onset", "resolved")
+            before = mark.kind == "onset" or mark.time_ms > start_ms + 0.88 * (end_ms - start_ms)
             axes.annotate(
                 f"{word} {clock(mark.time_ms)[11:]}",
                 (mark.time_ms, 1.0),
@@ -152,6 +152,15 @@ def _timeline(axes: Axes, timeline: Timeline, start_ms: int, end_ms: int) -> Non
                 weight="bold",
                 ha="right" if before else "left",
             )
+    for start, end, level in open_stretches(timeline.marks, end_ms):
+        axes.axhspan(
+            0.975,
+            1.0,
+            (start - start_ms) / (end_ms - start_ms),
+            (end - start_ms) / (end_ms - start_ms),
+            color=levels[level],
+            lw=0,
+        )
     where = timeline.segment or "all records"
     axes.annotate(
         f"drift in {timeline.space}, {where}",

@@ -19,6 +19,7 @@ from typing import Final
 
 from dashboards.charts import histogram_svg, map_svg, timeline_svg
 from dashboards.images import data_uri
+from dashboards.picture import write_picture
 from dashboards.report_data import (
     Comparison,
     Excerpt,
@@ -34,6 +35,8 @@ from dashboards.report_data import (
 )
 from dashboards.scales import clock, count, duration, period, safe_text, small
 from detectors.errors import InvalidInput
+
+__all__ = ["render", "write_picture", "write_report"]
 
 MAX_TIMELINES: Final = 16
 MAX_INCIDENTS: Final = 60
@@ -120,7 +123,7 @@ def _tiles(report: Report) -> str:
 
 
 def _of(part: int, whole: int) -> str:
-    return f", {small(100 * part / whole)} %" if part and whole > 0 else ""
+    return f", {small(100 * part / whole)}\u00a0%" if part and whole > 0 else ""
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> str:
@@ -144,8 +147,9 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
 def _timelines(timelines: Sequence[Timeline], header: Header) -> str:
     caption = (
         "Each block of records adds evidence for or against drift. Strength s means: without drift, evidence like this "
-        "appears once in 10ˢ blocks. Above the red line driftd pages someone, above the amber line it warns. Above the "
-        "red line the axis is compressed. Bars below: records per block."
+        "appears once in 10ˢ blocks. Above the red line driftd pages someone, above the amber line it warns; after an "
+        "alarm the evidence begins anew, and the strip on top lasts until the incident is resolved. High above the red "
+        "line the axis is compressed. Bars below: records per block."
     )
     if any(timeline.truth for timeline in timelines):
         caption += " Shaded: when it truly happened."
@@ -223,7 +227,7 @@ def _find(record: StrangeRecord) -> str:
         ("score", f"{small(record.score)}, {rarely}"),
     ]
     if record.prediction is not None:
-        sure = "" if record.confidence is None else f", {100 * record.confidence:.0f} % sure"
+        sure = "" if record.confidence is None else f", {100 * record.confidence:.0f}\u00a0% sure"
         facts.append(("model", safe_text(record.prediction) + sure))
     if record.note:
         facts.append(("truth", safe_text(record.note)))
@@ -264,9 +268,9 @@ def _histogram(histogram: ScoreHistogram) -> str:
 
 def _map(flat: FlatMap) -> str:
     caption = (
-        f"Records on the two directions in which the reference spreads most; they hold {100 * flat.explained:.0f} % of "
-        "its spread, so what is strange in another direction may lie among the grey. Points beyond the frame are drawn "
-        "on it."
+        "Records on the two directions in which the reference spreads most; they hold "
+        f"{100 * flat.explained:.0f}\u00a0% of its spread, so what is strange in another direction may lie "
+        "among the grey. Points beyond the frame are drawn on it."
     )
     legend = _legend(
         ("var(--reference)", "reference", False),
@@ -335,7 +339,7 @@ def _footer(header: Header) -> str:
 
 
 def _card(title: str, caption: str, content: str) -> str:
-    heading = f'<h2>{safe_text(title)}</h2><p class="caption">{safe_text(caption)}</p>'
+    heading = f'<h2>{safe_text(title)}</h2><p class="caption">{safe_text(caption, at_most=2_000)}</p>'
     return f'<section class="card">{heading}{content}</section>'
 
 

@@ -154,7 +154,9 @@ def duration(span_ms: float) -> str:
     if span_ms < _HOUR:
         minutes, seconds = divmod(round(span_ms / _SECOND), 60)
         return f"{minutes} min" + (f" {seconds} s" if seconds else "")
-    if span_ms < 2 * _DAY:
+    if span_ms < 1.995 * _DAY:
+        if abs(span_ms - _DAY) < _MINUTE:
+            return "1 day"
         hours, minutes = divmod(round(span_ms / _MINUTE), 60)
         return f"{hours} h" + (f" {minutes} min" if minutes else "")
     if span_ms < 730 * _DAY:

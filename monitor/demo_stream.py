@@ -139,7 +139,7 @@ def make_demo(
     block_records: int = 256,
     block_ms: int = 10_000,
     share: float = 0.10,
-    damaged_share: float = 0.001,
+    damaged_share: float = 0.0005,
     start_ms: int = START_MS,
 ) -> DemoTruth:
     """Write ``baseline.jsonl`` and ``stream.jsonl`` into a directory.
@@ -155,7 +155,8 @@ def make_demo(
         clean_blocks, drift_blocks, recovery_blocks: length of the three stretches.
         block_records: records in a block; event time runs evenly.
         share: share of the unknown digit in all traffic at the height of the drift, at most 0.5.
-        damaged_share: share of spoilt scans outside the drift.
+        damaged_share: share of spoilt scans outside the drift. At 0.001 they are as frequent as the one record in a
+            thousand that is flagged by chance, which is a change of the traffic, and driftd begins to say so.
 
     Raises:
         InvalidInput: a number above is out of range.

@@ -17,7 +17,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from dashboards.charts import MAX_POINTS, histogram_svg, map_svg, thin_out, timeline_svg
+from dashboards.charts import MAX_POINTS, histogram_svg, map_svg, open_stretches, thin_out, timeline_svg
 from dashboards.images import MAX_SIDE, png, thumbnail
 from dashboards.picture import MAX_BYTES, write_picture
 from dashboards.report import MAX_INCIDENTS, MAX_STRANGEST, MAX_TIMELINES, render, write_report
@@ -163,7 +163,7 @@ def test_a_full_report_shows_every_number_it_was_given() -> None:
         "08:01:30",
         "still open",
         "≤ 1.0e-05",
-        "41 % sure",
+        "41\u00a0% sure",
         "100,000",
     ):
         assert expected in text
@@ -334,6 +334,15 @@ def test_a_line_has_a_hole_where_no_records_came() -> None:
     assert (strokes(whole), strokes(torn)) == (1, 2)
 
 
+def test_an_incident_is_open_from_its_first_alarm_to_its_resolution_or_the_end() -> None:
+    def stretches(*marks: tuple[int, str]) -> list[tuple[int, int, str]]:
+        return open_stretches(tuple(Mark(time, kind) for time, kind in marks), 100)  # type: ignore[arg-type]
+
+    assert stretches((5, "onset"), (10, "warn"), (20, "page"), (30, "resolved")) == [(10, 30, "page")]
+    assert stretches((10, "warn"), (30, "resolved"), (40, "page")) == [(10, 30, "warn"), (40, 100, "page")]
+    assert stretches((5, "onset"), (30, "resolved")) == []
+
+
 def test_a_timeline_with_columns_of_different_length_is_refused() -> None:
     with pytest.raises(InvalidInput, match="5 blocks"):
         Timeline("input", "", np.arange(5), 1, (Channel("level", np.zeros(4)),), np.ones(5, np.int64), 6.0, 4.0)
@@ -410,8 +419,8 @@ def test_number_ticks_cover_negative_and_empty_ranges() -> None:
 def test_times_and_numbers_are_written_for_people() -> None:
     assert clock(START) == "2026-03-02 08:00:00"
     assert period(START, START + 86_400_000) == "2026-03-02 08:00:00 to 2026-03-03 08:00:00 UTC"
-    spans = (500, 90_000, 3_600_000, 90 * 60_000, 3 * 86_400_000, 1e12, 1e25)
-    words = ["500 ms", "90 s", "1 h", "1 h 30 min", "3 days", "32 years", "10^15 years"]
+    spans = (500, 90_000, 3_600_000, 90 * 60_000, 86_400_000, 3 * 86_400_000, 1e12, 1e25)
+    words = ["500 ms", "90 s", "1 h", "1 h 30 min", "1 day", "3 days", "32 years", "10^15 years"]
     assert [duration(span) for span in spans] == words
     assert [small(value) for value in (0.5, 1234.0, 1e-9, float("nan"))] == ["0.5", "1.23e+03", "1.0e-09", "nan"]
     assert len(safe_text("x" * 5_000)) == 401
