@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +119,8 @@ def measure(
         centroids, counts: (K, d) prototypes and (K,) baseline records nearest to each.
         calibration_size: number of calibration scores behind the p-values.
         block_n, block_s, block_h, block_c: (N,), (N, d) in fixed point 2^-20, (N, 49) and (N, K): the summaries of the
-            baseline's blocks in the order of time, of about the length that live blocks have. N may be 0.
+            baseline's blocks in the order of time, of about the length that live blocks have. N may be 0. Rows of
+            ``block_h`` may count fewer records than the block has, or none, where the others made the prototypes.
         seed: seed of the clustering of prototypes into groups.
 
     Returns:
@@ -170,7 +172,7 @@ def measure(
 
     histogram = np.asarray(block_h)[kept].astype(np.int32)
     indicators = np.stack([edge >= P_EDGES for edge in (2.0**-6, 9 / 32, 1 / 2)]).astype(np.float64)
-    excess, shape_measured = payoff_inflation(histogram, sizes, indicators)
+    excess, shape_measured = payoff_inflation(histogram, indicators)
     return {
         "format": np.array([FORMAT]),
         "level_mean": mean64,
@@ -183,10 +185,64 @@ def measure(
         "mix_moments": mix.array(),
         "mix_inflation": np.stack([mix_inflation.records, mix_inflation.v1, mix_inflation.v2]),
         "calibration": np.array([float(calibration_size), calibration_size / float(excess.max())]),
-        "block_records": sizes.astype(np.int64),
         "block_histogram": histogram,
         "inflation_measured": np.array([level_inflation.measured, mix_inflation.measured, shape_measured]),
     }
+
+
+class _Blocks(Protocol):
+    """The blocks of a baseline as `measure_reference` reads them."""
+
+    @property
+    def n(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def s(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def h(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def c(self) -> npt.NDArray[np.int32]: ...
+
+
+class _Measured(Protocol):
+    """What `measure_reference` reads; `detectors.reference.Reference` has it."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def covariance(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def prototypes(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def calibration_scores(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def calibration_vectors(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def blocks(self) -> _Blocks: ...
+
+
+def measure_reference(reference: _Measured) -> dict[str, npt.NDArray[np.generic]]:
+    """`measure` on a reference's own arrays.
+
+    The mean and the shares of the prototypes are taken over all records of the baseline: those that calibrate the
+    scores halve their error.
+    """
+    blocks = reference.blocks
+    records = int(blocks.n.sum())
+    return measure(
+        n0=records,
+        mean=np.asarray(blocks.s).sum(axis=0) * (TICK / records),
+        covariance=reference.covariance,
+        sample=reference.calibration_vectors,
+        sample_held_out=True,
+        centroids=reference.prototypes,
+        counts=np.asarray(blocks.c).sum(axis=0, dtype=np.int64),
+        calibration_size=len(reference.calibration_scores),
+        block_n=blocks.n,
+        block_s=blocks.s,
+        block_h=blocks.h,
+        block_c=blocks.c,
+        seed=reference.seed,
+    )
 
 
 def check_format(constants: Constants) -> None:
@@ -320,7 +376,7 @@ def quadratic_inflation(z: Floats, records: Floats, moments: Moments) -> Inflati
         records: (N,), records per block.
         moments: of a single z.
     """
-    blocks, total = len(records), max(float(records.sum()), moments.n)
+    blocks, total = len(records), float(records.sum())
     if blocks < MIN_WINDOWS or moments.t1 <= 0 or moments.t2 <= 0:
         return Inflation(np.ones(1), np.ones(1), np.ones(1), measured=False)
     sums = np.concatenate([np.zeros((1, z.shape[1])), np.cumsum(z, axis=0)])
@@ -331,8 +387,9 @@ def quadratic_inflation(z: Floats, records: Floats, moments: Moments) -> Inflati
         starts = np.arange(0, blocks - width + 1, max(1, width // 4))
         n = counts[starts + width] - counts[starts]
         delta = sums[starts + width] - sums[starts]
-        # A window is part of the mean that it is compared with: its statistic is smaller by its share of the baseline.
-        t = np.einsum("ij,ij->i", delta, delta) / n / (1.0 - n / total)
+        # The mean has an error of its own, and it was taken from these very records, or from a part of them.
+        overlap = 1.0 + n / moments.n - 2.0 * n * min(1.0, moments.n / total) / moments.n
+        t = np.einsum("ij,ij->i", delta, delta) / n / overlap
         windows = blocks // width
         error = float(np.sqrt(2.0 * moments.t2 / windows)) / moments.t1
         ratio = float(t.mean()) / moments.t1
@@ -347,14 +404,15 @@ def quadratic_inflation(z: Floats, records: Floats, moments: Moments) -> Inflati
     return Inflation(np.array(lengths), np.array(first), np.array(second), measured=True)
 
 
-def payoff_inflation(
-    histogram: npt.NDArray[np.generic], records: npt.NDArray[np.generic], payoffs: Floats
-) -> tuple[Floats, bool]:
+def payoff_inflation(histogram: npt.NDArray[np.generic], payoffs: Floats) -> tuple[Floats, bool]:
     """Greatest variance, against independent records, of each payoff's sum over windows of 1, 2, 4, ... blocks.
 
+    Blocks without p-values (a baseline's records may serve as prototypes or as calibration, not as both) are gaps: each
+    product of two blocks is weighted by how rarely two blocks that far apart both have some (Horvitz and Thompson,
+    1952).
+
     Args:
-        histogram: (N, 49), p-value counts of the baseline's blocks in the order of time.
-        records: (N,), records per block.
+        histogram: (N, 49), p-value counts of the baseline's blocks in the order of time; rows of zeros are gaps.
         payoffs: (E, 49), what a record in each bin pays.
 
     Returns:
@@ -362,26 +420,33 @@ def payoff_inflation(
         any.
     """
     counts = np.asarray(histogram, dtype=np.float64)
-    n = np.asarray(records, dtype=np.float64)
+    n = counts.sum(axis=1)
+    present = n > 0
     greatest = np.ones(len(payoffs))
-    blocks = len(n)
-    if blocks < MIN_PAYOFF_WINDOWS:
+    if present.sum() < MIN_PAYOFF_WINDOWS:
         return greatest, False
-    shares = counts.sum(axis=0) / n.sum()
+    blocks, total = len(n), n.sum()
+    shares = counts.sum(axis=0) / total
     means = payoffs @ shares
     variances = (payoffs - means[:, None]) ** 2 @ shares
     usable = variances > 0
-    sums = np.concatenate([np.zeros((1, len(payoffs))), np.cumsum(counts @ payoffs.T - n[:, None] * means, axis=0)])
-    totals = np.concatenate([[0.0], np.cumsum(n)])
+    sums = counts @ payoffs.T - n[:, None] * means  # (N, E)
+    longest = blocks // MIN_PAYOFF_WINDOWS
+    pairs = [float(np.mean(present[lag:] & present[: blocks - lag])) for lag in range(longest)]
+    weights = np.array([1.0 / share if share > 0 else 0.0 for share in pairs])
     width = 1
-    while blocks // width >= MIN_PAYOFF_WINDOWS:
-        starts = np.arange(0, blocks - width + 1, max(1, width // 4))
-        size = totals[starts + width] - totals[starts]
-        delta = sums[starts + width] - sums[starts]
-        scale = (size * (1.0 - size / totals[-1]))[:, None] * np.where(usable, variances, 1.0)
-        ratios = delta**2 / scale
-        ratio = ratios.mean(axis=0)
-        error = ratios.std(axis=0) / np.sqrt(blocks // width)
+    while width <= longest:
+        step = max(1, width // 4)
+        view = np.lib.stride_tricks.sliding_window_view(sums, width, axis=0)[::step]  # (windows, E, width)
+        size = np.lib.stride_tricks.sliding_window_view(n, width)[::step].sum(axis=1) * weights[0]
+        lags = np.abs(np.subtract.outer(np.arange(width), np.arange(width)))
+        found = ((view @ weights[lags]) * view).sum(axis=2)  # (windows, E)
+        # A window is part of the mean that it is compared with.
+        expected = (size * (1.0 - np.minimum(size / weights[0] / total, 0.5)))[:, None] * np.where(
+            usable, variances, 1.0
+        )
+        ratio = found.sum(axis=0) / expected.sum(axis=0)
+        error = (found - ratio * expected).std(axis=0) / expected.mean(axis=0) / np.sqrt(blocks // width)
         greatest = np.where(usable & (ratio > 1.0 + 3.0 * error), np.maximum(greatest, ratio), greatest)
         width *= 2
     return greatest, True

@@ -56,6 +56,8 @@ BASELINE_SHARE = 0.25
 REFERENCE_QUANTILE = 3.09  # normal quantile of 0.999: one baseline in a thousand lies further from the truth
 # Before a baseline is this large, its own error hides weak shifts and fakes strong ones; callers should only warn.
 MIN_BASELINE_TO_PAGE = 50_000
+# The window that raised an alarm was a lucky one: one twice as long shows whether the shift persists.
+RECENT_FACTOR = 2
 GONE_P = 0.01  # an alarm is over when its recent window has a p-value above this, or an e-value below its inverse
 LN10 = log(10.0)
 NO_EVIDENCE = 0.0  # log of 1: what a p-value, or a bet that has not begun, stands at
@@ -320,7 +322,7 @@ class Rule:
         self.experts = build_experts(
             size=max(size, 1.0), effective=max(effective, 1.0), tolerance=settings.tail_tolerance
         )
-        inflation, _ = payoff_inflation(constants["block_histogram"], constants["block_records"], self.experts.phi)
+        inflation, _ = payoff_inflation(constants["block_histogram"], self.experts.phi)
         # A rare tail cannot show its own inflation in a short baseline: it has at least what the typical expert has.
         inflation = np.maximum(inflation, np.median(inflation))
         self.gain = self.experts.phi.T / inflation  # (49, E)
@@ -406,26 +408,12 @@ class FoldState:
         )
 
     def to_bytes(self) -> bytes:
-        """Bytes of a fixed layout: the same state gives the same bytes, and `from_bytes` gives the same state, bit by
-        bit.
-        """
-        windows = self.windows
+        """Bytes of a fixed layout: same state, same bytes, and `from_bytes` gives the same state to the last bit."""
         head = _HEAD.pack(
-            _MAGIC,
-            _VERSION,
-            self.reference,
-            self.block,
-            self.page_from,
-            self.warn_from,
-            len(windows),
-            windows.sums.shape[1],
-            len(self.page_wealth),
-            len(self.alarm_records),
+            _MAGIC, _VERSION, self.reference, self.block, self.page_from, self.warn_from, len(self.page_wealth)
         )
-        arrays = [getattr(windows, name) if name in _WINDOW_FIELDS else getattr(self, name) for name in _FIELDS]
-        return head + b"".join(
-            array.astype(kind).tobytes() for array, kind in zip(arrays, _FIELDS.values(), strict=True)
-        )
+        arrays = b"".join(getattr(self, name).astype(kind).tobytes() for name, kind in _ARRAYS.items())
+        return head + arrays + self.windows.pack()
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> FoldState:
@@ -435,37 +423,27 @@ class FoldState:
             InvalidInput: bytes that are cut off, or of another format.
         """
         hint = "Fold again from the first stored block: the summaries hold all that the state was made of."
-        if len(blob) < _HEAD.size or blob[: len(_MAGIC)] != _MAGIC:
+        if len(blob) < _HEAD.size or not blob.startswith(_MAGIC):
             raise InvalidInput(f"These {len(blob)} bytes are no state of the drift rule.", hint=hint)
-        _, version, reference, block, page_from, warn_from, count, width, experts, channels = _HEAD.unpack_from(blob)
+        _, version, reference, block, page_from, warn_from, experts = _HEAD.unpack_from(blob)
         if version != _VERSION:
             raise InvalidInput(f"The drift state has format {version}, expected {_VERSION}.", hint=hint)
-        sizes = {"sums": count * width, "records": count, "first_block": count, "size_class": count}
-        sizes["alarm_records"] = channels
-        expected = _HEAD.size + 8 * sum(sizes.get(name, experts) for name in _FIELDS)
-        if len(blob) != expected:
-            raise InvalidInput(f"The drift state has {len(blob)} bytes, expected {expected}.", hint=hint)
         position, arrays = _HEAD.size, {}
-        for name, kind in _FIELDS.items():
-            size = sizes.get(name, experts)
-            arrays[name] = np.frombuffer(blob, kind, size, position).astype(kind[1:])
-            position += 8 * size
-        windows = Windows(
-            arrays["sums"].reshape(count, width), arrays["records"], arrays["first_block"], arrays["size_class"]
-        )
-        rest = {name: arrays[name] for name in _FIELDS if name not in _WINDOW_FIELDS}
-        return cls(reference, block, windows, page_from, warn_from, **rest)
+        try:
+            for name, kind in _ARRAYS.items():
+                size = len(CHANNELS) if name == "alarm_records" else experts
+                arrays[name] = np.frombuffer(blob, kind, size, position).astype(kind[1:])
+                position += 8 * size
+            windows = Windows.unpack(blob[position:])
+        except (ValueError, InvalidInput) as error:
+            raise InvalidInput(f"The drift state of {len(blob)} bytes is damaged: {error}", hint=hint) from error
+        return cls(reference, block, windows, page_from, warn_from, **arrays)
 
 
 _MAGIC = b"driftfold"
 _VERSION = 1
-_HEAD = struct.Struct("<9sHqqqqIIII")
-_WINDOW_FIELDS = ("sums", "records", "first_block", "size_class")
-_FIELDS = {
-    "sums": "<f8",
-    "records": "<i8",
-    "first_block": "<i8",
-    "size_class": "<i8",
+_HEAD = struct.Struct("<9sHqqqqI")
+_ARRAYS = {
     "page_wealth": "<f8",
     "warn_wealth": "<f8",
     "excursion": "<f8",
@@ -616,8 +594,8 @@ def _log_wealth(weighted: Floats) -> float:
 
 
 def _recent_window(windows: Windows, needed: int, block: int, rule: Rule) -> int | None:
-    """The shortest window with as many records as the alarm took to be seen; None while there is none."""
-    enough = np.flatnonzero(windows.records >= min(max(needed, MIN_RECORDS), rule.max_records))
+    """The shortest window with twice the records that the alarm took to be seen; None while there is none."""
+    enough = np.flatnonzero(windows.records >= min(max(RECENT_FACTOR * needed, MIN_RECORDS), rule.max_records))
     if len(enough):
         return int(enough[-1])
     # Traffic so thin that no window will ever hold so many: the longest one decides.

@@ -128,7 +128,7 @@ def test_too_few_blocks_are_said_to_be_too_few():
     moments = Moments(2.0, 2.0, 2.0, 1.0, 0.0, 0.0, 1.0, 100.0)
     inflation = quadratic_inflation(np.ones((5, 2)), np.full(5, 20.0), moments)
     assert not inflation.measured and inflation.v1[0] == 1
-    factors, measured = payoff_inflation(np.ones((5, N_BINS)), np.full(5, 49.0), np.ones((3, N_BINS)))
+    factors, measured = payoff_inflation(np.ones((5, N_BINS)), np.ones((3, N_BINS)))
     assert not measured and (factors == 1).all()
 
 
@@ -137,11 +137,24 @@ def test_copies_of_records_inflate_the_payoffs_by_their_number():
     widths = np.diff(np.append(0.0, P_EDGES))
     single = random.multinomial(64, widths, size=2000)
     payoffs = np.stack([P_EDGES <= 0.5, P_EDGES <= 2.0**-6]).astype(float)
-    assert (payoff_inflation(single, np.full(2000, 64.0), payoffs)[0] == 1).all()
+    assert (payoff_inflation(single, payoffs)[0] == 1).all()
     # The greatest of ten estimates lies above the truth, on the safe side.
-    copied, measured = payoff_inflation(single * 4, np.full(2000, 256.0), payoffs)
+    copied, measured = payoff_inflation(single * 4, payoffs)
     assert measured
     assert copied == pytest.approx([4, 4], rel=0.35)
+
+
+def test_gaps_between_blocks_do_not_hide_a_season():
+    random = np.random.default_rng(8)
+    widths = np.diff(np.append(0.0, P_EDGES))
+    wave = 0.3 * np.sin(np.arange(3000) * 2 * np.pi / 120)
+    shares = widths + wave[:, None] * widths * np.where(P_EDGES <= 0.5, 1.0, -1.0)
+    histogram = np.stack([random.multinomial(256, row) for row in shares])
+    payoffs = (P_EDGES <= 0.5).astype(float)[None, :]
+    whole = payoff_inflation(histogram, payoffs)[0][0]
+    gaps = histogram * (random.random(3000) < 0.5)[:, None]
+    assert whole > 100
+    assert payoff_inflation(gaps, payoffs)[0][0] == pytest.approx(whole, rel=0.2)
 
 
 @pytest.fixture(scope="module")
