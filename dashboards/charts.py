@@ -15,11 +15,13 @@ import numpy as np
 from dashboards.report_data import Counts, FlatMap, Floats, Mark, ScoreHistogram, Timeline
 from dashboards.scales import (
     Linear,
+    Logarithmic,
     Strengths,
     clock,
     count,
     duration,
     number_ticks,
+    ratio_ticks,
     safe_text,
     small,
     time_tick_label,
@@ -142,7 +144,16 @@ def histogram_svg(histogram: ScoreHistogram) -> str:
     edges = np.asarray(histogram.edges, dtype=np.float64)[first : last + 1]
     positive = np.concatenate([share[share > 0] for share in shares] + [np.array([1.0])])
     lowest = float(np.floor(np.log10(positive.min()) - 0.01))
-    x = Linear(float(edges[0]), float(edges[-1]), left, right)
+    widths = np.diff(edges)
+    x: Linear | Logarithmic
+    if len(widths) > 2 and widths.max() > 5 * widths.min() and edges[1] > 0:
+        # Bars of equal ratio; the lowest may begin at zero, and is drawn as wide as the next.
+        edges = np.append(max(edges[0], edges[1] ** 2 / edges[2]), edges[1:])
+        x = Logarithmic(float(edges[0]), float(edges[-1]), left, right)
+        ticks = ratio_ticks(float(edges[0]), float(edges[-1]), at_most=8)
+    else:
+        x = Linear(float(edges[0]), float(edges[-1]), left, right)
+        ticks = number_ticks(float(edges[0]), float(edges[-1]), at_most=7)
     y = Linear(lowest, 0.0, bottom, top)
 
     def steps(share: Floats) -> str:
@@ -157,7 +168,7 @@ def histogram_svg(histogram: ScoreHistogram) -> str:
     spoken = f"Outlier scores in space {histogram.space}: reference and stream."
     parts = [f'<svg class="chart" viewBox="0 0 {wide} {tall}" role="img" aria-label="{safe_text(spoken)}">']
     if histogram.flag_at is not None and histogram.flag_at < edges[-1]:
-        at = max(x(histogram.flag_at), left)
+        at = min(max(x(histogram.flag_at), left), right)
         room = right - at
         parts.append(
             f'<rect class="flagged-area" x="{at:.1f}" y="{top}" width="{room:.1f}" height="{bottom - top}">'
@@ -173,7 +184,7 @@ def histogram_svg(histogram: ScoreHistogram) -> str:
             f'<line class="grid" x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
             f'<text class="tick" x="{left - 7}" y="{at + 3.5:.1f}" text-anchor="end">{label}</text>'
         )
-    for value in number_ticks(float(edges[0]), float(edges[-1]), at_most=7):
+    for value in ticks:
         at = x(value)
         parts.append(
             f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'

@@ -39,6 +39,20 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Logarithmic:
+    """An even map of the ratios in [low, high], both above 0, onto the places [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        spread = math.log(self.high / self.low) or 1.0
+        return self.start + (self.end - self.start) * math.log(max(value, self.low) / self.low) / spread
+
+
+@dataclass(frozen=True, slots=True)
 class Strengths:
     """Heights of strengths between ``floor`` and ``top``: straight up to the page level, logarithmic above it.
 
@@ -94,6 +108,21 @@ def number_ticks(low: float, high: float, *, at_most: int) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def ratio_ticks(low: float, high: float, *, at_most: int) -> list[float]:
+    """Round numbers within [low, high], both above 0, about evenly spread over their ratios.
+
+    >>> ratio_ticks(0.3, 40.0, at_most=8)
+    [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
+    """
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for factors in ((1, 2, 5), (1,)):
+        ticks = [value for power in powers for factor in factors if low <= (value := factor * 10.0**power) <= high]
+        if len(ticks) <= at_most:
+            break
+    return ticks[:: -(-len(ticks) // at_most) or 1] or number_ticks(low, high, at_most=at_most)
 
 
 def time_ticks(start_ms: int, end_ms: int, *, at_most: int) -> list[int]:

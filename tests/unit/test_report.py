@@ -364,6 +364,17 @@ def test_the_histogram_shows_shares_and_survives_empty_sides() -> None:
         ScoreHistogram("input", edges, some, some[:9])
 
 
+def test_bars_of_equal_ratio_are_drawn_equally_wide() -> None:
+    edges = np.append(0.0, np.geomspace(0.01, 100.0, 41))
+    chart = _parsed(histogram_svg(ScoreHistogram("input", edges, np.arange(1, 42), np.arange(1, 42), 50.0)))
+    path = next(e.attrib["d"] for e in chart.iter() if e.attrib.get("class") == "stream-line")
+    places = [float(step.split()[0]) for step in re.split("[ML]", path)[1:]]
+    widths = np.diff(sorted(set(places)))
+    assert len(widths) == 41
+    assert widths.max() - widths.min() < 0.3
+    assert {"0.1", "10", "flagged"} <= set(chart.itertext())
+
+
 def test_the_map_finds_the_direction_of_the_greatest_spread() -> None:
     chance = np.random.default_rng(2)
     vectors = chance.normal(size=(500, 6)) * np.array([1, 1, 9, 1, 4, 1])
