@@ -1,0 +1,871 @@
+"""Reads a topic of Apache Kafka, from the positions that driftd's own database holds.
+
+How it stays exact (docs/kafka.md says it at length):
+
+* The group only decides who reads which partition. Its offsets are written for lag tools and never read.
+* A new assignment is paused at once; on the polling thread each partition is then placed at the offset stored in the
+  database, and only then fetched. The rebalance listener runs on the client's I/O thread, where nothing may block.
+* A partition that stays ours over a rebalance, or over a rebuilt client, goes on where we were, as long as its stored
+  offset is the one that we know: nobody else has written it.
+* Where nothing is stored, the start in the settings becomes a number once, and is handed over as an empty batch, so
+  that it is stored before the first record comes.
+* An error that the client does not survive closes it; the next poll builds a new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AwareDatetime, BaseModel, Field, field_validator
+
+from connectors.kafka_probe import KafkaSecurity, TopicFound, find_topic, split_address
+from connectors.log_throttle import throttle
+from connectors.records import Headers, Partition, RawBatch, StoredPositions
+from detectors.errors import (
+    AccessRefused,
+    MissingCodec,
+    OffsetGap,
+    SourceError,
+    SourceUnreachable,
+    UnknownTopic,
+)
+
+if TYPE_CHECKING:
+    from kafka import KafkaConsumer, TopicPartition
+
+    from connectors.kafka_dead_letters import KafkaDeadLetterTopic
+
+_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+_MIN_POLL_MS = 100  # kafka-python 3.0 never finishes joining a group on polls of 0 ms
+_MAX_POLL_INTERVAL_MS = 600_000  # building a first reference between two polls may take minutes
+_FETCH_MAX_BYTES = 16 << 20  # the default of 50 MB peaks at 300 MB resident with many partitions
+_CLOSE_S = 4.5  # a source leaves within 5 s
+_PROBE_EVERY_S = 5.0
+_SILENCE_S = 30.0  # without records for so long, ask whether the topic is still there
+_STUCK_S = 30.0  # not a word from brokers that answer others: the client is stuck
+_COMMIT_EVERY_S = 10.0
+_ATTEMPTS = 3  # the same failure in a row, before it is called lasting
+_LOG_APPEND_TIME = 1
+
+_OFFSET, _TIMESTAMP, _KEY, _VALUE, _HEADERS = itemgetter(3), itemgetter(4), itemgetter(6), itemgetter(7), itemgetter(8)
+
+
+class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
+    """A topic of Apache Kafka, as a member of a consumer group."""
+
+    kind: Literal["kafka"] = "kafka"
+    brokers: str | list[str] = Field(description='addresses to start from, "host:port,host:port" or a list')
+    topic: str = Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="name of the topic")
+    group: str | None = Field(
+        None, min_length=1, description="consumer group; default: driftd-MODEL. Two models need two groups"
+    )
+    instance: str | None = Field(
+        None,
+        pattern=r"^[a-zA-Z0-9._-]{1,200}$",
+        description="static member id, to have the same partitions back after a restart; "
+        'default: model, host and worker; "none": leave the group on stopping',
+    )
+    start: Literal["earliest", "latest"] | AwareDatetime = Field(
+        "earliest",
+        description="where to begin when the database has no position: earliest, latest, or a time (RFC 3339)",
+    )
+    on_gap: Literal["stop", "skip"] = Field(
+        "stop",
+        description="when the stored position is no longer in the topic: stop with an error, or skip what is lost",
+    )
+    isolation: Literal["read_committed", "read_uncommitted"] = Field(
+        "read_committed", description="whether records of open and aborted transactions are read"
+    )
+    security: KafkaSecurity = Field(default_factory=lambda: KafkaSecurity.model_validate({}))
+    session_timeout_s: float = Field(
+        45.0, ge=1, le=1800, description="seconds after which the group gives a silent member's partitions to another"
+    )
+    max_partition_fetch_bytes: int = Field(
+        1 << 20, ge=1 << 10, le=1 << 28, description="bytes fetched at once from one partition"
+    )
+    connect_timeout_s: float = Field(5.0, gt=0, le=60, description="seconds to wait for a broker's answer")
+    unreachable_after_s: float = Field(
+        10.0, ge=1, description="seconds without a word from any broker until that is reported as an error"
+    )
+
+    @field_validator("brokers")
+    @classmethod
+    def _are_addresses(cls, value: str | list[str]) -> str | list[str]:
+        for address in _addresses(value):
+            split_address(address)
+        if not _addresses(value):
+            raise ValueError('expected at least one address, such as "localhost:9092"')
+        return value
+
+    @property
+    def addresses(self) -> list[str]:
+        return _addresses(self.brokers)
+
+    def build(self, *, client_id: str, group: str = "") -> KafkaSource:
+        """The source.
+
+        Args:
+            client_id: one for each running reader, stable over restarts: "driftd-MODEL-HOST-ORDINAL".
+            group: the group where the settings name none; "" takes what stands before -HOST-ORDINAL in ``client_id``.
+        """
+        instance = None if self.instance == "none" else (self.instance or client_id)
+        return KafkaSource(
+            self, client_id=client_id, group=self.group or group or _group_of(client_id), instance=instance
+        )
+
+    def dead_letter_topic(self, topic: str, *, client_id: str) -> KafkaDeadLetterTopic:
+        """Where unusable records of this source go, on the same cluster and with the same rights."""
+        from connectors.kafka_dead_letters import KafkaDeadLetterTopic
+
+        return KafkaDeadLetterTopic(
+            self.addresses,
+            topic,
+            security=self.security,
+            client_id=client_id,
+            connect_timeout_s=self.connect_timeout_s,
+        )
+
+
+class KafkaSource:
+    """A live source (connectors.records.Source); see the top of this file.
+
+    ``open`` takes the look-up of stored offsets. It is called on the polling thread, from inside `poll`, for partitions
+    that are newly ours, before any record of them is handed over.
+
+    Attributes:
+        failed_commits: group commits that Kafka refused or lost; harmless, lag tools show old numbers meanwhile.
+        rebuilt: how often an error made the client be built anew.
+        skipped: records that were gone when we came for them, with ``on_gap: skip``.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, client_id: str, group: str, instance: str | None) -> None:
+        self._settings = settings
+        self._client_id = client_id
+        self.group = group
+        self.instance = re.sub(r"[^a-zA-Z0-9._-]", "-", instance)[:249] if instance else None
+        self._positions: StoredPositions | None = None
+        self._consumer: KafkaConsumer | None = None
+        # Shared with the rebalance listener, which runs on the client's I/O thread.
+        self._lock = threading.Lock()
+        self._fresh: set[TopicPartition] = set()
+        self._assigned: frozenset[Partition] = frozenset()
+        self._next: dict[Partition, int] = {}  # what comes after the records handed over
+        self._base: dict[Partition, int | None] = {}  # what the database holds, as far as we know
+        self._starts: dict[Partition, int] = {}  # starts that were resolved and may not be stored yet
+        self._ends: dict[Partition, int] = {}
+        self._started: list[RawBatch] = []  # empty batches that tell resolved starts, not handed over yet
+        self._partitions_at_open = 0
+        self._committed: dict[Partition, int] = {}
+        self._failures = 0
+        self._heard = self._asked = self._received = self._told = 0.0  # monotonic clock
+        self._trouble: SourceError | None = None
+        self.failed_commits = 0
+        self.rebuilt = 0
+        self.skipped = 0
+
+    @property
+    def finished(self) -> bool:
+        """A topic has no end."""
+        return False
+
+    @property
+    def connected(self) -> bool:
+        """A broker has said something within the last ``unreachable_after_s`` seconds."""
+        return self._consumer is not None and self.last_contact_age_s < self._settings.unreachable_after_s
+
+    @property
+    def last_contact_age_s(self) -> float:
+        """Seconds since a broker last said anything, even "no records"; while connected, below about 3."""
+        self._listen()
+        return time.monotonic() - self._heard
+
+    def check(self) -> str:
+        """Connect once: address, TLS, log-in, topic, rights, codecs. See `connectors.records.Source.check`.
+
+        Raises:
+            SourceUnreachable, AccessRefused, UnknownTopic, MissingCodec: what is wrong, with its cure.
+        """
+        require_codecs()
+        found = self._find_topic()
+        consumer = self._new_consumer(group=self.group, instance=None)
+        try:
+            tps = self._topic_partitions(range(found.partitions))
+            # Both need no membership: the rights on the group, then those on the topic.
+            try:
+                consumer.committed(tps[0], timeout_ms=self._rpc_ms)
+            except Exception as error:
+                if not _is_retriable(error):  # the very first question of a new cluster can take long
+                    raise
+            consumer.assign(tps)
+            for tp, end in consumer.end_offsets(tps, timeout_ms=self._rpc_ms).items():
+                consumer.seek(tp, end)
+            consumer.poll(timeout_ms=_MIN_POLL_MS, max_records=1)
+        except Exception as error:
+            raise self._translated(error) from error
+        finally:
+            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
+        noun = "partition" if found.partitions == 1 else "partitions"
+        return f"kafka {found.broker}, topic {self._settings.topic}, {found.partitions} {noun}, group {self.group}"
+
+    def open(self, positions: StoredPositions) -> None:
+        """Connect and join the group; partitions come with the first polls.
+
+        Raises:
+            SourceUnreachable, AccessRefused, UnknownTopic, MissingCodec: what is wrong, with its cure.
+        """
+        self._positions = positions
+        require_codecs()
+        self._partitions_at_open = self._find_topic().partitions
+        self._connect()
+
+    def poll(self, max_records: int, timeout_s: float) -> list[RawBatch]:
+        """See `connectors.records.Source.poll`. A batch may be empty: it then only says where reading begins.
+
+        An outage is no error at first: there is nothing to read. After ``unreachable_after_s`` it is told, by
+        SourceUnreachable from each call, while the client goes on trying underneath.
+
+        Raises:
+            OffsetGap: a stored offset is gone and ``on_gap`` is stop.
+            SourceError: `retryable` says whether to call again. Nothing that was handed over is handed over again.
+        """
+        consumer = self._consumer if self._consumer is not None else self._connect()
+        self._place()
+        try:
+            polled = consumer.poll(timeout_ms=max(_MIN_POLL_MS, int(timeout_s * 1000)), max_records=max_records)
+        except Exception as error:
+            self._after_failure(error)
+            polled = {}
+        try:
+            self._place()
+        except BaseException:
+            # What came with this poll is not handed over now, so it must be fetched again.
+            self._replace(polled)
+            raise
+        batches, self._started = self._started, []
+        for tp, records in polled.items():
+            partition = Partition(*tp)
+            if partition in self._next and tp not in self._fresh:
+                batch = _raw_batch(partition, records, self._position(tp))
+                self._next[partition] = batch.next_offset
+                batches.append(batch)
+        if polled:
+            self._failures = 0
+            self._trouble = None
+            self._heard = self._received = time.monotonic()
+        else:
+            self._watch_connection()
+        if time.monotonic() - self._told >= _COMMIT_EVERY_S:
+            # The client does not say that another process took its member id, except in the answer to a commit.
+            self.commit(self._committed)
+        return batches
+
+    def rewind(self) -> None:
+        """See `connectors.records.Source.rewind`. Takes effect in the next poll."""
+        self._next.clear()
+        self._started.clear()
+        if self._consumer is not None:
+            self._replace(self._consumer.assignment())
+
+    def assignment(self) -> frozenset[Partition]:
+        """The partitions that this source reads, as of the last poll."""
+        return self._assigned
+
+    def commit(self, next_offsets: Mapping[Partition, int]) -> None:
+        """See `connectors.records.Source.commit`: advisory, asynchronous, never raises."""
+        from kafka import TopicPartition
+        from kafka.structs import OffsetAndMetadata
+
+        self._told = time.monotonic()
+        self._base.update(next_offsets)
+        self._committed.update(next_offsets)
+        mine = {
+            TopicPartition(*partition): OffsetAndMetadata(offset, "", -1)
+            for partition, offset in next_offsets.items()
+            if partition in self._assigned
+        }
+        if not mine or self._consumer is None:
+            return
+        try:
+            self._consumer.commit_async(mine, callback=self._after_commit)
+        except Exception as error:
+            # Even a fenced member: the next poll says so, and the database is what counts.
+            self._after_commit(mine, error)
+
+    def lag(self) -> Mapping[Partition, int]:
+        """See `connectors.records.Source.lag`: up to the last fetch's end of the topic."""
+        from kafka import TopicPartition
+
+        lags = {}
+        for partition in self._assigned:
+            tp = TopicPartition(*partition)
+            position = self._position(tp)
+            if position is None or self._consumer is None:
+                position = self._next.get(partition)
+            if position is None:
+                continue
+            try:
+                end = self._consumer.highwater(tp) if self._consumer is not None else None
+            except Exception:  # not ours any more, since a moment ago
+                end = None
+            lags[partition] = max(0, max(end or 0, self._ends.get(partition, 0)) - position)
+        return lags
+
+    def read_range(self, start_ms: int | None, end_ms: int | None) -> Iterator[RawBatch]:
+        """See `connectors.records.Source.read_range`. The ends are fixed when the first batch is asked for.
+
+        Every record from the first that is new enough to the end of the topic is looked at, because producers' clocks
+        may go back; where the broker sets the time (LogAppendTime), reading stops at ``end_ms``.
+
+        Raises:
+            SourceError: the topic cannot be read; what was handed over before stays valid.
+        """
+        require_codecs()
+        found = self._find_topic()
+        consumer = self._new_consumer(group=None, instance=None)
+        try:
+            yield from self._range_batches(consumer, self._topic_partitions(range(found.partitions)), start_ms, end_ms)
+        except SourceError:
+            raise
+        except Exception as error:
+            raise self._translated(error) from error
+        finally:
+            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
+
+    def close(self) -> None:
+        """Leave within 5 seconds, whatever the broker does. A static member's partitions wait for its return."""
+        from kafka import TopicPartition
+        from kafka.structs import OffsetAndMetadata
+
+        self._listen()
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        last = {TopicPartition(*p): OffsetAndMetadata(n, "", -1) for p, n in self._committed.items()}
+        alive = time.monotonic() - self._heard < 3.0
+
+        def leave() -> None:
+            # An asynchronous commit that is still under way is lost on closing; lag tools would show it for ever.
+            mine = {tp: offset for tp, offset in last.items() if tp in consumer.assignment()}
+            if mine and alive:
+                try:
+                    consumer.commit(mine, timeout_ms=1000)
+                except Exception:
+                    self.failed_commits += 1
+            consumer.close(autocommit=False, timeout_ms=2000)
+
+        if not _within(_CLOSE_S, leave):
+            _log.warning("kafka client did not close in time, left behind: topic=%s", self._settings.topic)
+        self._assigned = frozenset()
+
+    @property
+    def _rpc_ms(self) -> int:
+        return int(self._settings.connect_timeout_s * 1000)
+
+    def _topic_partitions(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        from kafka import TopicPartition
+
+        return [TopicPartition(self._settings.topic, number) for number in numbers]
+
+    def _find_topic(self, timeout_s: float | None = None) -> TopicFound:
+        settings = self._settings
+        return find_topic(
+            settings.addresses,
+            settings.topic,
+            security=settings.security,
+            timeout_s=timeout_s or settings.connect_timeout_s,
+            client_id=self._client_id,
+        )
+
+    def _new_consumer(self, *, group: str | None, instance: str | None) -> KafkaConsumer:
+        from kafka import KafkaConsumer
+        from kafka.net.compat import KafkaNetClient
+
+        settings = self._settings
+        throttle("kafka")
+        clients: list[Any] = []
+
+        def client(**options: Any) -> Any:
+            clients.append(KafkaNetClient(**options))
+            return clients[-1]
+
+        session_ms = int(settings.session_timeout_s * 1000)
+        try:
+            consumer = KafkaConsumer(
+                bootstrap_servers=settings.addresses,
+                client_id=self._client_id,
+                group_id=group,
+                group_instance_id=instance,
+                enable_auto_commit=False,
+                auto_offset_reset="none",  # a position that is gone must be an error, never a jump
+                allow_auto_create_topics=False,
+                isolation_level=settings.isolation,
+                session_timeout_ms=session_ms,
+                heartbeat_interval_ms=min(3000, session_ms // 3),
+                max_poll_interval_ms=max(_MAX_POLL_INTERVAL_MS, session_ms),
+                max_partition_fetch_bytes=settings.max_partition_fetch_bytes,
+                fetch_max_bytes=max(_FETCH_MAX_BYTES, settings.max_partition_fetch_bytes),
+                reconnect_backoff_max_ms=1000,  # the default of 30 s lengthens every outage
+                metadata_max_age_ms=60_000,  # a partition that is added is seen within a minute
+                bootstrap_timeout_ms=self._rpc_ms,
+                kafka_client=client,
+                **settings.security.client_options(),
+            )
+        except Exception as error:
+            for made in clients:  # the constructor that failed leaves its I/O thread running
+                _within(1.0, made.close)
+            raise self._translated(error) from error
+        throttle("kafka")
+        return consumer
+
+    def _connect(self) -> KafkaConsumer:
+        if self._positions is None:
+            raise SourceError("The Kafka source is not open.", hint="Call open(positions) before poll().")
+        consumer = self._new_consumer(group=self.group, instance=self.instance)
+        consumer.subscribe([self._settings.topic], listener=_listener(self._on_assigned))
+        self._heard = self._received = self._told = time.monotonic()
+        self._asked = float("-inf")
+        with self._lock:
+            self._fresh = set()
+        self._consumer = consumer
+        return consumer
+
+    def _on_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """On the client's I/O thread, between joining and fetching. Blocks on nothing: see kafka-python's listeners."""
+        consumer = self._consumer
+        if consumer is None:
+            return
+        with self._lock:
+            for tp in assigned:
+                # Any position will do: one is needed so that the client does not ask for the group's, and the pause
+                # keeps it from being fetched.
+                consumer.seek(tp, 0)
+                consumer.pause(tp)
+                self._fresh.add(tp)
+
+    def _replace(self, partitions: Iterable[TopicPartition]) -> None:
+        """Fetch nothing more of these partitions until they are placed again."""
+        with self._lock:
+            for tp in partitions:
+                if self._consumer is not None and tp in self._consumer.assignment():
+                    self._consumer.pause(tp)
+                    self._fresh.add(tp)
+
+    def _place(self) -> None:
+        """Put each partition that is newly ours where reading goes on, and let it be fetched.
+
+        A partition that has no stored offset yet gets an empty batch, so that the start that was chosen is stored.
+        """
+        consumer = self._consumer
+        if consumer is None:
+            return
+        with self._lock:
+            fresh, self._fresh = self._fresh, set()
+        assigned = consumer.assignment()
+        fresh &= assigned
+        partitions = frozenset(Partition(*tp) for tp in assigned)
+        if partitions != self._assigned:
+            for gone in self._assigned - partitions:
+                self._next.pop(gone, None)
+            self._assigned = partitions
+        if not fresh:
+            return
+        try:
+            self._place_these(consumer, sorted(fresh))
+        except BaseException:
+            with self._lock:
+                self._fresh |= fresh
+            raise
+
+    def _place_these(self, consumer: KafkaConsumer, tps: Sequence[TopicPartition]) -> None:
+        assert self._positions is not None
+        stored = self._positions([Partition(*tp) for tp in tps])
+        first, last = self._limits(consumer, tps)
+        unknown = [tp for tp in tps if Partition(*tp) not in stored]
+        starts = self._resolve_starts(consumer, unknown, first, last)
+        started = []
+        targets: dict[TopicPartition, int] = {}
+        for tp in tps:
+            partition = Partition(*tp)
+            held = self._next.get(partition)
+            if held is not None and self._base.get(partition) == stored.get(partition):
+                targets[tp] = self._without_gap(tp, held, first[tp], last[tp])
+            elif partition in stored:
+                targets[tp] = self._without_gap(tp, stored[partition], first[tp], last[tp])
+            else:
+                targets[tp] = self._without_gap(tp, starts[partition], first[tp], last[tp])
+                started.append(_raw_batch(partition, [], targets[tp]))
+        for tp, offset in targets.items():
+            partition = Partition(*tp)
+            self._base[partition] = stored.get(partition)
+            self._next[partition] = offset
+            self._ends[partition] = last[tp]
+            try:
+                consumer.seek(tp, offset)
+            except ValueError:  # taken away again in this moment; the next poll tells
+                continue
+            consumer.resume(tp)
+        self._started += started
+
+    def _resolve_starts(
+        self,
+        consumer: KafkaConsumer,
+        tps: Sequence[TopicPartition],
+        first: Mapping[TopicPartition, int],
+        last: Mapping[TopicPartition, int],
+    ) -> Mapping[Partition, int]:
+        """Where to begin what was never read. Resolved once for each partition, or "latest" would move on."""
+        start = self._settings.start
+        missing = [tp for tp in tps if Partition(*tp) not in self._starts]
+        times: Mapping[TopicPartition, Any] = {}
+        if missing and not isinstance(start, str):
+            wanted = {tp: int(start.timestamp() * 1000) for tp in missing}
+            times = self._ask(lambda: consumer.offsets_for_times(wanted, timeout_ms=self._rpc_ms))
+        for tp in missing:
+            if start == "earliest":
+                offset = first[tp]
+            elif start == "latest":
+                # A partition that was added since we came holds nothing older than us.
+                offset = last[tp] if tp.partition < self._partitions_at_open else first[tp]
+            else:
+                offset = times[tp].offset if times.get(tp) is not None else last[tp]
+            self._starts[Partition(*tp)] = offset
+        return self._starts
+
+    def _limits(
+        self, consumer: KafkaConsumer, tps: Sequence[TopicPartition]
+    ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
+        first = self._ask(lambda: consumer.beginning_offsets(tps, timeout_ms=self._rpc_ms))
+        last = self._ask(lambda: consumer.end_offsets(tps, timeout_ms=self._rpc_ms))
+        return first, last
+
+    def _without_gap(self, tp: TopicPartition, offset: int, first: int, last: int) -> int:
+        """``offset``, or where to go on if it is no longer in the topic and the settings say to skip.
+
+        Raises:
+            OffsetGap: it is no longer there, and the settings say to stop.
+        """
+        name = f"Partition {tp.partition} of topic {tp.topic}"
+        if offset < first:
+            lost = first - offset
+            message = (
+                f"{name} no longer holds offset {offset}, where reading goes on: its first is {first}, "
+                f"so up to {lost} records were deleted before they were read."
+            )
+        elif offset > last and offset > self._end_of_all(tp, last):
+            lost = 0
+            message = (
+                f"{name} ends at offset {last}, before {offset}, where reading goes on: "
+                f"the topic was deleted and made anew, or it lost its newest records."
+            )
+        else:
+            return offset
+        if self._settings.on_gap == "stop":
+            raise OffsetGap(
+                message,
+                hint="Set source.on_gap: skip to go on with the first record that is there; "
+                "give the topic a longer retention.ms.",
+            )
+        _log.error("offset gap skipped: topic=%s partition=%d lost=%d. %s", tp.topic, tp.partition, lost, message)
+        self.skipped += lost
+        return first
+
+    def _end_of_all(self, tp: TopicPartition, last: int) -> int:
+        """The partition's end with open transactions, which a reader of committed records is not told."""
+        if self._settings.isolation == "read_uncommitted":
+            return last
+        settings = self._settings.model_copy(update={"isolation": "read_uncommitted"})
+        other = KafkaSource(settings, client_id=self._client_id, group=self.group, instance=None)
+        consumer = other._new_consumer(group=None, instance=None)
+        try:
+            ends = self._ask(lambda: consumer.end_offsets([tp], timeout_ms=self._rpc_ms))
+            return int(ends[tp])
+        finally:
+            _within(1.0, lambda: consumer.close(autocommit=False, timeout_ms=500))
+
+    def _ask(self, question: Callable[[], _Answer]) -> _Answer:
+        try:
+            return question()
+        except Exception as error:
+            if _is_retriable(error):
+                self._find_topic()  # says it better, where it can
+            raise self._translated(error) from error
+
+    def _position(self, tp: TopicPartition) -> int | None:
+        """Where the client goes on, past the records handed over and past control records and aborted transactions."""
+        if self._consumer is None:
+            return None
+        try:
+            # 0: what it knows now, without asking anybody.
+            position: int | None = self._consumer.position(tp, timeout_ms=0)
+        except Exception:
+            return None  # taken away in this moment
+        return position
+
+    def _after_failure(self, error: Exception) -> None:
+        """What an exception out of the client's poll means; raises, unless waiting is all that there is to do."""
+        from kafka import errors
+
+        lost_place = (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError, errors.LogTruncationError)
+        if isinstance(error, lost_place) and self._consumer is not None:
+            self._replace(self._consumer.assignment())  # placing says what is lost
+            return
+        if _is_retriable(error):
+            return
+        # After any other error this client may spin for ever or fail for ever (kafka-python 3.0: a batch that cannot
+        # be decoded does the first). Records handed over stay handed over.
+        consumer, self._consumer = self._consumer, None
+        self.rebuilt += 1
+        self._failures += 1
+        if consumer is not None:
+            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=2000))
+        raise self._translated(error) from error
+
+    def _after_commit(self, _offsets: object, result: object) -> None:
+        if isinstance(result, Exception):
+            self.failed_commits += 1
+            if self.failed_commits == 1 or self.failed_commits % 1000 == 0:
+                _log.info("group commits refused (harmless): count=%d last=%s", self.failed_commits, result)
+
+    def _listen(self) -> None:
+        """Note when a broker last said anything, from the client's connections."""
+        if self._consumer is None:
+            return
+        try:
+            connections = self._consumer._client._manager.least_used_connections()
+            reads = [connection.transport.last_read for connection in connections]
+        except (AttributeError, RuntimeError):
+            # RuntimeError: the I/O thread changed the table of connections meanwhile.
+            return
+        self._heard = max([self._heard, *reads])
+
+    def _watch_connection(self) -> None:
+        """Nothing came. Find out whether that is all there is, and tell if not.
+
+        Raises:
+            SourceError: the brokers cannot be reached, or the topic is gone.
+        """
+        now = time.monotonic()
+        self._listen()
+        cut_off = now - self._heard >= self._settings.unreachable_after_s
+        if not cut_off and now - max(self._asked, self._received) < _SILENCE_S and self._trouble is None:
+            return
+        if now - self._asked >= _PROBE_EVERY_S:
+            self._asked = now
+            self._trouble = None
+            try:
+                self._find_topic(timeout_s=min(2.0, self._settings.connect_timeout_s))
+            except SourceError as error:
+                self._trouble = error
+        if self._trouble is not None:
+            raise type(self._trouble)(self._trouble.message, hint=self._trouble.hint) from self._trouble
+        if now - self._heard >= max(_STUCK_S, 3 * self._settings.unreachable_after_s):
+            self._after_failure(RuntimeError(f"the client heard nothing for {now - self._heard:.0f} s"))
+
+    def _range_batches(
+        self, consumer: KafkaConsumer, tps: Sequence[TopicPartition], start_ms: int | None, end_ms: int | None
+    ) -> Iterator[RawBatch]:
+        first, last = self._limits(consumer, tps)
+        begin = dict(first)
+        if start_ms is not None:
+            wanted = {tp: max(0, start_ms) for tp in tps}
+            times = self._ask(lambda: consumer.offsets_for_times(wanted, timeout_ms=self._rpc_ms))
+            begin = {tp: times[tp].offset if times.get(tp) is not None else last[tp] for tp in tps}
+        left = {tp for tp in tps if begin[tp] < last[tp]}
+        if not left:
+            return
+        consumer.assign(sorted(left))
+        for tp in left:
+            consumer.seek(tp, begin[tp])
+        heard = time.monotonic()
+        while left:
+            polled = consumer.poll(timeout_ms=1000, max_records=5000)
+            if polled:
+                heard = time.monotonic()
+            elif time.monotonic() - heard >= self._settings.unreachable_after_s:
+                self._find_topic()
+                heard = time.monotonic()
+            for tp, records in polled.items():
+                position = consumer.position(tp, timeout_ms=0)
+                batch = _raw_batch(Partition(*tp), records, min(position, last[tp]))
+                wanted_rows = batch.offsets < last[tp]
+                if start_ms is not None:
+                    wanted_rows &= batch.timestamps_ms >= start_ms
+                if end_ms is not None:
+                    wanted_rows &= batch.timestamps_ms < end_ms
+                    if records[-1].timestamp_type == _LOG_APPEND_TIME and batch.timestamps_ms[-1] >= end_ms:
+                        left.discard(tp)
+                if kept := _rows(batch, wanted_rows):
+                    yield kept
+            for tp in list(left):
+                if consumer.position(tp, timeout_ms=0) >= last[tp]:
+                    left.discard(tp)
+            done = set(tps) - left
+            consumer.pause(*(done & consumer.assignment()))
+
+    def _translated(self, error: Exception) -> SourceError:
+        """Any error of the client library as one of ours."""
+        from kafka import errors
+
+        if isinstance(error, SourceError):
+            return error
+        settings = self._settings
+        where = f"topic {settings.topic} at {', '.join(settings.addresses)}"
+        if isinstance(error, errors.UnsupportedCodecError):
+            return MissingCodec(
+                f"A batch of {where} is compressed with a codec that is not installed: {error}.",
+                hint=_CODEC_HINT,
+            )
+        if isinstance(error, errors.GroupAuthorizationFailedError):
+            return AccessRefused(
+                f"Kafka does not let us into group {self.group}, to read {where}.",
+                hint=f"Grant it: kafka-acls.sh --add --allow-principal User:NAME --operation Read --group {self.group}",
+            )
+        if isinstance(error, errors.TopicAuthorizationFailedError):
+            return AccessRefused(
+                f"Kafka does not let us read {where}.",
+                hint=f"Grant it: kafka-acls.sh --add --allow-principal User:NAME --operation Read "
+                f"--topic {settings.topic}",
+            )
+        if isinstance(error, errors.AuthorizationError | errors.SaslAuthenticationFailedError):
+            return AccessRefused(f"Kafka refuses us, reading {where}: {error}.", hint="Check source.security.")
+        if isinstance(error, errors.FencedInstanceIdError):
+            return SourceError(
+                f"Another process took our place in group {self.group}: it has the same member id, {self.instance}.",
+                hint="Is driftd running twice? Stop one, or set source.instance differently.",
+            )
+        if isinstance(error, errors.InvalidSessionTimeoutError):
+            return SourceError(
+                f"Kafka does not accept source.session_timeout_s: {settings.session_timeout_s:g}.",
+                hint="The broker allows group.min.session.timeout.ms to group.max.session.timeout.ms, 6 to 1800 s.",
+            )
+        if isinstance(error, errors.UnknownTopicOrPartitionError):
+            return UnknownTopic(f"There is no {where}.", hint="Check source.topic.")
+        if _is_retriable(error):
+            return SourceUnreachable(
+                f"Kafka does not answer, reading {where}: {error}.", hint="driftd tries again; check the brokers."
+            )
+        if isinstance(error, errors.CorruptRecordError):
+            message, hint = f"A batch of {where} is damaged: {error}.", "Compare it on another replica, or delete it."
+        else:
+            message, hint = f"Reading {where} failed: {type(error).__name__}: {error}.", "The client was built anew."
+        failure = SourceError(message, hint=hint)
+        # Damage on the wire goes away on the next try; damage on the broker's disk does not.
+        failure.retryable = self._failures < _ATTEMPTS
+        return failure
+
+
+_CODEC_HINT = "Install them all: pip install 'kafka-python[crc32c,lz4,snappy,zstd]'"
+
+
+def require_codecs() -> None:
+    """Producers choose the codec of each batch, so all must be there before one is met.
+
+    Raises:
+        MissingCodec: a package is not installed.
+    """
+    from kafka import codec
+
+    known = {"lz4": codec.has_lz4, "snappy": codec.has_snappy, "zstd": codec.has_zstd}
+    missing = [name for name, present in known.items() if not present()]
+    if missing:
+        raise MissingCodec(f"Packages to decompress Kafka batches are missing: {', '.join(missing)}.", hint=_CODEC_HINT)
+
+
+def _addresses(brokers: str | list[str]) -> list[str]:
+    parts = brokers.split(",") if isinstance(brokers, str) else brokers
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _group_of(client_id: str) -> str:
+    """The part of "driftd-MODEL-HOST-ORDINAL" that all readers of a model share, on whatever host they run."""
+    import socket
+
+    return re.sub(rf"-{re.escape(socket.gethostname())}-\d+$", "", client_id) or "driftd"
+
+
+def _listener(on_assigned: Callable[[Iterable[TopicPartition]], None]) -> Any:
+    """A rebalance listener that only tells of new partitions: what is taken away needs no farewell."""
+    from kafka import ConsumerRebalanceListener
+
+    class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+        def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+            pass
+
+        def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+            on_assigned(assigned)
+
+    return _Listener()
+
+
+def _is_retriable(error: Exception) -> bool:
+    """The client mends it by itself: lost connections, moved leaders, time-outs."""
+    from kafka.errors import KafkaError
+
+    return isinstance(error, KafkaError) and bool(error.retriable)
+
+
+def _within(seconds: float, work: Callable[[], object]) -> bool:
+    """Do ``work`` on a thread of its own; True if it ended within ``seconds``. What it raises is logged, not raised."""
+
+    def safely() -> None:
+        try:
+            work()
+        except Exception as error:
+            _log.debug("kafka client, while closing: %s", error)
+
+    thread = threading.Thread(target=safely, name="kafka-close", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def _raw_batch(partition: Partition, records: Sequence[Any], next_offset: int | None) -> RawBatch:
+    """The client's records (named tuples) as columns."""
+    n = len(records)
+    offsets = np.fromiter(map(_OFFSET, records), np.int64, n)
+    after = int(offsets[-1]) + 1 if n else 0
+    return RawBatch(
+        partition=partition,
+        offsets=offsets,
+        timestamps_ms=np.fromiter(map(_TIMESTAMP, records), np.int64, n),
+        keys=list(map(_KEY, records)),
+        values=list(map(_VALUE, records)),
+        headers=_headers(records),
+        next_offset=max(after, next_offset or 0),
+    )
+
+
+def _headers(records: Sequence[Any]) -> Sequence[Headers]:
+    headers: list[Headers] = list(map(_HEADERS, records))
+    if not any(headers):
+        return headers
+    # Kafka knows headers without a value; ours are bytes.
+    return [[(name, value if value is not None else b"") for name, value in row] if row else row for row in headers]
+
+
+def _rows(batch: RawBatch, wanted: npt.NDArray[np.bool_]) -> RawBatch | None:
+    """The wanted rows of a batch; None where there are none."""
+    if wanted.all():
+        return batch
+    if not wanted.any():
+        return None
+    return RawBatch(
+        partition=batch.partition,
+        offsets=batch.offsets[wanted],
+        timestamps_ms=batch.timestamps_ms[wanted],
+        keys=list(compress(batch.keys, wanted)),
+        values=list(compress(batch.values, wanted)),
+        headers=list(compress(batch.headers, wanted)),
+        next_offset=batch.next_offset,
+    )

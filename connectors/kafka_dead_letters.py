@@ -1,0 +1,170 @@
+"""Writes records that cannot be used to a topic of their own, where people and tools can look at them.
+
+Delivery is at least once. The key is the record's position, so a topic with ``cleanup.policy=compact`` keeps each dead
+letter once. The value is the record's first bytes, as far as settings allow; what was wrong stands in the headers:
+
+    reason, detail, source_topic, source_partition, source_offset, source_timestamp_ms, source_size
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from connectors.kafka_probe import KafkaSecurity, find_topic
+from connectors.log_throttle import throttle
+from connectors.records import DeadLetter
+from detectors.errors import SinkError, SourceError
+
+if TYPE_CHECKING:
+    from kafka import KafkaProducer
+
+_IN_FLIGHT = 1000  # letters sent before waiting: the client's own buffer has no bound
+_MAX_PAYLOAD = 512 << 10  # brokers take 1 MB with key and headers unless told otherwise
+_CLOSE_S = 4.5
+
+
+class KafkaDeadLetterTopic:
+    """Sends dead letters and waits until the brokers hold them. Connects with the first `send` or `check`.
+
+    Args:
+        brokers: addresses to start from, as "host:port".
+        topic: its name; the topic must exist.
+        timeout_s: until when the letters of one `send` must be acknowledged.
+        connect_timeout_s: to wait for a broker's first answer.
+    """
+
+    def __init__(
+        self,
+        brokers: Sequence[str],
+        topic: str,
+        *,
+        client_id: str,
+        security: KafkaSecurity | None = None,
+        timeout_s: float = 10.0,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        self._brokers = list(brokers)
+        self._topic = topic
+        self._client_id = client_id
+        self._security = security if security is not None else KafkaSecurity.model_validate({})
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._producer: KafkaProducer | None = None
+
+    def check(self) -> str:
+        """Connect once; one line on where dead letters will go.
+
+        Raises:
+            SinkError: the topic cannot be found or reached.
+        """
+        try:
+            found = find_topic(
+                self._brokers,
+                self._topic,
+                security=self._security,
+                timeout_s=self._connect_timeout_s,
+                client_id=self._client_id,
+            )
+        except SourceError as error:
+            raise SinkError(
+                f"Dead letters cannot be sent: {error.message}", retryable=error.retryable, hint=error.hint
+            ) from error
+        return f"kafka {found.broker}, topic {self._topic}, {found.partitions} partitions"
+
+    def send(self, letters: Sequence[DeadLetter]) -> None:
+        """Send and wait for the acknowledgement of all in-sync replicas.
+
+        Raises:
+            SinkError: some were not acknowledged within ``timeout_s``; all may be sent again.
+        """
+        if not letters:
+            return
+        deadline = time.monotonic() + self._timeout_s
+        for first in range(0, len(letters), _IN_FLIGHT):
+            self._send_some(letters[first : first + _IN_FLIGHT], deadline)
+
+    def close(self) -> None:
+        """Leave within 5 seconds, whatever the broker does. Nothing is waiting: `send` has waited for all."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            _leave(producer)
+
+    def _send_some(self, letters: Sequence[DeadLetter], deadline: float) -> None:
+        producer = self._producer if self._producer is not None else self._connect()
+        try:
+            waiting = [
+                producer.send(
+                    self._topic,
+                    key="/".join(map(str, (*letter.partition, letter.offset))).encode(),
+                    value=letter.payload[:_MAX_PAYLOAD],
+                    headers=_headers(letter),
+                )
+                for letter in letters
+            ]
+            for future in waiting:
+                future.get(max(0.0, deadline - time.monotonic()))
+        except Exception as error:
+            # What is still in this producer's buffer must not come out later, out of order with the next try.
+            self._producer = None
+            _leave(producer)
+            self.check()  # says it better, where it can
+            retryable = bool(getattr(error, "retriable", False))
+            raise SinkError(
+                f"Topic {self._topic} did not take {len(letters)} dead letters within "
+                f"{self._timeout_s:g} s: {type(error).__name__}: {error}.",
+                retryable=retryable,
+                hint="Check the rights on the topic and its min.insync.replicas.",
+            ) from error
+
+    def _connect(self) -> KafkaProducer:
+        self.check()
+        from kafka import KafkaProducer
+
+        throttle("kafka")
+        timeout_ms = int(self._timeout_s * 1000)
+        try:
+            self._producer = KafkaProducer(
+                bootstrap_servers=self._brokers,
+                client_id=f"{self._client_id}-dead-letters",
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=5,
+                max_block_ms=timeout_ms,
+                request_timeout_ms=timeout_ms,
+                delivery_timeout_ms=timeout_ms + 5,
+                allow_auto_create_topics=False,
+                reconnect_backoff_max_ms=1000,
+                bootstrap_timeout_ms=int(self._connect_timeout_s * 1000),
+                **self._security.client_options(),
+            )
+        except Exception as error:
+            raise SinkError(
+                f"Dead letters cannot be sent to topic {self._topic}: {error}.",
+                retryable=bool(getattr(error, "retriable", False)),
+                hint="Check dead_letters.brokers and its security.",
+            ) from error
+        throttle("kafka")
+        return self._producer
+
+
+def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    """Not the record's time as the letter's own: retention would delete the letters of old records at once."""
+    values: dict[str, Any] = {
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "source_topic": letter.partition.topic,
+        "source_partition": letter.partition.number,
+        "source_offset": letter.offset,
+        "source_timestamp_ms": letter.time_ms,
+        "source_size": letter.size,
+    }
+    return [(name, str(value).encode()) for name, value in values.items()]
+
+
+def _leave(producer: KafkaProducer) -> None:
+    thread = threading.Thread(target=lambda: producer.close(timeout=1.0), name="kafka-close", daemon=True)
+    thread.start()
+    thread.join(_CLOSE_S)
