@@ -1,0 +1,420 @@
+"""Incidents: from what the closed blocks say, to the few things that a person is told.
+
+One reason to alert, one incident: at most one is open for a (model, kind, space, segment). Its life:
+
+    opened ──► raised (a warning becomes a page) ──► resolved ──► reopened (within the cooldown) ──► ...
+
+with a notification for each step, and one more for every ``repeat_every_ms`` that it goes on. Everything is a pure
+function of the blocks' evidence, and time is event time, so a replay gives the same incidents and the same ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from connectors.database.rows import IncidentRow
+from connectors.notification import Notification
+from monitor.wording import describe as describe
+from monitor.wording import numbers_of, text_of_incident, title_of
+
+if TYPE_CHECKING:
+    from detectors.fold import Reading
+    from detectors.rate import RateReading
+
+Key = tuple[str, str, str, str]  # model, kind, space, segment
+Severity = Literal["page", "warn"]
+EventName = Literal["opened", "raised", "repeated", "resolved", "reopened"]
+
+MOST_DOUBLINGS = 3  # an incident that keeps coming back must be quiet for up to 2^3 times as long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What one closed block says about one reason to alert.
+
+    Attributes:
+        model, kind, space, segment: the reason; space and segment may be "".
+        block, start_ms, end_ms: the block, and its event time; all blocks of a model are equally long.
+        severity: an alarm is raised in this block, this urgently; None if not.
+        active: what an earlier alarm saw is still there. It opens no incident, and keeps an open one from resolving.
+        strength, threshold: log10 of the blocks in which such evidence appears once by chance, and from which on it
+            alarms.
+        channel: which statistic saw it.
+        onset_ms: since when, as far as one can say.
+        n: records behind it.
+        effect: how large the change is, in the channel's own unit.
+        reference: number of the reference that was compared with; 0 if none was.
+        values: more numbers and words for people; JSON-compatible scalars.
+    """
+
+    model: str
+    kind: str
+    space: str = ""
+    segment: str = ""
+    block: int
+    start_ms: int
+    end_ms: int
+    severity: Severity | None
+    active: bool
+    strength: float = 0.0
+    threshold: float = 0.0
+    channel: str = ""
+    onset_ms: int | None = None
+    n: int = 0
+    effect: float = 0.0
+    reference: int = 0
+    values: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """The reason to alert."""
+        return self.model, self.kind, self.space, self.segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentPolicy:
+    """When incidents end and come back. All times are event time, in milliseconds.
+
+    Attributes:
+        resolve_after_ms: so long without active evidence, and it is over. Doubles each time that it comes back.
+        cooldown_ms: what comes back within this time is the same incident again, not a new one.
+        repeat_every_ms: while it goes on, a notification so often.
+    """
+
+    resolve_after_ms: int = 300_000
+    cooldown_ms: int = 3_600_000
+    repeat_every_ms: int = 4 * 3_600_000
+
+
+def advance(
+    incidents: Sequence[IncidentRow], evidence: Iterable[Evidence], policy: IncidentPolicy, closed_ms: int
+) -> tuple[list[IncidentRow], list[Notification]]:
+    """Take in one closed block.
+
+    To be called for every closed block that has records, in order, even if there is no evidence: a block that shows
+    nothing is what lets an incident resolve. A block without records is left out: silence shows nothing either way.
+
+    Args:
+        incidents: the model's open incidents, and those resolved within the cooldown; older ones are passed over.
+        evidence: of that block, in any order, at most one entry for a key.
+        closed_ms: event time of the block's end.
+
+    Returns:
+        The incidents that are new or changed, by id; and the notifications in the order of the keys.
+    """
+    board = _Board(incidents, policy)
+    for entry in sorted(evidence, key=lambda entry: entry.key):
+        board.take(entry)
+    board.resolve(closed_ms)
+    return sorted(board.changed.values(), key=lambda row: row.id), board.notifications
+
+
+class _Board:
+    """The incidents while one block is taken in."""
+
+    def __init__(self, incidents: Sequence[IncidentRow], policy: IncidentPolicy) -> None:
+        self.changed: dict[str, IncidentRow] = {}
+        self.notifications: list[Notification] = []
+        self._policy = policy
+        # The latest incident of each key: only that one can go on or come back.
+        self._latest: dict[Key, IncidentRow] = {}
+        for row in sorted(incidents, key=lambda row: (row.status == "open", row.opened_ms, row.id)):
+            self._latest[row.model, row.kind, row.space, row.segment] = row
+
+    def take(self, evidence: Evidence) -> None:
+        """One block's evidence for one key."""
+        row = self._latest.get(evidence.key)
+        if row is not None and row.status == "open":
+            if evidence.active or evidence.severity is not None:
+                self._go_on(row, evidence)
+        elif evidence.severity is not None:
+            resolved_ms = None if row is None else row.resolved_ms
+            if row is None or resolved_ms is None or evidence.start_ms - resolved_ms > self._policy.cooldown_ms:
+                self._open(evidence, evidence.severity)
+            else:
+                self._reopen(row, evidence, evidence.severity)
+
+    def resolve(self, end_ms: int) -> None:
+        """End what had no evidence for long enough, at the end of a block."""
+        for key in sorted(self._latest):
+            row = self._latest[key]
+            if row.status != "open":
+                continue
+            wait_ms = self._policy.resolve_after_ms << min(_count(row, "flaps"), MOST_DOUBLINGS)
+            if end_ms - _count(row, "last_active_ms") >= wait_ms:
+                self._tell(replace(row, status="resolved", resolved_ms=end_ms, updated_ms=end_ms), "resolved", end_ms)
+
+    def _open(self, evidence: Evidence, severity: Severity) -> None:
+        row = IncidentRow(
+            id=incident_id(evidence.key, evidence.block),
+            model=evidence.model,
+            kind=evidence.kind,
+            space=evidence.space,
+            segment=evidence.segment,
+            severity=severity,
+            status="open",
+            opened_ms=evidence.end_ms,
+            onset_ms=_onset(evidence),
+            updated_ms=evidence.end_ms,
+            resolved_ms=None,
+            revision=0,
+            reference=evidence.reference,
+            title="",
+            text="",
+            detail={"opening_block": evidence.block, "flaps": 0, "severity_now": severity, **_facts(evidence)},
+        )
+        self._tell(row, "opened", evidence.end_ms)
+
+    def _reopen(self, row: IncidentRow, evidence: Evidence, severity: Severity) -> None:
+        detail = {**row.detail, **_facts(evidence), "flaps": _count(row, "flaps") + 1, "severity_now": severity}
+        reopened = replace(
+            row,
+            status="open",
+            severity="page" if "page" in (row.severity, severity) else "warn",
+            resolved_ms=None,
+            updated_ms=evidence.end_ms,
+            detail=detail,
+        )
+        self._tell(reopened, "reopened", evidence.end_ms)
+
+    def _go_on(self, row: IncidentRow, evidence: Evidence) -> None:
+        raised = evidence.severity == "page" and row.detail.get("severity_now") != "page"
+        facts: dict[str, object] = {"last_active_ms": evidence.end_ms}
+        if raised or (evidence.severity is not None and _rank(evidence) > _rank_of(row)):
+            facts = _facts(evidence)
+        if raised:
+            facts["severity_now"] = "page"
+        following = replace(
+            row,
+            severity="page" if raised else row.severity,
+            onset_ms=min(row.onset_ms, _onset(evidence)) if evidence.severity is not None else row.onset_ms,
+            updated_ms=evidence.end_ms,
+            detail={**row.detail, **facts},
+        )
+        if raised:
+            self._tell(following, "raised", evidence.end_ms)
+        elif evidence.end_ms - _count(row, "last_told_ms") >= self._policy.repeat_every_ms:
+            self._tell(following, "repeated", evidence.end_ms)
+        else:
+            self._keep(following)
+
+    def _tell(self, row: IncidentRow, name: EventName, at_ms: int) -> None:
+        """Count the revision, write title and text, and notify."""
+        row = replace(row, revision=row.revision + 1, detail={**row.detail, "last_told_ms": at_ms})
+        row = replace(row, title=title_of(row))
+        row = replace(row, text=text_of_incident(row))
+        self._keep(row)
+        self.notifications.append(notification_of(row, name))
+
+    def _keep(self, row: IncidentRow) -> None:
+        self.changed[row.id] = row
+        self._latest[row.model, row.kind, row.space, row.segment] = row
+
+
+_PREFIX = {
+    "opened": "",
+    "raised": "Now a page: ",
+    "repeated": "Still so: ",
+    "reopened": "Back again: ",
+    "resolved": "Resolved: ",
+}
+
+
+def notification_of(row: IncidentRow, name: EventName) -> Notification:
+    """What to tell about an incident that just changed."""
+    return Notification(
+        id=_digest(row.id, name, row.revision)[:32],
+        incident=row.id,
+        group_key="/".join((row.model, row.kind, row.space, row.segment)),
+        status="resolved" if row.status == "resolved" else "firing",
+        severity="page" if row.detail.get("severity_now") == "page" else "warn",
+        model=row.model,
+        kind=row.kind,
+        space=row.space,
+        segment=row.segment,
+        title=_PREFIX[name] + row.title,
+        text=row.text,
+        starts_ms=row.onset_ms,
+        ends_ms=row.resolved_ms,
+        values={"event": name, "revision": str(row.revision), **numbers_of(row)},
+    )
+
+
+def incident_id(key: Key, block: int) -> str:
+    """The id of the incident that this block opens: 12 hexadecimal digits, short enough to type at night."""
+    return _digest(*key, block)[:12]
+
+
+def drift_evidence(
+    model: str,
+    space: str,
+    segment: str,
+    readings: Sequence[Reading],
+    *,
+    block_ms: int,
+    may_page: bool = True,
+) -> Evidence | None:
+    """What the channels of one (space, segment) say together after one block; None if nothing alarms or lasts.
+
+    Args:
+        readings: one for each channel, all of the same block.
+        may_page: False where the baseline is too small to page: pages become warnings.
+    """
+    heard = [reading for reading in readings if reading.page or reading.warn or reading.active]
+    if not heard:
+        return None
+    # Several channels may see the same change: the most urgent one speaks, of those the clearest.
+    first = max(heard, key=lambda reading: (reading.page and may_page, reading.warn, *_clearness(reading)))
+    severity, strength, threshold = _alarm(first, may_page)
+    return Evidence(
+        model=model,
+        kind="drift",
+        space=space,
+        segment=segment,
+        block=first.block,
+        start_ms=first.block * block_ms,
+        end_ms=(first.block + 1) * block_ms,
+        severity=severity,
+        active=any(reading.active for reading in readings),
+        strength=strength,
+        threshold=threshold,
+        channel=first.channel,
+        onset_ms=None if first.onset is None else first.onset * block_ms,
+        n=first.n,
+        effect=first.effect,
+        reference=first.reference,
+        values={"channels": " ".join(sorted(reading.channel for reading in heard))},
+    )
+
+
+def rate_evidence(
+    model: str,
+    space: str,
+    segment: str,
+    reading: RateReading,
+    *,
+    block_ms: int,
+    reference: int,
+    may_page: bool = True,
+) -> Evidence | None:
+    """What the outlier rate of one (space, segment) says after one block; None if it says nothing."""
+    if not (reading.page or reading.warn or reading.active):
+        return None
+    severity, strength, threshold = _alarm(reading, may_page)
+    return Evidence(
+        model=model,
+        kind="outlier_rate",
+        space=space,
+        segment=segment,
+        block=reading.block,
+        start_ms=reading.block * block_ms,
+        end_ms=(reading.block + 1) * block_ms,
+        severity=severity,
+        active=reading.active,
+        strength=strength,
+        threshold=threshold,
+        channel="outlier_rate",
+        onset_ms=None if reading.onset is None else reading.onset * block_ms,
+        n=reading.n,
+        effect=reading.effect,
+        reference=reference,
+        values={"rate": reading.rate, "expected": reading.expected},
+    )
+
+
+def dead_letter_evidence(
+    model: str,
+    *,
+    block: int,
+    block_ms: int,
+    records: int,
+    dead: Mapping[str, int],
+    alert_ratio: float,
+    page_ratio: float,
+    min_dead: int = 3,
+    window_start_ms: int | None = None,
+) -> Evidence | None:
+    """Whether too many records cannot be used; None if not.
+
+    Args:
+        records: in the window that ends with this block, unusable ones included.
+        dead: of them, how many could not be used, for each reason.
+        alert_ratio: a larger share of dead letters is a warning.
+        page_ratio: a larger share is a page.
+        min_dead: fewer dead letters than this are never a wave, whatever their share.
+        window_start_ms: where the window begins; with this block by default.
+    """
+    count = sum(dead.values())
+    if records <= 0 or count < min_dead or count <= alert_ratio * records:
+        return None
+    reason = max(sorted(dead), key=lambda name: dead[name])
+    return Evidence(
+        model=model,
+        kind="dead_letters",
+        block=block,
+        start_ms=block * block_ms,
+        end_ms=(block + 1) * block_ms,
+        severity="page" if count > page_ratio * records else "warn",
+        active=True,
+        strength=count / records,  # here the share itself: there is no "by chance" about a record that is no JSON
+        threshold=alert_ratio,
+        onset_ms=window_start_ms,
+        n=records,
+        effect=count / records,
+        values={"reason": reason, "dead": count, "limit": alert_ratio},
+    )
+
+
+def _alarm(reading: Reading | RateReading, may_page: bool) -> tuple[Severity | None, float, float]:
+    """Severity, and the strength that it was judged by with its threshold."""
+    if reading.page and may_page:
+        return "page", reading.strength, reading.threshold
+    # What may not page has no page's evidence to use up, so the stronger of the two is what is known.
+    strength = max(reading.warn_strength, reading.strength) if reading.page else reading.warn_strength
+    return ("warn" if reading.warn or reading.page else None), strength, reading.warn_threshold
+
+
+def _clearness(reading: Reading) -> tuple[float, str]:
+    return max(reading.strength - reading.threshold, reading.warn_strength - reading.warn_threshold), reading.channel
+
+
+def _facts(evidence: Evidence) -> dict[str, object]:
+    """What the strongest evidence said; kept in the incident's detail."""
+    return {
+        "last_active_ms": evidence.end_ms,
+        "severity_seen": evidence.severity,
+        "block_ms": evidence.end_ms - evidence.start_ms,
+        "channel": evidence.channel,
+        "strength": evidence.strength,
+        "threshold": evidence.threshold,
+        "n": evidence.n,
+        "effect": evidence.effect,
+        "values": dict(evidence.values),
+    }
+
+
+def _rank(evidence: Evidence) -> tuple[bool, float]:
+    return evidence.severity == "page", evidence.strength
+
+
+def _rank_of(row: IncidentRow) -> tuple[bool, float]:
+    strength = row.detail.get("strength")
+    return row.detail.get("severity_seen") == "page", float(strength) if isinstance(strength, int | float) else 0.0
+
+
+def _onset(evidence: Evidence) -> int:
+    return evidence.start_ms if evidence.onset_ms is None else min(evidence.onset_ms, evidence.start_ms)
+
+
+def _count(row: IncidentRow, name: str) -> int:
+    value = row.detail.get(name, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _digest(*parts: str | int) -> str:
+    # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") differ.
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""What incidents say, for a person who was asleep a minute ago: what, since when, how strong, what to do next.
+
+All numbers come out of the incident's ``detail``, so that a stored incident can be told again at any time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from connectors.database.rows import IncidentRow
+from monitor.times import text_of
+
+_UNITS = ((365.25 * 86_400, "year"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
+_FOREVER_S = 1_000 * 365.25 * 86_400
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that leaves at least two of it: "90 seconds", "36 hours", "12 days"."""
+    for size, unit in _UNITS:
+        if seconds >= 2 * size or unit == "second":
+            count = round(seconds / size)
+            return f"{count:,} {unit}{'' if count == 1 else 's'}"
+    raise AssertionError("unreachable: the last unit takes everything")
+
+
+def chance(strength: float, block_ms: int) -> str:
+    """ "once in 90 days": how often evidence of this strength (log10 blocks) appears by chance."""
+    if not math.isfinite(strength) or strength + math.log10(max(block_ms, 1) / 1000) >= math.log10(_FOREVER_S):
+        return "less than once in 1,000 years"
+    return f"once in {duration(10.0**strength * block_ms / 1000)}"
+
+
+def title_of(row: IncidentRow) -> str:
+    """One line: the model, what is wrong, and where."""
+    where = f" ({row.segment})" if row.segment else ""
+    sure = row.severity == "page"
+    if row.kind == "drift":
+        what = f"{row.space} has drifted" if sure else f"{row.space} may be drifting"
+    elif row.kind == "outlier_rate":
+        what = f"{'far too' if sure else 'too'} many outliers in {row.space}"
+    elif row.kind == "dead_letters":
+        what = f"{percent(_number(row.detail, 'effect'))} of the records cannot be used"
+    else:
+        what = f"{row.kind} in {row.space}" if row.space else row.kind
+    return f"{row.model}: {what}{where}"
+
+
+def text_of_incident(row: IncidentRow) -> str:
+    """A few sentences."""
+    detail = row.detail
+    n, effect = round(_number(detail, "n")), _number(detail, "effect")
+    place = f"space {row.space}, segment {row.segment}" if row.segment else f"space {row.space}"
+    since = f"Since about {text_of(row.onset_ms)}"
+    values = detail.get("values")
+    values = values if isinstance(values, Mapping) else {}
+    if row.kind == "drift":
+        what = f"{since} {_shift(str(detail.get('channel', '')), effect, place, row.reference)}, seen in {n:,} records."
+    elif row.kind == "outlier_rate":
+        usual = _number(values, "expected")
+        what = (
+            f"{since} {percent(_number(values, 'rate'))} of the records of {place} are as strange as the strangest "
+            f"{percent(usual)} of reference {row.reference}: {effect:.1f} times as many as usual, in {n:,} records."
+        )
+    elif row.kind == "dead_letters":
+        reason = values.get("reason")
+        what = (
+            f"{since} {percent(effect)} of {n:,} records cannot be used (limit {percent(_number(values, 'limit'))})"
+            f"{f'; most of them: {reason}' if reason else ''}. They are counted and stored, and not scored."
+        )
+    else:
+        what = f"{since}: {row.kind}."
+    sentences = [what]
+    if row.kind != "dead_letters":
+        strength, block_ms = _number(detail, "strength"), round(_number(detail, "block_ms"))
+        sentences.append(f"By chance, such evidence appears {chance(strength, block_ms)}.")
+    flaps = round(_number(detail, "flaps"))
+    if flaps:
+        sentences.append(f"It came back {'once' if flaps == 1 else f'{flaps} times'} after it had resolved.")
+    if row.status == "resolved" and row.resolved_ms is not None:
+        last = text_of(round(_number(detail, "last_active_ms", row.resolved_ms)))
+        sentences.append(f"Last seen at {last}; resolved at {text_of(row.resolved_ms)}.")
+    sentences.append(f"Next: driftd incidents {row.id}")
+    return " ".join(sentences)
+
+
+def describe(row: IncidentRow) -> str:
+    """Everything about one incident, as lines for a terminal."""
+    facts: list[tuple[str, str]] = [
+        ("incident", row.id),
+        ("status", f"{row.status}, {row.severity}"),
+        ("since", text_of(row.onset_ms)),
+        ("opened", text_of(row.opened_ms)),
+        ("last seen", text_of(round(_number(row.detail, "last_active_ms", row.updated_ms)))),
+    ]
+    if row.resolved_ms is not None:
+        facts.append(("resolved", text_of(row.resolved_ms)))
+    facts += [("model", row.model), ("kind", row.kind)]
+    facts += [(name, value) for name, value in (("space", row.space), ("segment", row.segment)) if value]
+    if row.reference:
+        facts.append(("reference", str(row.reference)))
+    facts += [(name, value) for name, value in numbers_of(row).items() if name not in ("reference", "onset")]
+    lines = [row.title, "", *(f"  {name.replace('_', ' '):<12} {value}" for name, value in facts), "", row.text]
+    if row.kind == "dead_letters":
+        lines += ["Look at them: driftd doctor"]
+    elif row.status == "open":
+        lines += ["See the records behind it: driftd report"]
+    return "\n".join(lines)
+
+
+def numbers_of(row: IncidentRow) -> dict[str, str]:
+    """The numbers of an incident as texts, for the fields of a notification."""
+    numbers: dict[str, str] = {"onset": text_of(row.onset_ms)}
+    if row.reference:
+        numbers["reference"] = str(row.reference)
+    for name in ("channel", "strength", "threshold", "effect", "n", "flaps"):
+        value = row.detail.get(name)
+        if value not in (None, "", 0):
+            numbers[name] = _plain(value)
+    values = row.detail.get("values")
+    if isinstance(values, Mapping):
+        numbers |= {str(name): _plain(value) for name, value in values.items()}
+    return numbers
+
+
+def percent(share: float) -> str:
+    """A share with two significant digits: "0.12 %", "5 %", "62 %"."""
+    value = 100.0 * share
+    return f"{value:.0f} %" if value >= 9.95 else f"{value:.2g} %"
+
+
+def _shift(channel: str, effect: float, place: str, reference: int) -> str:
+    against = f"reference {reference}"
+    if channel == "level":
+        return f"the average record of {place} lies {effect:.2f} standard deviations away from {against}"
+    if channel == "shape":
+        where = "further out than" if effect >= 0 else "closer to the centre than"
+        return f"the records of {place} lie {where} those of {against} (mean normal score {effect:+.2f})"
+    if channel == "mix":
+        return f"the mix of kinds of records of {place} differs from {against} by {effect:.2f} standard deviations"
+    return f"the records of {place} differ from {against}"
+
+
+def _number(values: Mapping[str, object], name: str, default: float = 0.0) -> float:
+    value = values.get(name, default)
+    return float(value) if isinstance(value, int | float) else default
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,480 @@
+"""The life of incidents: what opens, raises, repeats, resolves and reopens them, and what a person reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connectors.database.rows import FoldResult, IncidentRow
+from connectors.database.store import Store
+from connectors.notification import Notification
+from detectors.fold import Reading
+from detectors.rate import RateReading
+from monitor.incidents import (
+    Evidence,
+    IncidentPolicy,
+    advance,
+    dead_letter_evidence,
+    describe,
+    drift_evidence,
+    incident_id,
+    rate_evidence,
+)
+from monitor.wording import chance, duration, percent
+
+BLOCK_MS = 10_000
+START = 170_000_000  # first block: 2023-11-14
+POLICY = IncidentPolicy(resolve_after_ms=50_000, cooldown_ms=600_000, repeat_every_ms=300_000)
+
+Mark = Literal["P", "W", "a", "."]  # page alarm, warning alarm, still active, nothing
+
+
+def evidence(block: int, mark: Mark, *, key: str = "", **changes: Any) -> Evidence | None:
+    if mark == ".":
+        return None
+    severities: dict[str, Any] = {"P": "page", "W": "warn", "a": None}
+    found = Evidence(
+        model="triage",
+        kind="drift",
+        space="input",
+        segment=key,
+        block=block,
+        start_ms=block * BLOCK_MS,
+        end_ms=(block + 1) * BLOCK_MS,
+        severity=severities[mark],
+        active=True,
+        strength={"P": 6.5, "W": 4.0, "a": 1.0}[mark],
+        threshold=5.9,
+        channel="level",
+        onset_ms=(block - 3) * BLOCK_MS,
+        n=2560,
+        effect=0.42,
+        reference=1,
+    )
+    return replace(found, **changes)
+
+
+class Run:
+    """Feeds one block after the other, and keeps what came out."""
+
+    def __init__(self, policy: IncidentPolicy = POLICY) -> None:
+        self.rows: dict[str, IncidentRow] = {}
+        self.told: list[Notification] = []
+        self.writes = 0
+        self.block = START
+        self._policy = policy
+
+    def feed(self, marks: str, *, key: str = "") -> Run:
+        for mark in marks:
+            found = evidence(self.block, mark, key=key)  # type: ignore[arg-type]
+            self.push([] if found is None else [found])
+        return self
+
+    def push(self, found: Sequence[Evidence]) -> None:
+        self.block += 1
+        changed, told = advance(list(self.rows.values()), found, self._policy, self.block * BLOCK_MS)
+        self.writes += len(changed)
+        self.rows |= {row.id: row for row in changed}
+        self.told += told
+
+    @property
+    def events(self) -> list[str]:
+        return [note.values["event"] for note in self.told]
+
+    @property
+    def only(self) -> IncidentRow:
+        (row,) = self.rows.values()
+        return row
+
+
+def test_an_alarm_opens_one_incident_and_says_so_once() -> None:
+    run = Run().feed("..Paaa")
+    assert run.events == ["opened"]
+    row = run.only
+    assert (row.status, row.severity, row.revision) == ("open", "page", 1)
+    assert row.onset_ms == (START + 2 - 3) * BLOCK_MS and row.opened_ms == (START + 3) * BLOCK_MS
+    assert row.id == incident_id(("triage", "drift", "input", ""), START + 2)
+    note = run.told[0]
+    assert (note.status, note.severity, note.ends_ms) == ("firing", "page", None)
+    assert note.starts_ms == row.onset_ms and note.group_key == "triage/drift/input/"
+
+
+def test_lasting_evidence_without_an_alarm_opens_nothing() -> None:
+    assert Run().feed("aaaa").rows == {}
+
+
+def test_a_warning_that_becomes_a_page_is_told_again_and_a_page_never_goes_down() -> None:
+    run = Run().feed("WaaPWWa")
+    assert run.events == ["opened", "raised"]
+    assert [note.severity for note in run.told] == ["warn", "page"]
+    assert run.only.severity == "page"
+    assert run.told[1].title.startswith("Now a page: ")
+    assert run.told[0].incident == run.told[1].incident and run.told[0].id != run.told[1].id
+
+
+def test_it_resolves_after_enough_quiet_and_not_before() -> None:
+    run = Run().feed("P....")
+    assert run.events == ["opened"]
+    run.feed(".")
+    assert run.events == ["opened", "resolved"]
+    row = run.only
+    assert row.status == "resolved" and row.resolved_ms == (START + 6) * BLOCK_MS
+    note = run.told[1]
+    assert note.status == "resolved" and note.ends_ms == row.resolved_ms and note.severity == "page"
+    assert run.feed("......").events == ["opened", "resolved"]
+
+
+def test_evidence_that_is_still_there_keeps_it_open() -> None:
+    run = Run().feed("P" + "...a" * 20)
+    assert run.only.status == "open" and run.events.count("resolved") == 0
+
+
+def test_silence_of_the_whole_stream_resolves_nothing() -> None:
+    run = Run().feed("P")
+    run.block += 1000  # no records, so no blocks
+    run.feed("a")
+    assert run.only.status == "open" and "resolved" not in run.events
+
+
+def test_an_incident_of_a_segment_that_vanished_resolves_with_the_others_blocks() -> None:
+    run = Run().feed("P", key="country=DE").feed("......", key="country=FR")
+    assert run.only.status == "resolved"
+
+
+def test_it_repeats_after_the_interval_and_not_before() -> None:
+    run = Run().feed("P" + "a" * 29)
+    assert run.events == ["opened"]
+    assert run.feed("a").events == ["opened", "repeated"]
+    assert run.feed("a" * 30).events == ["opened", "repeated", "repeated"]
+    assert run.told[1].title.startswith("Still so: ") and len({note.id for note in run.told}) == 3
+
+
+def test_what_comes_back_within_the_cooldown_is_the_same_incident() -> None:
+    run = Run().feed("P......W")
+    assert run.events == ["opened", "resolved", "reopened"]
+    row = run.only
+    assert row.status == "open" and row.resolved_ms is None and row.detail["flaps"] == 1
+    assert row.severity == "page", "it was a page once"
+    assert run.told[2].severity == "warn", "but nobody is woken for a warning"
+    run.feed("P")
+    assert run.events[-1] == "raised" and run.told[-1].severity == "page"
+
+
+def test_what_comes_back_after_the_cooldown_is_a_new_incident() -> None:
+    run = Run().feed("P......" + "." * 61 + "P")
+    assert run.events == ["opened", "resolved", "opened"] and len(run.rows) == 2
+
+
+def test_an_incident_that_flaps_must_be_quiet_for_longer_each_time() -> None:
+    run = Run(replace(POLICY, repeat_every_ms=10**9)).feed(("P" + "." * 5) * 200)
+    # Resolved after 5 quiet blocks once; from then on 10 are needed, which never come.
+    assert run.events == ["opened", "resolved", "reopened"]
+    run.feed("." * 40)
+    assert run.events[-1] == "resolved" and run.only.detail["flaps"] == 1
+
+
+def test_each_key_has_its_own_incident() -> None:
+    run = Run()
+    found = [evidence(START, "P", key=key) for key in ("b", "a", "")]
+    run.push([entry for entry in found if entry is not None])
+    assert len(run.rows) == 3
+    assert [note.segment for note in run.told] == ["", "a", "b"]
+    changed, told = advance([], [entry for entry in reversed(found) if entry], POLICY, (START + 1) * BLOCK_MS)
+    assert told == run.told and changed == sorted(run.rows.values(), key=lambda row: row.id)
+
+
+def test_the_strongest_evidence_is_what_is_told() -> None:
+    run = Run().feed("P")
+    weak, strong = evidence(START + 1, "P", strength=6.0, effect=0.3), evidence(START + 2, "P", strength=9, effect=0.8)
+    assert weak and strong
+    run.push([weak])
+    assert run.only.detail["effect"] == 0.42
+    run.push([strong])
+    assert run.only.detail["effect"] == 0.8
+    run.feed("......")
+    assert "0.80 standard deviations" in run.told[-1].text
+
+
+def test_an_onset_found_to_be_earlier_is_taken_and_a_later_one_is_not() -> None:
+    run = Run().feed("W")
+    first = run.only.onset_ms
+    run.feed("P")
+    assert run.only.onset_ms == first
+    early = evidence(START + 2, "P", onset_ms=first - 60_000)
+    assert early
+    run.push([early])
+    assert run.only.onset_ms == first - 60_000
+
+
+def test_quiet_blocks_write_nothing() -> None:
+    run = Run().feed("..P......")
+    writes = run.writes
+    run.feed("." * 50)
+    assert run.writes == writes
+
+
+Marks = st.lists(st.sampled_from("PWa..."), min_size=1, max_size=80).map("".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(Marks, Marks)
+def test_a_life_is_in_order_with_unique_ids_and_is_the_same_again(one: str, two: str) -> None:
+    def play() -> Run:
+        run = Run(IncidentPolicy(resolve_after_ms=30_000, cooldown_ms=100_000, repeat_every_ms=80_000))
+        for index in range(max(len(one), len(two))):
+            pairs = (("a", one[index : index + 1]), ("b", two[index : index + 1]))
+            found = [evidence(run.block, mark or ".", key=key) for key, mark in pairs]  # type: ignore[arg-type]
+            # As from the database: through JSON, in another order.
+            stored = [replace(row, detail=json.loads(json.dumps(row.detail))) for row in run.rows.values()]
+            run.rows = {row.id: row for row in reversed(stored)}
+            run.push([entry for entry in found if entry is not None])
+            assert sum(row.status == "open" for row in run.rows.values() if row.segment == "a") <= 1
+        return run
+
+    run = play()
+    assert len({note.id for note in run.told}) == len(run.told)
+    for row in run.rows.values():
+        told = [note for note in run.told if note.incident == row.id]
+        assert [int(note.values["revision"]) for note in told] == list(range(1, row.revision + 1))
+        events = [note.values["event"] for note in told]
+        assert events[0] == "opened" and "opened" not in events[1:]
+        state = ""
+        for name in events:
+            allowed = {"": {"opened"}, "open": {"raised", "repeated", "resolved"}, "resolved": {"reopened"}}[state]
+            assert name in allowed
+            state = "resolved" if name == "resolved" else "open"
+        assert state == row.status and (row.resolved_ms is None) == (row.status == "open")
+    again = play()
+    assert again.told == run.told and again.rows == run.rows
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path / 'driftd.db'}") as store:
+        store.migrate()
+        yield store
+
+
+def test_incidents_go_on_from_what_the_database_holds(store: Store) -> None:
+    marks = "..WaP......P......" + "." * 70 + "Paa"
+    in_memory = Run().feed(marks)
+    told: list[Notification] = []
+    for index, mark in enumerate(marks):
+        found = evidence(START + index, mark)  # type: ignore[arg-type]
+        with store.begin_fold("triage") as fold:
+            known = fold.incidents(open_only=False)
+            changed, notes = advance(known, [found] if found else [], POLICY, (START + index + 1) * BLOCK_MS)
+            outbox = [("pager", note) for note in notes]
+            fold.commit(FoldResult(START + index + 1, [], [], [], changed, outbox))
+        told += notes
+    assert told == in_memory.told
+    assert {row.id: row for row in store.incidents(model="triage")} == in_memory.rows
+    sent = []
+    while due := store.outbox_due(0, 100):
+        for row in due:
+            sent.append(row.notification)
+            store.outbox_sent(row.sink, row.notification.id, 1)
+    key = lambda note: (note.starts_ms, note.incident, int(note.values["revision"]))  # noqa: E731
+    assert sorted(sent, key=key) == sorted(told, key=key)
+
+
+# --- from readings to evidence ----------------------------------------------------------------------------------------
+
+
+def reading(channel: Any, **changes: Any) -> Reading:
+    calm = Reading(
+        channel=channel,
+        block=START,
+        statistic=1.0,
+        strength=0.5,
+        warn_strength=0.5,
+        threshold=5.9,
+        warn_threshold=3.9,
+        p_value=0.1,
+        n=512,
+        effect=0.1,
+        window_start=START - 1,
+        window_blocks=2,
+        onset=START - 1,
+        page=False,
+        warn=False,
+        active=False,
+        recent_p=None,
+        reference=3,
+    )
+    return replace(calm, **changes)
+
+
+def test_calm_channels_are_no_evidence() -> None:
+    calm = [reading("level"), reading("shape"), reading("mix")]
+    assert drift_evidence("m", "s", "", calm, block_ms=BLOCK_MS) is None
+
+
+def test_the_most_urgent_channel_speaks_and_of_those_the_clearest() -> None:
+    readings = [
+        reading("level", warn=True, active=True, warn_strength=30.0, strength=5.0),
+        reading("shape", page=True, warn=True, active=True, strength=6.0, effect=1.5),
+        reading("mix", page=True, warn=True, active=True, strength=7.0, onset=START - 9),
+    ]
+    found = drift_evidence("m", "s", "a=b", readings, block_ms=BLOCK_MS)
+    assert found is not None
+    assert (found.channel, found.severity, found.strength, found.threshold) == ("mix", "page", 7.0, 5.9)
+    assert found.onset_ms == (START - 9) * BLOCK_MS and found.end_ms - found.start_ms == BLOCK_MS
+    assert found.reference == 3 and found.values == {"channels": "level mix shape"} and found.active
+
+
+def test_a_small_baseline_warns_where_it_would_page() -> None:
+    readings = [reading("level", page=True, warn=True, active=True, strength=6.0)]
+    found = drift_evidence("m", "s", "", readings, block_ms=BLOCK_MS, may_page=False)
+    assert found is not None and (found.severity, found.strength, found.threshold) == ("warn", 6.0, 3.9)
+
+
+def test_a_channel_that_is_only_active_keeps_but_does_not_open() -> None:
+    found = drift_evidence("m", "s", "", [reading("level", active=True)], block_ms=BLOCK_MS)
+    assert found is not None and found.severity is None and found.active
+
+
+def rate(**changes: Any) -> RateReading:
+    calm = RateReading(
+        block=START,
+        rate=0.02,
+        expected=0.001,
+        effect=20.0,
+        count=40,
+        n=2000,
+        strength=6.1,
+        warn_strength=6.1,
+        threshold=5.9,
+        warn_threshold=3.9,
+        p_value=1e-9,
+        window_start=START - 1,
+        window_blocks=2,
+        onset=START - 1,
+        page=True,
+        warn=True,
+        active=True,
+    )
+    return replace(calm, **changes)
+
+
+def test_the_outlier_rate_is_evidence_when_it_alarms_or_lasts() -> None:
+    quiet = rate(page=False, warn=False, active=False)
+    assert rate_evidence("m", "s", "", quiet, block_ms=BLOCK_MS, reference=1) is None
+    found = rate_evidence("m", "s", "", rate(), block_ms=BLOCK_MS, reference=1)
+    assert found is not None and found.severity == "page" and found.values == {"rate": 0.02, "expected": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("records", "dead", "severity"),
+    [
+        (0, {}, None),
+        (100, {"bad_json": 5}, None),  # exactly the limit
+        (100, {"bad_json": 4, "missing_field": 2}, "warn"),
+        (100, {"bad_json": 51}, "page"),
+        (2, {"bad_json": 2}, None),  # two records are no wave
+    ],
+)
+def test_dead_letters_are_evidence_above_their_limit(records: int, dead: dict[str, int], severity: str | None) -> None:
+    found = dead_letter_evidence(
+        "m", block=START, block_ms=BLOCK_MS, records=records, dead=dead, alert_ratio=0.05, page_ratio=0.5
+    )
+    assert (None if found is None else found.severity) == severity
+    if found is not None:
+        assert found.values["reason"] == "bad_json"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_person_reads_about_drift() -> None:
+    run = Run().feed("P", key="country=DE")
+    note, row = run.told[0], run.only
+    assert note.title == "triage: input has drifted (country=DE)"
+    assert note.text == (
+        "Since about 2023-11-14 22:12:50Z the average record of space input, segment country=DE lies 0.42 standard "
+        "deviations away from reference 1, seen in 2,560 records. By chance, such evidence appears once in 366 days. "
+        f"Next: driftd incidents {row.id}"
+    )
+    assert note.values == {
+        "event": "opened",
+        "revision": "1",
+        "onset": "2023-11-14 22:12:50Z",
+        "reference": "1",
+        "channel": "level",
+        "strength": "6.5",
+        "threshold": "5.9",
+        "effect": "0.42",
+        "n": "2560",
+    }
+
+
+@pytest.mark.parametrize(
+    ("channel", "effect", "words"),
+    [
+        ("shape", 0.3, "lie further out than those of reference 1 (mean normal score +0.30)"),
+        ("shape", -0.3, "lie closer to the centre than those of reference 1"),
+        ("mix", 0.3, "the mix of kinds of records of space input differs from reference 1 by 0.30"),
+        ("another", 0.3, "the records of space input differ from reference 1"),
+    ],
+)
+def test_each_channel_says_what_it_saw(channel: str, effect: float, words: str) -> None:
+    found = evidence(START, "P", channel=channel, effect=effect)
+    assert found
+    _, (note,) = advance([], [found], POLICY, (START + 1) * BLOCK_MS)
+    assert words in note.text
+
+
+def test_what_a_person_reads_about_outliers_and_dead_letters() -> None:
+    outliers = rate_evidence("m", "input", "", rate(), block_ms=BLOCK_MS, reference=1)
+    dead = dead_letter_evidence(
+        "m", block=START, block_ms=BLOCK_MS, records=1000, dead={"bad_json": 120}, alert_ratio=0.05, page_ratio=0.5
+    )
+    assert outliers and dead
+    _, told = advance([], [outliers, dead], POLICY, (START + 1) * BLOCK_MS)
+    assert [note.title for note in told] == [
+        "m: 12 % of the records cannot be used",
+        "m: far too many outliers in input",
+    ]
+    assert "12 % of 1,000 records cannot be used (limit 5 %); most of them: bad_json." in told[0].text
+    assert "by chance" not in told[0].text.lower()
+    assert "2 % of the records of space input are as strange as the strangest 0.1 % of reference 1: 20.0 times" in (
+        told[1].text
+    )
+
+
+def test_a_resolved_incident_says_when_it_was_last_seen() -> None:
+    run = Run().feed("Pa......")
+    assert run.told[-1].title == "Resolved: triage: input has drifted"
+    assert "Last seen at 2023-11-14 22:13:40Z; resolved at 2023-11-14 22:14:30Z." in run.told[-1].text
+
+
+def test_describing_an_incident_shows_all_of_it() -> None:
+    row = Run().feed("Pa......P").only
+    text = describe(row)
+    for words in (row.id, "open, page", "triage", "input", "level", "0.42", "flaps", "driftd report", row.title):
+        assert words in text, words
+    assert not re.search(r"\{|None", text)
+
+
+def test_durations_and_chances_are_readable() -> None:
+    assert [duration(s) for s in (0.4, 1, 90, 130, 7_200, 172_800, 7.8e6, 1e9)] == [
+        "0 seconds",
+        "1 second",
+        "90 seconds",
+        "2 minutes",
+        "2 hours",
+        "2 days",
+        "90 days",
+        "32 years",
+    ]
+    assert chance(5.89, 10_000) == "once in 90 days"
+    assert chance(300.0, 10_000) == chance(float("inf"), 10_000) == "less than once in 1,000 years"
+    assert [percent(share) for share in (0.00123, 0.05, 0.0996, 0.5, 1.0)] == ["0.12 %", "5 %", "10 %", "50 %", "100 %"]
