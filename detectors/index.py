@@ -165,7 +165,7 @@ class NearestIndex:
         return squared_lengths(difference)
 
 
-def k_means(vectors: Floats, k: int, *, seed: int = 0, iterations: int = 15, spherical: bool = False) -> Floats:
+def k_means(vectors: Floats, k: int, *, seed: int = 0, iterations: int = 15) -> Floats:
     """Centroids of k-means, float32 (k, d): the same for the same vectors, seed and build.
 
     Args:
@@ -173,7 +173,6 @@ def k_means(vectors: Floats, k: int, *, seed: int = 0, iterations: int = 15, sph
         k: 1 <= k <= n.
         seed: of the first centroids.
         iterations: of Lloyd's rule.
-        spherical: centroids are scaled to unit length after every iteration (Dhillon, Modha 2001).
 
     Raises:
         InvalidInput: wrong shape or dtype, NaN or infinity, k out of range.
@@ -186,7 +185,6 @@ def k_means(vectors: Floats, k: int, *, seed: int = 0, iterations: int = 15, sph
         k,
         niter=iterations,
         seed=seed & 0x7FFFFFFF,
-        spherical=spherical,
         min_points_per_centroid=1,
         max_points_per_centroid=len(vectors),
     )

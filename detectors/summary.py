@@ -76,7 +76,7 @@ def fixed_point_sum(x: Floats) -> Int64s:
 
 
 def score_bins(scores: Floats, scale: float) -> npt.NDArray[np.int64]:
-    """Bins of the score histogram: 256 per doubling (0.3 to 0.4 % wide) from scale / 2 to 8 scale; the ends take all else.
+    """Bins of the score histogram: 256 per doubling (0.2 to 0.4 % wide), scale / 2 to 8 scale; the ends take the rest.
 
     Computed on the bits of the float, so that no logarithm of some library decides.
 
