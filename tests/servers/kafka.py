@@ -16,6 +16,7 @@ Tests that only need a broker take the fixtures of tests/conftest.py: `kafka` (o
 running), `topic` (makes topics with names of their own), `own_kafka` (a broker of the test's own, to be killed).
 
 Ports lie outside the kernel's outgoing range, so that no client's connection can sit on one between a kill and a start.
+Records are kept for ever, however old their time stamps are, unless a topic's own retention.ms says otherwise.
 Authorisation is on: everybody may do everything, until a test adds an ACL that says otherwise.
 """
 
@@ -268,6 +269,7 @@ group.min.session.timeout.ms=1000
 group.coordinator.append.linger.ms=0
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
+log.retention.ms=-1
 log.retention.check.interval.ms=1000
 log.initial.task.delay.ms=1000
 """
