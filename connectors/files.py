@@ -1,0 +1,340 @@
+"""Records from files: JSON lines (also from stdin), Parquet, NumPy arrays.
+
+Each file is a partition of its own: its path is the topic, its number 0. What an offset is depends on the format.
+
+    format    offset                   value                                        lag in
+    jsonl     byte where a line begins the line without its end                     bytes
+    parquet   row number               the row's fields as JSON                     rows
+    npy       row number               the row as little-endian float32 (codec raw) rows
+
+Positions survive as they do with Kafka: the same file is read on where the last checkpoint stood, and each record has
+the same offset in every run. A file that was cut off or replaced since then is an `OffsetGap`, never a silent restart.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import select
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from pydantic import AwareDatetime, BaseModel, Field, model_validator
+
+from connectors.file_lines import FileBytes, LineReader, PipeBytes
+from connectors.file_reader import Reader, Rows, cannot_be_read, listed, nearest_name
+from connectors.file_tables import NpyReader, ParquetReader
+from connectors.records import Partition, RawBatch, StoredPositions
+from detectors.errors import SourceError, UnknownTopic
+
+Format = Literal["jsonl", "parquet", "npy"]
+
+STDIN: Final = "-"
+SUFFIXES: Final[dict[str, Format]] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".npy": "npy",
+}
+COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
+
+_ROWS: Final = 8192  # rows of a batch of read_range
+_WAIT_S: Final = 0.05  # between two looks at a file that does not grow
+
+
+class RowTimes(BaseModel, frozen=True, extra="forbid"):
+    """Times for rows that have none: the first row's, and how far the rows are apart."""
+
+    start: AwareDatetime = Field(description="time of the first row of each file, RFC 3339")
+    interval_ms: float = Field(gt=0, description="milliseconds from one row to the next")
+
+
+class FilesSettings(BaseModel, frozen=True, extra="forbid"):
+    """JSON lines, Parquet or NumPy files, or JSON lines from stdin."""
+
+    kind: Literal["files"] = "files"
+    path: str = Field(min_length=1, description="a file, a directory, a glob such as data/*.jsonl, or - for stdin")
+    format: Literal["auto", "jsonl", "parquet", "npy"] = Field("auto", description="auto goes by the file's suffix")
+    follow: bool = Field(False, description="wait for lines that are appended and files that are added")
+    time: RowTimes | None = Field(None, description="the records' times where the rows themselves hold none")
+    name: str = Field("stdin", min_length=1, description="the topic under which positions in stdin are stored")
+
+    @model_validator(mode="after")
+    def _stdin_is_plain(self) -> FilesSettings:
+        if self.path == STDIN and self.format not in ("auto", "jsonl"):
+            raise ValueError(f"stdin is read as jsonl, not {self.format}; name the file instead")
+        if self.path == STDIN and self.time is not None:
+            raise ValueError("time is for files; lines from stdin need a time of their own: record: time: /ts")
+        if self.path == STDIN and self.follow:
+            raise ValueError("stdin is read until it ends; leave follow out")
+        return self
+
+    def build(self, *, client_id: str) -> FilesSource:
+        """Make the source. Nothing is opened yet. ``client_id`` is for sources that tell their server who they are."""
+        return FilesSource(self)
+
+
+class FilesSource:
+    """Reads files as a source of records: bounded, or endless with ``follow``.
+
+    Several files take turns: each poll takes an equal share from each. Delivery: every record once per position; what
+    comes after a position never depends on how the polls were cut.
+
+    Args:
+        settings: what to read.
+        stdin: the file descriptor that stands for "-".
+    """
+
+    def __init__(self, settings: FilesSettings, *, stdin: int = 0) -> None:
+        self._settings = settings
+        self._stdin = stdin
+        self._positions: StoredPositions = _nothing_stored
+        self._readers: dict[Partition, Reader] = {}
+        self._opened = False
+        self._turn = 0
+
+    @property
+    def finished(self) -> bool:
+        """Every file was read to its end, and more is not waited for."""
+        if self._settings.follow or not self._opened:
+            return False
+        return all(reader.at_end for reader in self._readers.values())
+
+    def check(self) -> str:
+        """Open each file once and say what was found.
+
+        Raises:
+            SourceError: nothing to read, not allowed, or not a file of its format.
+        """
+        if self._settings.path == STDIN:
+            return "files -, jsonl from stdin"
+        paths = self._paths()
+        remaining = 0
+        for path in paths:
+            reader = self._reader(path)
+            remaining += reader.remaining
+            reader.close()
+        kinds = sorted({self._format(path) for path in paths})
+        unit = "bytes" if kinds == ["jsonl"] else "rows" if "jsonl" not in kinds else "bytes and rows"
+        files = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
+        return f"files {self._settings.path}, {files}, {', '.join(kinds) or 'none yet'}, {remaining} {unit}"
+
+    def open(self, positions: StoredPositions) -> None:
+        """Find the files, and go to the stored positions.
+
+        Raises:
+            SourceError: see `check`; OffsetGap where a stored position is not in its file any more.
+        """
+        self._positions = positions
+        self._opened = True
+        self._find_files()
+
+    def poll(self, max_records: int, timeout_s: float) -> list[RawBatch]:
+        """Up to ``max_records`` records, an equal share of each file; [] where nothing came within ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            batches = self._take_turns(max_records)
+            left_s = deadline - time.monotonic()
+            if batches or self.finished or left_s <= 0:
+                return batches
+            if self._settings.path == STDIN:
+                select.select([self._stdin], [], [], left_s)
+            else:
+                time.sleep(min(_WAIT_S, left_s))
+                self._find_files()
+
+    def rewind(self) -> None:
+        """Read on from the stored positions."""
+        stored = self._positions(list(self._readers))
+        for partition, reader in self._readers.items():
+            reader.seek(stored.get(partition, 0))
+
+    def assignment(self) -> frozenset[Partition]:
+        """One partition for each file."""
+        return frozenset(self._readers)
+
+    def commit(self, next_offsets: Mapping[Partition, int]) -> None:
+        """Stdin is not kept for a rewind before these offsets; files need no word of it."""
+        for partition, offset in next_offsets.items():
+            if partition in self._readers:
+                self._readers[partition].forget(offset)
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Bytes (jsonl) or rows not yet read, per file; 0 for stdin, whose length nobody knows."""
+        return {partition: reader.remaining for partition, reader in self._readers.items()}
+
+    def read_range(self, start_ms: int | None, end_ms: int | None) -> Iterator[RawBatch]:
+        """All records with start_ms <= time < end_ms, file after file, up to the ends that the files have now.
+
+        A record of a file has a time here only where the settings say ``time``. Without it, every record is given:
+        its event time stands inside it, and the caller decides.
+        """
+        if self._settings.path == STDIN:
+            self._find_files()
+            yield from self._rest_of_stdin()
+            return
+        readers = [(Partition(path, 0), self._reader(path, fixed_end=True)) for path in self._paths()]
+        for partition, reader in readers:
+            try:
+                while rows := reader.read(_ROWS):
+                    batch = self._batch(partition, rows)
+                    if self._settings.time is not None:
+                        batch = _between(batch, start_ms, end_ms)
+                    if len(batch):
+                        yield batch
+            finally:
+                reader.close()
+
+    def _rest_of_stdin(self) -> Iterator[RawBatch]:
+        while not all(reader.at_end for reader in self._readers.values()):
+            for partition, reader in self._readers.items():
+                select.select([self._stdin], [], [])
+                if rows := reader.read(_ROWS):
+                    reader.forget(rows.next_offset)
+                    yield self._batch(partition, rows)
+
+    def close(self) -> None:
+        """Close the files. Stdin stays open: it is not ours."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers = {}
+
+    def _take_turns(self, max_records: int) -> list[RawBatch]:
+        """An equal share of each file that is not at its end; which comes first moves on with each poll."""
+        waiting = sorted(partition for partition, reader in self._readers.items() if not reader.at_end)
+        if not waiting:
+            return []
+        first = self._turn % len(waiting)
+        self._turn += 1
+        share = max(1, max_records // len(waiting))
+        batches: list[RawBatch] = []
+        left = max_records
+        for partition in waiting[first:] + waiting[:first]:
+            if left <= 0:
+                break
+            rows = self._readers[partition].read(min(share, left))
+            if rows is not None:
+                batches.append(self._batch(partition, rows))
+                left -= len(rows.values)
+        return batches
+
+    def _batch(self, partition: Partition, rows: Rows) -> RawBatch:
+        n = len(rows.values)
+        times = np.full(n, -1, dtype=np.int64)
+        if self._settings.time is not None:
+            start_ms = _to_ms(self._settings.time.start)
+            times = start_ms + np.floor(rows.numbers * self._settings.time.interval_ms).astype(np.int64)
+        return RawBatch(
+            partition=partition,
+            offsets=rows.offsets,
+            timestamps_ms=times,
+            keys=[None] * n,
+            values=rows.values,
+            headers=[()] * n,
+            next_offset=rows.next_offset,
+        )
+
+    def _find_files(self) -> None:
+        """Take in the files that were not known yet."""
+        if self._settings.path == STDIN:
+            wanted = [Partition(self._settings.name, 0)]
+        else:
+            wanted = [Partition(path, 0) for path in self._paths()]
+        new = [partition for partition in wanted if partition not in self._readers]
+        stored = self._positions(new) if new else {}
+        for partition in new:
+            reader = self._stdin_reader() if self._settings.path == STDIN else self._reader(partition.topic)
+            reader.seek(stored.get(partition, 0))
+            self._readers[partition] = reader
+
+    def _paths(self) -> list[str]:
+        """The files that the settings name, in the order of their names.
+
+        Raises:
+            UnknownTopic: there are none.
+        """
+        wanted = self._settings.path
+        path = Path(wanted)
+        if path.is_dir():
+            found = sorted(str(inner) for inner in listed(path) if inner.is_file() and self._belongs(inner))
+            what = "file that ends in " + ", ".join(self._suffixes())
+        elif not path.exists() and glob.has_magic(wanted):
+            found = sorted(name for name in glob.glob(wanted, recursive=True) if Path(name).is_file())  # noqa: PTH207 - also absolute
+            what = "file"
+        else:
+            if not path.exists():
+                raise UnknownTopic(f"There is no file {wanted}.", hint=nearest_name(path))
+            return [wanted]
+        if not found and not self._settings.follow:
+            raise UnknownTopic(f"{wanted} holds no {what}.", hint="Name the files: path: data/*.jsonl, format: jsonl.")
+        return found
+
+    def _suffixes(self) -> list[str]:
+        return [suffix for suffix, kind in SUFFIXES.items() if self._settings.format in ("auto", kind)]
+
+    def _belongs(self, path: Path) -> bool:
+        return path.suffix.lower() in self._suffixes() and not path.name.startswith(".")
+
+    def _format(self, path: str) -> Format:
+        suffix = Path(path).suffix.lower()
+        if suffix in COMPRESSED:
+            raise SourceError(
+                f"{path} is compressed, and positions in it would mean nothing.",
+                hint=f"Unpack it, or pipe it in with path: - (gunzip -c {path} | driftd run ...).",
+            )
+        if self._settings.format != "auto":
+            return self._settings.format
+        if suffix not in SUFFIXES:
+            known = ", ".join(SUFFIXES)
+            raise SourceError(
+                f"{path} does not say what it is: known are {known}.", hint="Set format: jsonl, or another."
+            )
+        return SUFFIXES[suffix]
+
+    def _reader(self, path: str, *, fixed_end: bool = False) -> Reader:
+        kind = self._format(path)
+        try:
+            if kind == "parquet":
+                return ParquetReader(path)
+            if kind == "npy":
+                return NpyReader(path)
+            stream = FileBytes(path, end=Path(path).stat().st_size if fixed_end else None, follow=self._settings.follow)
+        except FileNotFoundError as error:
+            raise UnknownTopic(f"There is no file {path}.", hint=nearest_name(Path(path))) from error
+        except OSError as error:
+            raise cannot_be_read(path, error) from error
+        return LineReader(stream, open_ended=self._settings.follow, count_lines=self._settings.time is not None)
+
+    def _stdin_reader(self) -> Reader:
+        return LineReader(PipeBytes(self._stdin, self._settings.name), open_ended=False, count_lines=False)
+
+
+def _between(batch: RawBatch, start_ms: int | None, end_ms: int | None) -> RawBatch:
+    inside = np.ones(len(batch), dtype=bool)
+    if start_ms is not None:
+        inside &= batch.timestamps_ms >= start_ms
+    if end_ms is not None:
+        inside &= batch.timestamps_ms < end_ms
+    rows = np.flatnonzero(inside)
+    return RawBatch(
+        partition=batch.partition,
+        offsets=batch.offsets[rows],
+        timestamps_ms=batch.timestamps_ms[rows],
+        keys=[batch.keys[row] for row in rows.tolist()],
+        values=[batch.values[row] for row in rows.tolist()],
+        headers=[batch.headers[row] for row in rows.tolist()],
+        next_offset=batch.next_offset,
+    )
+
+
+def _to_ms(moment: datetime) -> int:
+    return math.floor(round(moment.timestamp() * 1e6) / 1000)
+
+
+def _nothing_stored(partitions: Sequence[Partition]) -> Mapping[Partition, int]:
+    return {}

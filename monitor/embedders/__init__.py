@@ -1,0 +1,19 @@
+"""Embedders: from the fields of a record to a vector. A kind is one file, and one line here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from monitor.embedders.embedder import Columns, Embedded, Embedder, Problem
+from monitor.embedders.pixels import PixelsSettings
+from monitor.embedders.tabular import TabularSettings
+from monitor.embedders.text import TextSettings
+from monitor.embedders.vector import VectorSettings
+
+EmbedderSettings = Annotated[
+    VectorSettings | TabularSettings | PixelsSettings | TextSettings, Field(discriminator="kind")
+]
+
+__all__ = ["Columns", "Embedded", "Embedder", "EmbedderSettings", "Problem"]
