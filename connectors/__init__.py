@@ -1,0 +1,16 @@
+"""The wires: one file per outside system. A kind of source or sink is one file, and one line here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from connectors.console import ConsoleSettings
+from connectors.files import FilesSettings
+from connectors.jsonl import JsonlSettings
+from connectors.kafka import KafkaSettings
+from connectors.webhook import WebhookSettings
+
+SourceSettings = Annotated[KafkaSettings | FilesSettings, Field(discriminator="kind")]
+SinkSettings = Annotated[ConsoleSettings | JsonlSettings | WebhookSettings, Field(discriminator="kind")]

@@ -1,0 +1,5 @@
+"""`python -m monitor` is `driftd`."""
+
+from monitor.cli import main
+
+main()

@@ -1,0 +1,70 @@
+"""The composition root: the one place that builds concrete objects from settings."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from connectors.database.store import Store
+from connectors.kafka import KafkaSettings
+from connectors.kafka_dead_letters import KafkaDeadLetterTopic
+from connectors.notification import Sink
+from connectors.records import Source
+from detectors.errors import InvalidSettings
+from monitor.settings import ModelSettings, Settings
+from monitor.worker import Worker
+
+
+def open_store(settings: Settings) -> Store:
+    """The database, migrated to this version of driftd."""
+    store = Store.open(settings.database)
+    store.migrate()
+    return store
+
+
+def build_source(name: str, model: ModelSettings, *, ordinal: int = 0) -> Source:
+    """The source of one model. The client id is stable over restarts, so that a static group member comes back."""
+    return model.source.build(client_id=f"driftd-{name}-{socket.gethostname()}-{ordinal}")
+
+
+def build_workers(settings: Settings, store: Store) -> list[Worker]:
+    """A worker for each model."""
+    return [
+        Worker(name, settings, store=store, source=build_source(name, model)) for name, model in settings.models.items()
+    ]
+
+
+def build_sinks(settings: Settings) -> dict[str, Sink]:
+    """The sinks by their names in the settings."""
+    return {name: sink.build() for name, sink in settings.sinks.items()}
+
+
+def build_dead_letter_topics(settings: Settings) -> dict[str, KafkaDeadLetterTopic]:
+    """The dead-letter topics of the models that have one, on the brokers of the model's own source."""
+    topics = {}
+    for name, model in settings.models.items():
+        if model.dead_letters.topic is not None and isinstance(model.source, KafkaSettings):
+            client_id = f"driftd-{name}-dead-letters"
+            topics[name] = model.source.dead_letter_topic(model.dead_letters.topic, client_id=client_id)
+    return topics
+
+
+def http_address(settings: Settings) -> tuple[str, int]:
+    """Host and port of the HTTP server."""
+    host, _, port = settings.http.bind.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def check_references_folder(folder: Path) -> None:
+    """References must be writable before hours of collecting, not after.
+
+    Raises:
+        InvalidSettings: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSettings(f"The folder of the references, {folder}, cannot be made: {error.strerror}.") from error
+    if not os.access(folder, os.W_OK):
+        raise InvalidSettings(f"The folder of the references, {folder}, cannot be written.", hint="Set references: DIR")

@@ -1,0 +1,380 @@
+"""The command line. Data goes to stdout, words to stderr; `--json` where a program may read.
+
+Exit codes: 0 done, 1 failed, 2 usage or settings, 3 an alert is open and --fail-on-alert was given.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from detectors.errors import DriftdError, InvalidInput, InvalidSettings
+
+app = typer.Typer(
+    name="driftd",
+    help="Watches the models you run: outliers, fraud, drift and staleness, with a stated alarm budget.\n\n"
+    "Try it: driftd demo. Then: driftd init, driftd check, driftd run.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+reference_app = typer.Typer(help="What normal looks like: numbered, immutable references.", no_args_is_help=True)
+app.add_typer(reference_app, name="reference")
+
+SettingsPath = Annotated[Path, typer.Option("--settings", "-s", help="settings file", envvar="DRIFTD_SETTINGS")]
+AsJson = Annotated[bool, typer.Option("--json", help="print data for a program")]
+DEFAULT_SETTINGS = Path("driftd.yaml")
+
+
+def main() -> None:
+    """The entry point: every error of ours becomes a few lines and an exit code."""
+    try:
+        app()
+    except DriftdError as error:
+        say(f"driftd: {error.message}")
+        if isinstance(error, InvalidSettings):
+            for problem in error.problems:
+                say(f"  {problem}")
+        if error.hint:
+            say(f"  {error.hint}")
+        sys.exit(2 if isinstance(error, InvalidSettings | InvalidInput) else 1)
+    except KeyboardInterrupt:
+        say("driftd: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def say(text: str) -> None:
+    """Words for people."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def put(text: str) -> None:
+    """Data."""
+    print(text, flush=True)  # noqa: T201
+
+
+def put_json(value: object) -> None:
+    """Data as JSON."""
+    put(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
+
+
+def put_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Data as a table, as wide as it needs to be."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="file to make")] = DEFAULT_SETTINGS) -> None:
+    """Write a commented settings file to start from. Example: driftd init"""
+    from importlib.resources import files
+
+    if path.exists():
+        raise InvalidInput(f"{path} exists already.", hint=f"Name another file: driftd init {path.stem}-2.yaml")
+    try:
+        path.write_text(files("monitor").joinpath("starter.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {error.strerror}.") from error
+    say(f"Wrote {path}. Edit it, then: driftd check")
+
+
+@app.command()
+def check(settings: SettingsPath = DEFAULT_SETTINGS, json: AsJson = False) -> None:
+    """Read the settings, build everything, connect once; a line for each. Example: driftd check -s driftd.yaml"""
+    from monitor.checks import check_everything
+    from monitor.settings import load_settings
+
+    results = check_everything(load_settings(settings))
+    if json:
+        put_json(results)
+    else:
+        for result in results:
+            put(f"{'ok    ' if result.ok else 'FAILED'} {result.name}: {result.detail}")
+    if not all(result.ok for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def kinds(json: AsJson = False) -> None:
+    """Every kind of embedder, source, sink and detector. Example: driftd kinds --json"""
+    from detectors import KINDS
+    from monitor.settings import kinds as kinds_of_settings
+
+    groups: dict[str, list[dict[str, str]]] = {}
+    for group, kind, description in [*kinds_of_settings(), *(("detectors", kind, text) for kind, text in KINDS)]:
+        groups.setdefault(group, []).append({"kind": kind, "description": description})
+    if json:
+        put_json(groups)
+        return
+    put_table(
+        ["group", "kind", "what it is"],
+        [[group, entry["kind"], entry["description"]] for group, entries in groups.items() for entry in entries],
+    )
+
+
+@app.command()
+def run(settings: SettingsPath = DEFAULT_SETTINGS) -> None:
+    """Watch the models until told to stop (Ctrl-C or SIGTERM). Example: driftd run -s driftd.yaml"""
+    from monitor.settings import load_settings
+
+    loaded = load_settings(settings)
+    one_thread_per_process()
+    from monitor.daemon import Daemon
+
+    raise typer.Exit(Daemon(loaded).run())
+
+
+def one_thread_per_process() -> None:
+    """Re-start with single-threaded BLAS and OpenMP, which must be set before the libraries load.
+
+    Two thread pools in one process fight over the cores: the same work runs two to ten times slower.
+    """
+    import os
+
+    wanted = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if any(name not in os.environ for name in wanted):
+        os.environ.update({name: os.environ.get(name, value) for name, value in wanted.items()})
+        os.execv(sys.executable, [sys.executable, "-m", "monitor", *sys.argv[1:]])
+
+
+@app.command()
+def score(
+    reference: Annotated[Path, typer.Option("--reference", "-r", help="folder of a reference")],
+    input: Annotated[Path, typer.Option("--input", "-i", help=".npy (n, d), .parquet or .jsonl")],  # noqa: A002
+    output: Annotated[Path, typer.Option("--output", "-o", help=".npy, .parquet or .jsonl")],
+    p_values: Annotated[
+        bool, typer.Option("--p-values", help="p-values: in .npy instead of the scores, else beside")
+    ] = False,
+    field: Annotated[str, typer.Option("--field", help="column of the vectors in .parquet and .jsonl")] = "vector",
+) -> None:
+    """Score a file of vectors; larger is stranger. Example: driftd score -r refs/1 -i Y.npy -o scores.npy"""
+    from monitor.progress import bar
+    from monitor.scoring import score_file
+
+    with bar("scoring") as progress:
+        rows = score_file(reference, input=input, output=output, p_values=p_values, field=field, progress=progress)
+    say(f"Scored {rows:,} rows into {output}.")
+
+
+@app.command()
+def incidents(
+    incident: Annotated[str | None, typer.Argument(help="id of one incident, or its beginning")] = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    model: Annotated[str | None, typer.Option("--model", help="only this model")] = None,
+    open_only: Annotated[bool, typer.Option("--open", help="only open ones")] = False,
+    fail_on_alert: Annotated[bool, typer.Option("--fail-on-alert", help="exit with 3 if one is open")] = False,
+    json: AsJson = False,
+) -> None:
+    """List incidents, or show one. Example: driftd incidents --open --fail-on-alert"""
+    from monitor.app import open_store
+    from monitor.incidents import describe
+    from monitor.settings import load_settings
+    from monitor.times import text_of
+
+    store = open_store(load_settings(settings))
+    rows = store.incidents(model=model, status="open" if open_only else None)
+    if incident is not None:
+        rows = [row for row in rows if row.id.startswith(incident)]
+        if not rows:
+            raise InvalidInput(f"There is no incident {incident}.", hint="List them: driftd incidents")
+    if json:
+        put_json(rows)
+    elif incident is not None:
+        for row in rows:
+            put(describe(row))
+    elif rows:
+        put_table(
+            ["id", "status", "severity", "since", "resolved", "what"],
+            [
+                [
+                    row.id[:10],
+                    row.status,
+                    row.severity,
+                    text_of(row.onset_ms),
+                    text_of(row.resolved_ms) if row.resolved_ms is not None else "-",
+                    row.title,
+                ]
+                for row in rows
+            ],
+        )
+    else:
+        say("No incidents.")
+    if fail_on_alert and any(row.status == "open" for row in rows):
+        raise typer.Exit(3)
+
+
+@app.command()
+def report(
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write")] = Path("driftd-report.html"),
+    model: Annotated[str | None, typer.Option("--model", help="which model, if there are several")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", help="only the last hours of event time")] = None,
+) -> None:
+    """Write one self-contained HTML file of what happened. Example: driftd report --hours 24 -o today.html"""
+    from monitor.app import open_store
+    from monitor.reporting import report_of
+    from monitor.settings import load_settings
+
+    loaded = load_settings(settings)
+    if model is None and len(loaded.models) > 1:
+        raise InvalidInput("There are several models.", hint=f"Choose: --model {'|'.join(loaded.models)}")
+    name = model or next(iter(loaded.models))
+    if name not in loaded.models:
+        raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(loaded.models)}")
+    from dashboards.report import write_report
+
+    write_report(output, report_of(loaded, open_store(loaded), name, hours=hours))
+    say(f"Wrote {output}.")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the data and the report")] = Path("demo"),
+    seed: Annotated[int, typer.Option("--seed", help="another stream")] = 7,
+    json: AsJson = False,
+) -> None:
+    """The whole job on real data, no server needed: about a minute. Example: driftd demo"""
+    one_thread_per_process()
+    from monitor.demo import run_demo
+
+    result = run_demo(output, seed=seed, say=say)
+    if json:
+        put_json(result.data)
+    else:
+        put(result.text)
+
+
+@app.command()
+def doctor(settings: SettingsPath = DEFAULT_SETTINGS, json: AsJson = False) -> None:
+    """What is wrong, and what to do: checks, references, dead letters, alarm budget. Example: driftd doctor"""
+    from monitor.checks import diagnose
+    from monitor.settings import load_settings
+
+    findings = diagnose(load_settings(settings))
+    if json:
+        put_json(findings)
+    else:
+        for finding in findings:
+            put(f"{'ok    ' if finding.ok else 'LOOK  '} {finding.name}: {finding.detail}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@reference_app.command("build")
+def reference_build(
+    vectors: Annotated[Path | None, typer.Option("--vectors", help="ready vectors: .npy, .parquet or .jsonl")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder to make, with --vectors")] = None,
+    field: Annotated[str, typer.Option("--field", help="column of the vectors in .parquet and .jsonl")] = "vector",
+    standardised: Annotated[bool, typer.Option("--table", help="columns of a table, not an encoder's vectors")] = False,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    model: Annotated[str | None, typer.Option("--model", help="which model, if there are several")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="begin of the baseline, such as 2026-01-31T00:00:00Z")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="end of the baseline")] = None,
+) -> None:
+    """Build a reference, from a file of vectors or from a time range of a model's source.
+
+    Examples: driftd reference build --vectors X.npy --output refs/1;
+    driftd reference build --model support --from 2026-01-01T00:00:00Z --to 2026-01-15T00:00:00Z
+    """
+    from monitor import references
+    from monitor.progress import steps
+
+    if vectors is not None:
+        if output is None:
+            raise InvalidInput("Where shall the reference go?", hint="Add: --output DIR")
+        with steps() as progress:
+            built = references.from_vectors(vectors, output, field=field, standardised=standardised, progress=progress)
+        say(f"Built {output}: {built}.")
+        return
+    from monitor.settings import load_settings
+    from monitor.times import parse_time
+
+    with steps() as progress:
+        rows = references.from_source(
+            load_settings(settings),
+            model,
+            start_ms=None if start is None else parse_time(start),
+            end_ms=None if end is None else parse_time(end),
+            progress=progress,
+        )
+    for row in rows:
+        say(f"Built {row.model}/{row.space} version {row.version}: {row.records:,} records, now active.")
+
+
+@reference_app.command("list")
+def reference_list(settings: SettingsPath = DEFAULT_SETTINGS, json: AsJson = False) -> None:
+    """Every reference of every model. Example: driftd reference list"""
+    from monitor.app import open_store
+    from monitor.settings import load_settings
+    from monitor.times import text_of
+
+    loaded = load_settings(settings)
+    store = open_store(loaded)
+    rows = [
+        row for name, model in loaded.models.items() for space in model.spaces for row in store.references(name, space)
+    ]
+    if json:
+        put_json(rows)
+        return
+    if not rows:
+        say("No references yet: driftd run collects one, or build it: driftd reference build")
+    put_table(
+        ["model", "space", "version", "active", "records", "dimension", "built", "checksum"],
+        [
+            [
+                row.model,
+                row.space,
+                str(row.version),
+                "yes" if row.active else "",
+                f"{row.records:,}",
+                str(row.dimension),
+                text_of(row.created_ms),
+                row.checksum[:12],
+            ]
+            for row in rows
+        ],
+    )
+
+
+@reference_app.command("show")
+def reference_show(path: Annotated[Path, typer.Argument(help="folder of the reference")], json: AsJson = False) -> None:
+    """What a reference holds, after checking it whole. Example: driftd reference show references/my_model/input/1"""
+    from monitor.references import describe
+
+    facts: dict[str, Any] = describe(path)
+    if json:
+        put_json(facts)
+    else:
+        put_table(["", ""], [[name, str(value)] for name, value in facts.items()])
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        put(installed("driftd"))
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The first reference: collects the records of a baseline and builds one reference for each space.
+
+The same collector serves `driftd run` without a reference (the first records of the stream) and `driftd reference
+build` (a time range of the source).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from connectors.database.rows import ReferenceRow
+from connectors.records import DeadLetter, Partition, RawBatch
+from detectors.errors import InvalidInput
+from detectors.reference import EmbedderState, Reference
+from monitor.decode import Decoder
+from monitor.embedders import Embedder
+from monitor.settings import ReferenceSettings
+
+MIN_SEGMENT_RECORDS = 500  # fewer baseline records than this give a segment no alarm of its own
+Progress = Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class _Columns:
+    """What is kept of the collected records of one space: vectors; raw values where the embedder has to learn."""
+
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    raw: list[list[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Collected records of one partition: how many, and how far."""
+
+    first_offset: int
+    next_offset: int
+    max_time_ms: int
+    records: int
+    dead: int
+
+
+class Collector:
+    """Collects up to ``settings.collect`` usable records, then builds the references.
+
+    A record that an embedder cannot use becomes a dead letter as it would later. Nothing is written until the
+    references are built: after a crash the collection begins again, at the same records.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        decoder: Decoder,
+        embedders: Mapping[str, Embedder],
+        settings: ReferenceSettings,
+        block_ms: int,
+    ) -> None:
+        self.model = model
+        self.dead: list[DeadLetter] = []
+        self.collected = 0
+        self.spans: dict[Partition, _Span] = {}
+        self._decoder = decoder
+        self._embedders = dict(embedders)
+        self._settings = settings
+        self._block_ms = block_ms
+        self._columns = {space: _Columns() for space in embedders}
+        self._times: list[npt.NDArray[np.int64]] = []
+        self._ids: list[str] = []
+        self._kept: list[dict[str, Any] | None] = []
+        self._segments: dict[str, Counter[str]] = {}
+
+    @property
+    def wanted(self) -> int:
+        """Records to collect."""
+        return self._settings.collect
+
+    def add(self, batch: RawBatch, now_ms: int | None) -> None:
+        """Take in one batch."""
+        events = self._decoder.decode(batch, now_ms)
+        good = np.ones(len(events), dtype=np.bool_)
+        embedded: dict[str, npt.NDArray[np.float32]] = {}
+        dead = list(events.dead)
+        for space, embedder in self._embedders.items():
+            if embedder.learns:
+                continue
+            result = embedder.embed([events.fields[name] for name in embedder.fields])
+            embedded[space] = result.vectors
+            for problem in result.problems:
+                if good[problem.row]:
+                    good[problem.row] = False
+                    offset = int(events.offsets[problem.row])
+                    dead.append(self._decoder.dead_letter(batch, offset, problem.reason, problem.detail))
+        chosen = np.flatnonzero(good)
+        rows = chosen.tolist()
+        for space, embedder in self._embedders.items():
+            columns = self._columns[space]
+            if embedder.learns:
+                columns.raw += [[events.fields[name][row] for name in embedder.fields] for row in rows]
+            else:
+                columns.vectors.append(embedded[space][chosen])
+        self._times.append(events.time_ms[chosen])
+        self._ids += [events.ids[row] for row in rows]
+        self._kept += [None if events.kept is None else events.kept[row] for row in rows]
+        for name, values in events.segments.items():
+            self._segments.setdefault(name, Counter()).update(values[row] for row in rows)
+        self.dead += dead
+        self.collected += len(rows)
+        self._extend(batch, events.time_ms[chosen], len(dead))
+
+    def _extend(self, batch: RawBatch, times: npt.NDArray[np.int64], dead: int) -> None:
+        before = self.spans.get(batch.partition)
+        first = int(batch.offsets[0]) if len(batch) else batch.next_offset
+        newest = int(times.max()) if len(times) else -1
+        self.spans[batch.partition] = _Span(
+            first_offset=before.first_offset if before else first,
+            next_offset=batch.next_offset,
+            max_time_ms=max(before.max_time_ms if before else -1, newest),
+            records=(before.records if before else 0) + len(batch),
+            dead=(before.dead if before else 0) + dead,
+        )
+
+    def build(
+        self, folder: Path, *, versions: Mapping[str, int], now_ms: int, progress: Progress | None = None
+    ) -> list[ReferenceRow]:
+        """Build and save one reference for each space, in ``folder``/model/space/version.
+
+        Raises:
+            InvalidInput: too few usable records.
+            InvalidReference: a reference of that number exists already.
+        """
+        if self.collected == 0:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(d.reason for d in self.dead).most_common(3))
+            raise InvalidInput(
+                f"No usable record for a reference of {self.model}: {reasons or 'the source is empty'}.",
+                hint="Look at one: driftd check",
+            )
+        times = np.concatenate(self._times)
+        order = np.argsort(times, kind="stable")
+        return [
+            self._build_space(space, folder / self.model / space, versions[space], times, order, now_ms, progress)
+            for space in self._embedders
+        ]
+
+    def _build_space(
+        self,
+        space: str,
+        folder: Path,
+        version: int,
+        times: npt.NDArray[np.int64],
+        order: npt.NDArray[np.int64],
+        now_ms: int,
+        progress: Progress | None,
+    ) -> ReferenceRow:
+        embedder = self._embedders[space]
+        vectors, rows = self._vectors(space, embedder, order)
+        reference = Reference.build(
+            vectors,
+            geometry=embedder.geometry,
+            block_ids=times[rows] // self._block_ms,
+            exemplars=self._settings.exemplars,
+            excerpts=[_excerpt(self._kept[row]) for row in rows],
+            ids=[self._ids[row] for row in rows],
+            times_ms=times[rows],
+            embedder=EmbedderState(embedder.kind, embedder.fingerprint(), embedder.state()),
+            model=self.model,
+            space=space,
+            segments=self._common_segments(),
+            created_ms=now_ms,
+            progress=None if progress is None else lambda step, share: progress(f"{space}: {step}", share),
+        )
+        path = folder / str(version)
+        reference.save(path)
+        return ReferenceRow(
+            model=self.model,
+            space=space,
+            version=version,
+            path=str(path),
+            records=len(rows),
+            dimension=reference.dimension,
+            checksum=reference.checksum,
+            created_ms=now_ms,
+            active=True,
+        )
+
+    def _vectors(
+        self, space: str, embedder: Embedder, order: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The vectors in time order, and the collected record of each."""
+        columns = self._columns[space]
+        if not embedder.learns:
+            vectors = np.concatenate(columns.vectors)[order]
+            columns.vectors.clear()
+            return vectors, order
+        by_field = [[columns.raw[row][index] for row in order] for index in range(len(embedder.fields))]
+        columns.raw.clear()
+        embedder.fit(by_field)
+        result = embedder.embed(by_field)
+        good = np.setdiff1d(np.arange(len(order)), [problem.row for problem in result.problems]).astype(np.int64)
+        return result.vectors[good], order[good]
+
+    def _common_segments(self) -> dict[str, list[str]]:
+        return {
+            name: sorted(value for value, n in counts.most_common(self._settings.segments) if n >= MIN_SEGMENT_RECORDS)
+            for name, counts in self._segments.items()
+        }
+
+
+def _excerpt(kept: dict[str, Any] | None) -> str:
+    return "" if kept is None else json.dumps(kept, ensure_ascii=False, sort_keys=True)
+
+
+def next_version(registered: Sequence[int], folder: Path) -> int:
+    """The number that the next reference of a space gets; a folder left by a crash keeps its number to itself."""
+    left = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+    return max([*registered, *left], default=0) + 1

@@ -1,0 +1,257 @@
+"""`driftd run`: one process that watches the models until it is told to stop.
+
+One thread does the work, model after model: poll, score, checkpoint, fold. Beside it run the HTTP server, one sender
+for each sink and one for dead letters, so that a slow receiver never delays scoring.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import FrameType
+from typing import TypeVar
+
+from connectors.database.rows import Retention
+from connectors.database.store import Store
+from connectors.prometheus import Metrics
+from detectors.errors import RetryableError, StoreError
+from monitor.app import build_dead_letter_topics, build_sinks, build_workers, check_references_folder, http_address
+from monitor.app import open_store as open_database
+from monitor.dead_letters import DeadLetterPublisher
+from monitor.folding import Outcome
+from monitor.log import configure, event
+from monitor.outbox import OutboxSender
+from monitor.settings import Settings
+from monitor.web import Status, WebServer
+from monitor.worker import DeadLetterWave, Step, Worker
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+PRUNE_EVERY_S = 3600.0
+WAIT_S = 0.5  # longest wait for records of all models together
+
+Made = TypeVar("Made")
+
+
+class _Stopped(Exception):
+    """A signal came while something was waited for."""
+
+
+class Daemon:
+    """Runs until SIGTERM, SIGINT, or the end of bounded sources."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = False
+        self._status = Status()
+        self._metrics = Metrics()
+        self._said: dict[str, str] = {}
+        self._next_prune = 0.0
+
+    def run(self) -> int:
+        """Watch. Returns the exit code: 0 after a stop that was asked for, or when all sources were read to their end.
+
+        Raises:
+            DriftdError: what cannot be waited out: wrong settings, a reference that does not fit, refused credentials.
+        """
+        configure(self._settings.log_format)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        check_references_folder(self._settings.references)
+        host, port = http_address(self._settings)
+        with ExitStack() as closing:
+            web = WebServer(self._status, self._metrics, host=host, port=port)
+            web.start()
+            closing.callback(web.stop)
+            log.info(event("listening", url=web.url))
+            try:
+                self._watch(closing)
+            except _Stopped:
+                pass
+        log.info(event("stopped"))
+        return 0
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first signal asks for a stop after the current batch; the second leaves at once, which is safe."""
+        if self._stopping:
+            os._exit(128 + number)
+        self._stopping = True
+
+    def _watch(self, closing: ExitStack) -> None:
+        store = self._insist("database", lambda: open_database(self._settings))
+        closing.callback(store.close)
+        publisher = DeadLetterPublisher(store, build_dead_letter_topics(self._settings))
+        sender = OutboxSender(store, build_sinks(self._settings), metrics=self._metrics)
+        sender.start()
+        closing.callback(sender.stop)
+        publisher.start()
+        closing.callback(publisher.stop)
+        workers = build_workers(self._settings, store)
+        for worker in workers:
+            closing.callback(worker.source.close)
+            self._metrics.watch(worker.name, list(worker.model.spaces))
+            self._status.model(worker.name, state="starting")
+        drift = [worker.model.drift for worker in workers]
+        self._metrics.expected_false_pages.set(max(1.0 / entry.page_every_days for entry in drift))
+        for worker in workers:
+            self._insist(f"model {worker.name}", worker.start, model=worker.name)
+            self._show(worker)
+        running = list(workers)
+        while running and not self._stopping:
+            for worker in list(running):
+                if self._one_step(worker, store, wait_s=max(0.1, WAIT_S / len(running))):
+                    running.remove(worker)
+            self._prune(store)
+        self._drain(workers)
+
+    def _one_step(self, worker: Worker, store: Store, *, wait_s: float) -> bool:
+        """One step of one model. Returns whether its source is at its end."""
+        try:
+            step = worker.step(self._now_ms(), time.monotonic(), wait_s=wait_s)
+        except DeadLetterWave as wave:
+            self._status.model(worker.name, state=str(wave), ready=False)
+            log.error(event("reading stopped: too many dead letters", model=worker.name, reason=str(wave)))
+            raise
+        self._status.polled(worker.name)
+        self._count(worker, step)
+        if step.failure:
+            self._say(worker.name, step.failure)
+            self._status.model(worker.name, state=step.failure, ready=False)
+            self._pause()
+        elif step.records or step.folded is not None or worker.name in self._said:
+            self._said.pop(worker.name, None)
+            self._show(worker)
+        if step.finished:
+            worker.close_blocks_at_end(self._now_ms())
+            self._show(worker)
+            self._status.model(worker.name, state="finished: the source was read to its end", finished=True)
+            log.info(event("source finished", model=worker.name))
+        return step.finished
+
+    def _drain(self, workers: list[Worker]) -> None:
+        for worker in workers:
+            try:
+                worker.drain(self._now_ms())
+            except StoreError as error:
+                log.warning(
+                    event("last checkpoint refused, its records are read again", model=worker.name, reason=str(error))
+                )
+
+    def _insist(self, what: str, action: Callable[[], Made], *, model: str | None = None) -> Made:
+        """Do it, and wait out failures that may pass; /readyz and the log say what is waited for."""
+        while not self._stopping:
+            try:
+                made = action()
+                self._said.pop(what, None)
+                if model is None:
+                    self._status.check(what, ok=True, detail="open")
+                return made
+            except RetryableError as error:
+                if not error.retryable:
+                    raise
+                self._say(what, str(error))
+                if model is None:
+                    self._status.check(what, ok=False, detail=str(error))
+                else:
+                    self._status.model(model, state=str(error), ready=False)
+                self._pause()
+        raise _Stopped
+
+    def _say(self, what: str, text: str) -> None:
+        """Log a failure when its text changes; it is in /readyz all the while."""
+        if self._said.get(what) != text:
+            self._said[what] = text
+            log.warning(event("waiting", what=what, reason=text))
+
+    def _pause(self) -> None:
+        end = time.monotonic() + RETRY_S
+        while not self._stopping and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def _prune(self, store: Store) -> None:
+        if time.monotonic() < self._next_prune:
+            return
+        self._next_prune = time.monotonic() + PRUNE_EVERY_S
+        keep = self._settings.retention
+        try:
+            deleted = store.prune(
+                self._now_ms(),
+                Retention(
+                    kept_days=keep.kept_days,
+                    kept_rows=keep.kept_rows,
+                    dead_letters_days=keep.dead_letters_days,
+                    dead_letter_rows=keep.dead_letter_rows,
+                    readings_days=keep.readings_days,
+                    summaries_days=keep.summaries_days,
+                ),
+            )
+        except StoreError as error:
+            log.warning(event("retention skipped", reason=str(error)))
+            return
+        if any(deleted.values()):
+            log.info(event("old rows deleted", **deleted))
+
+    def _count(self, worker: Worker, step: Step) -> None:
+        metrics, name = self._metrics, worker.name
+        metrics.last_poll.labels(name).set(time.time())
+        metrics.records.labels(name).inc(step.records)
+        for reason, count in step.dead.items():
+            metrics.dead_letters.labels(name, reason).inc(count)
+        metrics.late.labels(name).inc(step.late)
+        metrics.kept.labels(name).inc(step.kept)
+        metrics.lag.labels(name).set(sum(worker.source.lag().values()))
+        for phase, seconds in step.seconds.items():
+            metrics.phase_seconds.labels(name, phase).inc(seconds)
+        if step.commit_s is not None:
+            metrics.checkpoint_seconds.labels(name).observe(step.commit_s)
+        if step.refused:
+            metrics.checkpoint_failures.labels(name).inc()
+        if step.folded is not None:
+            self._count_fold(worker, step.folded)
+
+    def _count_fold(self, worker: Worker, folded: Outcome) -> None:
+        metrics, name = self._metrics, worker.name
+        metrics.blocks_folded.labels(name).inc(folded.blocks)
+        metrics.late.labels(name).inc(folded.late)
+        if folded.next_block is not None:
+            metrics.watermark.labels(name).set(folded.next_block * worker.model.drift.block)
+        for reading in folded.readings:
+            metrics.drift(
+                name,
+                reading.space,
+                segment=reading.segment,
+                channel=reading.channel,
+                strength=reading.strength,
+                page_threshold=reading.threshold,
+                warn_threshold=reading.warn_threshold,
+            )
+        metrics.incidents(name, [(row.kind, row.severity) for row in worker.open_incidents])
+
+    def _show(self, worker: Worker) -> None:
+        metrics, name = self._metrics, worker.name
+        self._status.model(
+            name,
+            state=worker.state,
+            ready=worker.pipeline is not None,
+            records=worker.records,
+            dead_letters=worker.dead,
+            lag=sum(worker.source.lag().values()),
+            open_incidents=len(worker.open_incidents),
+            watermark_ms=worker.watermark_ms,
+            reference=", ".join(f"{space.name} {space.version}" for space in worker.spaces),
+        )
+        if worker.collector is not None:
+            metrics.baseline_collected.labels(name).set(worker.collector.collected)
+            metrics.baseline_wanted.labels(name).set(worker.collector.wanted)
+        for space in worker.spaces:
+            metrics.reference_version.labels(name, space.name).set(space.version)
+            metrics.reference_records.labels(name, space.name).set(space.reference.n_records)
+
+    @staticmethod
+    def _now_ms() -> int:
+        return int(time.time() * 1000)

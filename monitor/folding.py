@@ -1,0 +1,445 @@
+"""The fold of one model: closes blocks, advances the alarms, and turns their readings into incidents and notifications.
+
+It is one logical sequence over the closed blocks, whoever runs it: reading the open blocks and writing the result are
+bound together by a compare-and-set on the fold's version. Everything is a function of the blocks' summaries, so that
+the same records give the same readings, incidents and notification ids, live or again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from connectors.database import rows
+from connectors.database.rows import Closure, FoldResult, IncidentRow, PartitionState, ReadingRow, SummaryDelta
+from connectors.database.store import Store
+from connectors.notification import Notification
+from connectors.records import Partition
+from detectors.conformal import P_EDGES
+from detectors.errors import OwnershipLost
+from detectors.fold import FoldSettings, FoldState, Reading, Rule, fold
+from detectors.rate import RateReading, RateRule, RateState, fold_rate
+from detectors.summary import BlockSummary, score_at_share
+from monitor.budget import RATE_SHARE, share_of_segment
+from monitor.incidents import (
+    Evidence,
+    IncidentPolicy,
+    advance,
+    dead_letter_evidence,
+    drift_evidence,
+    rate_evidence,
+)
+from monitor.pipeline import EVERYTHING, OTHER, RecordCounts, Space
+from monitor.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MIN_RECORDS_TO_PAGE = 50_000  # a baseline below this hides weak shifts and fakes strong ones: it may only warn
+BLOCKS_AT_A_TIME = 256  # of one transaction; bounds the memory of a fold that has much to catch up with
+DEAD_LETTER_BLOCKS = 6  # dead letters are judged over so many blocks
+# Flags come from the distribution of earlier scores once those say more than the calibration does.
+BUDGET_RECORDS = 50  # over the budget: 50,000 records for a budget of one in a thousand
+
+
+class _SegmentState(msgspec.Struct, frozen=True):
+    """What the alarms of one (space, segment) know of the past."""
+
+    drift: bytes
+    rate: bytes
+    scores: bytes  # int64 (1024,), histogram of earlier scores; only of the whole traffic
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a fold did, for the metrics."""
+
+    blocks: int = 0
+    late: int = 0
+    readings: list[ReadingRow] = field(default_factory=list)
+    incidents: list[IncidentRow] = field(default_factory=list)
+    next_block: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Alarm:
+    """The rules of one (space, segment)."""
+
+    space: Space
+    segment: str
+    drift: Rule
+    rate: RateRule
+
+
+class Folder:
+    """Folds the closed blocks of one model.
+
+    Args:
+        model: the model's name.
+        settings: all settings; the alarm budget is divided over all models.
+        spaces: the spaces with their references.
+    """
+
+    def __init__(self, model: str, settings: Settings, *, spaces: Sequence[Space]) -> None:
+        self.model = model
+        self._settings = settings.models[model]
+        self._block_ms = round(self._settings.drift.block * 1000)
+        self._sinks = tuple(settings.sinks)
+        self._policy = IncidentPolicy(
+            resolve_after_ms=round(self._settings.drift.resolve_after * 1000),
+            repeat_every_ms=round(self._settings.drift.repeat_every * 1000),
+        )
+        self._alarms: dict[tuple[str, str], _Alarm] = {}
+        for space in spaces:
+            names = segment_names(space.segments)
+            for segment in (EVERYTHING, *names):
+                share = share_of_segment(settings, model, segment, segments=len(names))
+                self._alarms[space.name, segment] = self._alarm(space, segment, share)
+
+    def _alarm(self, space: Space, segment: str, share: float) -> _Alarm:
+        drift = self._settings.drift
+        constants = space.reference.drift
+        rule = FoldSettings.in_days(
+            drift.page_every_days,
+            drift.warn_every_days,
+            block_s=drift.block,
+            share=share * (1.0 - RATE_SHARE),
+            tolerance=drift.tolerance,
+        )
+        rate = RateRule(
+            calibration=space.reference.n_calibration,
+            alpha=float(P_EDGES[_candidate_bin()]),
+            page_run_length_blocks=rule.page_run_length_blocks,
+            warn_run_length_blocks=rule.warn_run_length_blocks,
+            share=share * RATE_SHARE,
+            tolerance=self._settings.outliers.tolerance,
+            constants=constants,
+        )
+        return _Alarm(space, segment, Rule(constants, rule), rate)
+
+    def step(self, store: Store, now_ms: int, *, idle: frozenset[Partition], assigned: frozenset[Partition]) -> Outcome:
+        """Close and fold what can be closed.
+
+        Args:
+            now_ms: wall clock, stored with a closure by the wall clock.
+            idle: partitions that do not hold blocks open: read to their end, and silent for long.
+            assigned: partitions that this process reads.
+
+        Raises:
+            StoreError: nothing of the refused transaction was written.
+        """
+        outcome = Outcome()
+        while self._step(store, now_ms, idle, assigned, outcome, everything=False):
+            pass
+        return outcome
+
+    def close_all(self, store: Store, now_ms: int) -> Outcome:
+        """A bounded source is at its end: close every block that has records."""
+        outcome = Outcome()
+        while self._step(store, now_ms, frozenset(), frozenset(), outcome, everything=True):
+            pass
+        return outcome
+
+    def _step(
+        self,
+        store: Store,
+        now_ms: int,
+        idle: frozenset[Partition],
+        assigned: frozenset[Partition],
+        outcome: Outcome,
+        *,
+        everything: bool,
+    ) -> bool:
+        """One transaction. Returns whether there is more to do at once."""
+        with store.begin_fold(self.model) as step:
+            outcome.next_block = step.next_block
+            late = step.late_deltas()
+            first = step.first_pending_block()
+            bound, closure = self._bound(step.partitions, idle, assigned, now_ms, everything=everything)
+            if first is None or bound is None or first >= bound:
+                if late:
+                    outcome.late += _records(late)
+                    step.commit(FoldResult(step.next_block or 0, [], [], [], [], []))
+                return False
+            below = min(bound, first + BLOCKS_AT_A_TIME)
+            result = self._fold(step.deltas(below), step.states(), step.incidents(open_only=False), below)
+            if closure is not None:
+                result = replace(result, closure=replace(closure, block=below))
+            try:
+                step.commit(result)
+            except OwnershipLost:
+                return True  # another worker did this step; look again
+            outcome.late += _records(late)
+            outcome.blocks += below - first
+            outcome.next_block = below
+            outcome.readings += result.readings
+            outcome.incidents += result.incidents
+            return True
+
+    def _bound(
+        self,
+        partitions: Sequence[PartitionState],
+        idle: frozenset[Partition],
+        assigned: frozenset[Partition],
+        now_ms: int,
+        *,
+        everything: bool,
+    ) -> tuple[int | None, Closure | None]:
+        """The block below which all may be closed, and the closure to store if event time alone would not close it."""
+        topics = {partition.topic for partition in assigned}
+        states = [state for state in partitions if everything or state.partition.topic in topics]
+        states = [state for state in states if state.max_time_ms >= 0]
+        if not states:
+            return None, None
+        offsets = {state.partition: state.next_offset for state in states}
+        newest = max(state.max_time_ms for state in states) // self._block_ms + 1
+        if everything:
+            return newest, Closure(newest, "end", offsets, now_ms)
+        known = {state.partition for state in states}
+        silent = assigned - known - idle  # assigned, nothing read yet, and not known to be empty
+        lateness_ms = round(self._settings.drift.lateness * 1000)
+
+        def below(held: list[PartitionState]) -> int:
+            return min((state.max_time_ms - lateness_ms) // self._block_ms for state in held)
+
+        active = [state for state in states if state.partition not in idle]
+        if not active and not silent:
+            return newest, Closure(newest, "idle", offsets, now_ms)
+        if silent:
+            return None, None
+        by_time = below(states)
+        bound = below(active)
+        return bound, Closure(bound, "idle", offsets, now_ms) if bound > by_time else None
+
+    def _fold(
+        self,
+        deltas: Sequence[SummaryDelta],
+        states: Sequence[rows.FoldState],
+        incidents: Sequence[IncidentRow],
+        below: int,
+    ) -> FoldResult:
+        counts, merged = _merge(deltas)
+        current = {(state.space, state.segment): state for state in states}
+        readings: list[ReadingRow] = []
+        evidence: dict[int, list[Evidence]] = {}
+        flag_at: dict[tuple[str, int], float] = {}
+        changed: list[rows.FoldState] = []
+        for (space, segment), alarm in self._alarms.items():
+            blocks = {
+                block: summary
+                for (name, part, block, version), summary in merged.items()
+                if (name, part, version) == (space, segment, alarm.space.version)
+            }
+            if not blocks:
+                continue
+            state = _Advancing(alarm, current.get((space, segment)), min(blocks))
+            for block, summary in sorted(blocks.items()):
+                if segment == EVERYTHING:
+                    flag_at[space, block] = state.flag_at(self._settings.outliers.budget)
+                drift, rate = state.push(block, summary)
+                rows_of_block = [
+                    *(self._reading(alarm, reading) for reading in drift),
+                    self._rate_reading(alarm, rate),
+                ]
+                readings += rows_of_block
+                evidence.setdefault(block, []).extend(self._evidence(alarm, drift, rate))
+            changed.append(state.row())
+        window = _DeadLetterWindow.restored(current.get(("", EVERYTHING)))
+        for block, count in sorted(counts.items()):
+            window.push(block, count)
+            evidence.setdefault(block, []).extend(self._dead_letters(block, window))
+        changed.append(window.row())
+        held, notifications = self._incidents(incidents, evidence, below)
+        kept = [
+            SummaryDelta(space, segment, block, version, Partition("", -1), 0, summary.to_bytes())
+            for (space, segment, block, version), summary in sorted(merged.items(), key=lambda item: item[0])
+        ]
+        kept += [
+            SummaryDelta("", EVERYTHING, block, 0, Partition("", -1), 0, count.to_bytes())
+            for block, count in sorted(counts.items())
+        ]
+        outbox = [(sink, notification) for notification in notifications for sink in self._sinks]
+        return FoldResult(below, kept, changed, readings, held, outbox, flag_at)
+
+    def _incidents(
+        self, known: Sequence[IncidentRow], evidence: Mapping[int, list[Evidence]], below: int
+    ) -> tuple[list[IncidentRow], list[Notification]]:
+        """The incidents that changed, and what to tell of them."""
+        found = [entry for entries in evidence.values() for entry in entries]
+        last = max(evidence) if evidence else below - 1
+        return advance(known, found, self._policy, (last + 1) * self._block_ms)
+
+    def _reading(self, alarm: _Alarm, reading: Reading) -> ReadingRow:
+        may_page = alarm.drift.supports_page
+        return ReadingRow(
+            space=alarm.space.name,
+            segment=alarm.segment,
+            block=reading.block,
+            start_ms=reading.block * self._block_ms,
+            end_ms=(reading.block + 1) * self._block_ms,
+            channel=reading.channel,
+            statistic=reading.statistic,
+            strength=reading.strength,
+            threshold=reading.threshold,
+            warn_threshold=reading.warn_threshold,
+            n=reading.n,
+            effect=reading.effect,
+            window_start_ms=reading.window_start * self._block_ms,
+            onset_ms=None if reading.onset is None else reading.onset * self._block_ms,
+            reference=alarm.space.version,
+            page=reading.page and may_page,
+            warn=reading.warn,
+        )
+
+    def _rate_reading(self, alarm: _Alarm, reading: RateReading) -> ReadingRow:
+        return ReadingRow(
+            space=alarm.space.name,
+            segment=alarm.segment,
+            block=reading.block,
+            start_ms=reading.block * self._block_ms,
+            end_ms=(reading.block + 1) * self._block_ms,
+            channel="outlier_rate",
+            statistic=reading.rate,
+            strength=reading.strength,
+            threshold=reading.threshold,
+            warn_threshold=reading.warn_threshold,
+            n=reading.n,
+            effect=reading.effect,
+            window_start_ms=reading.window_start * self._block_ms,
+            onset_ms=None if reading.onset is None else reading.onset * self._block_ms,
+            reference=alarm.space.version,
+            page=reading.page and alarm.drift.supports_page,
+            warn=reading.warn,
+        )
+
+    def _evidence(self, alarm: _Alarm, drift: Sequence[Reading], rate: RateReading) -> list[Evidence]:
+        """What one block says about the two reasons to alert of a (space, segment)."""
+        space, segment, may_page = alarm.space.name, alarm.segment, alarm.drift.supports_page
+        found = (
+            drift_evidence(self.model, space, segment, drift, block_ms=self._block_ms, may_page=may_page),
+            rate_evidence(
+                self.model,
+                space,
+                segment,
+                rate,
+                block_ms=self._block_ms,
+                reference=alarm.space.version,
+                may_page=may_page,
+            ),
+        )
+        return [evidence for evidence in found if evidence is not None]
+
+    def _dead_letters(self, block: int, window: _DeadLetterWindow) -> list[Evidence]:
+        """Whether the last blocks hold a wave of records that cannot be used."""
+        limits = self._settings.dead_letters
+        evidence = dead_letter_evidence(
+            self.model,
+            block=block,
+            block_ms=self._block_ms,
+            records=sum(records for _, records, _ in window.blocks),
+            dead=dict(sum((Counter(dead) for _, _, dead in window.blocks), Counter[str]())),
+            alert_ratio=limits.alert_ratio,
+            page_ratio=limits.stop_ratio,
+            window_start_ms=window.blocks[0][0] * self._block_ms,
+        )
+        return [] if evidence is None else [evidence]
+
+
+class _DeadLetterWindow(msgspec.Struct):
+    """Records and dead letters of the last blocks: (block, records, dead letters by reason)."""
+
+    blocks: list[tuple[int, int, dict[str, int]]] = []
+
+    @classmethod
+    def restored(cls, stored: rows.FoldState | None) -> _DeadLetterWindow:
+        return cls() if stored is None else msgspec.msgpack.decode(stored.blob, type=cls)
+
+    def push(self, block: int, count: RecordCounts) -> None:
+        self.blocks.append((block, count.records, count.dead))
+        self.blocks = [entry for entry in self.blocks if entry[0] > block - DEAD_LETTER_BLOCKS]
+
+    def row(self) -> rows.FoldState:
+        return rows.FoldState("", EVERYTHING, 0, msgspec.msgpack.encode(self))
+
+
+def segment_names(segments: Mapping[str, Sequence[str]]) -> list[str]:
+    """The segments that have an alarm of their own, "(other)" included, beside the whole traffic."""
+    return [f"{name}={value}" for name, values in segments.items() for value in (*values, OTHER)]
+
+
+class _Advancing:
+    """The alarms of one (space, segment), block after block."""
+
+    def __init__(self, alarm: _Alarm, stored: rows.FoldState | None, first_block: int) -> None:
+        self._alarm = alarm
+        version = alarm.space.version
+        if stored is not None and stored.reference == version:
+            held = msgspec.msgpack.decode(stored.blob, type=_SegmentState)
+            self._drift = FoldState.from_bytes(held.drift)
+            self._rate = RateState.from_bytes(held.rate)
+            self._scores = np.frombuffer(held.scores, dtype="<i8").astype(np.int64)
+        else:
+            # A new reference begins anew: evidence against another one says nothing about it.
+            self._drift = FoldState.start(alarm.drift, reference=version, block=first_block)
+            self._rate = RateState.start(alarm.rate, block=first_block)
+            self._scores = np.zeros(0, dtype=np.int64)
+
+    def push(self, block: int, summary: BlockSummary) -> tuple[tuple[Reading, ...], RateReading]:
+        """Fold one block. Blocks without records are passed over: silence is no evidence, and ages nothing."""
+        self._drift, drift = fold(replace(self._drift, block=block), summary, self._alarm.drift)
+        candidates = int(summary.h[: _candidate_bin() + 1].sum())
+        self._rate, rate = fold_rate(replace(self._rate, block=block), summary.n, candidates, self._alarm.rate)
+        if self._alarm.segment == EVERYTHING and summary.scores is not None:
+            self._scores = summary.scores + (self._scores if len(self._scores) else 0)
+        return drift, rate
+
+    def flag_at(self, budget: float) -> float:
+        """The score from which a candidate is flagged: so few earlier records reached it that the budget holds.
+
+        Earlier records only, in the order of the blocks, so that a replay flags the same. Until there are enough, the
+        calibration's p-value decides alone. Old scores fade: the counts are halved when there are 20 times enough.
+        """
+        enough = BUDGET_RECORDS / budget
+        total = int(self._scores.sum())
+        if total < enough:
+            return 0.0
+        if total > 20 * enough:
+            self._scores = self._scores >> 1
+        return score_at_share(self._scores, budget, scale=self._alarm.space.reference.score_scale)
+
+    def row(self) -> rows.FoldState:
+        """The state, to be stored."""
+        blob = _SegmentState(self._drift.to_bytes(), self._rate.to_bytes(), self._scores.astype("<i8").tobytes())
+        return rows.FoldState(
+            self._alarm.space.name, self._alarm.segment, self._alarm.space.version, msgspec.msgpack.encode(blob)
+        )
+
+
+def _merge(
+    deltas: Sequence[SummaryDelta],
+) -> tuple[dict[int, RecordCounts], dict[tuple[str, str, int, int], BlockSummary]]:
+    """The counts of every block, and one summary for every (space, segment, block, reference version)."""
+    counts: dict[int, RecordCounts] = {}
+    merged: dict[tuple[str, str, int, int], BlockSummary] = {}
+    for delta in deltas:
+        if delta.space == "":
+            count = RecordCounts.from_bytes(delta.blob)
+            counts[delta.block] = counts[delta.block].merge(count) if delta.block in counts else count
+        else:
+            key = (delta.space, delta.segment, delta.block, delta.reference)
+            summary = BlockSummary.from_bytes(delta.blob)
+            merged[key] = merged[key].merge(summary) if key in merged else summary
+    return counts, merged
+
+
+def _records(deltas: Sequence[SummaryDelta]) -> int:
+    return sum(RecordCounts.from_bytes(delta.blob).records for delta in deltas if delta.space == "")
+
+
+def _candidate_bin() -> int:
+    """The bin of p-values up to 2^-10, about one in a thousand: what the outlier rate counts."""
+    return int(np.searchsorted(P_EDGES, 2.0**-10))

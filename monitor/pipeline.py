@@ -1,0 +1,437 @@
+"""The way of the records of one model, from raw bytes to a checkpoint: decode, embed, score, summarise.
+
+What comes out depends on the records, their offsets and the references alone: not on how polls cut the stream, not on
+other workers, not on the state of any alarm. Deltas are collected until the caller asks for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from connectors.database.rows import Advance, Checkpoint, KeptRecord, PartitionState, SummaryDelta
+from connectors.records import DeadLetter, Partition, RawBatch
+from detectors.conformal import position_uniforms
+from detectors.reference import Reference, Scored
+from detectors.summary import BlockSummary, summarise
+from monitor.decode import Decoder
+from monitor.embedders import Embedder, Problem
+from monitor.event import EventBatch
+
+MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are collected
+EVERYTHING = ""  # the segment that every record belongs to
+OTHER = "(other)"
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """One embedding of the model's records, with the reference that it is compared with.
+
+    ``segments`` lists, per segment field, the values that have an alarm of their own; all others share "(other)". They
+    are fixed by the reference, so that the answer for a record does not depend on what came before it.
+    """
+
+    name: str
+    embedder: Embedder
+    reference: Reference
+    version: int
+    segments: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCounts:
+    """What happened to the records of one block; the summary of space ""."""
+
+    records: int
+    late: int
+    dead: dict[str, int]
+
+    def to_bytes(self) -> bytes:
+        return msgspec.json.encode((self.records, self.late, sorted(self.dead.items())))
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> RecordCounts:
+        records, late, dead = msgspec.json.decode(blob, type=tuple[int, int, list[tuple[str, int]]])
+        return cls(records, late, dict(dead))
+
+    def merge(self, other: RecordCounts) -> RecordCounts:
+        dead = dict(Counter(self.dead) + Counter(other.dead))
+        return RecordCounts(self.records + other.records, self.late + other.late, dead)
+
+
+@dataclass(slots=True)
+class _Position:
+    """How far a partition is, in memory; what is stored follows with the next checkpoint."""
+
+    stored: int | None
+    next_offset: int
+    first_offset: int
+    max_time_ms: int
+    records: int = 0
+    dead: int = 0
+    late: int = 0
+
+
+@dataclass(slots=True)
+class PhaseTimes:
+    """Seconds spent since the last look, per phase; for the metrics."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, phase: str, since: float) -> float:
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - since
+        return now
+
+    def taken(self) -> dict[str, float]:
+        """The seconds since the last call."""
+        taken = dict(self.seconds)
+        self.seconds.clear()
+        return taken
+
+
+class Pipeline:
+    """Scores the records of one model and collects what the next transaction writes.
+
+    Args:
+        model: the model's name.
+        decoder: bytes to events.
+        spaces: at least one.
+        block_ms: event time of one block, in milliseconds.
+        lateness_ms: a record is late when its block ended so long before the newest event time of its partition.
+        alpha: p-value up to which a record is kept as a candidate outlier.
+        sample: share of records kept at random, chosen by a hash of their position.
+        stored: looks up what the database holds of partitions; called when a partition is first seen.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        decoder: Decoder,
+        spaces: Sequence[Space],
+        block_ms: int,
+        lateness_ms: int,
+        alpha: float,
+        sample: float,
+        stored: Callable[[Sequence[Partition]], Mapping[Partition, PartitionState]],
+    ) -> None:
+        self.model = model
+        self.spaces = tuple(spaces)
+        self.phases = PhaseTimes()
+        self._decoder = decoder
+        self._block_ms = block_ms
+        self._lateness_ms = lateness_ms
+        self._alpha = alpha
+        self._sample = sample
+        self._stored = stored
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget everything since the last checkpoint: the source will hand it over again."""
+        self._known: dict[Partition, _Position] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._touched: set[Partition] = set()
+        self._summaries: dict[tuple[str, str, int, int, Partition], BlockSummary] = {}
+        self._counts: dict[tuple[int, Partition], RecordCounts] = {}
+        self._kept: list[KeptRecord] = []
+        self._dead: list[DeadLetter] = []
+        self.records = 0
+
+    @property
+    def pending_dead(self) -> Sequence[DeadLetter]:
+        """Dead letters of the next checkpoint."""
+        return self._dead
+
+    @property
+    def full(self) -> bool:
+        """The checkpoint should be written before more records are taken in."""
+        return len(self._kept) >= MAX_KEPT or len(self._dead) >= MAX_KEPT
+
+    def forget(self, partitions: Sequence[Partition]) -> None:
+        """Partitions that moved to another owner; what is known of them comes from the database the next time."""
+        for partition in partitions:
+            self._known.pop(partition, None)
+
+    def process(self, batch: RawBatch, now_ms: int | None) -> None:
+        """Take in one batch. ``now_ms`` bounds event times where the broker gives none; None for history."""
+        began = time.perf_counter()
+        position = self._position(batch)
+        batch = _from(batch, position.next_offset)
+        events = self._decoder.decode(batch, now_ms)
+        began = self.phases.add("decode", began)
+        vectors, events = self._embed(batch, events)
+        began = self.phases.add("embed", began)
+        blocks, newest = self._blocks(batch, events, position)
+        late = (blocks + 1) * self._block_ms <= newest[:-1] - self._lateness_ms
+        on_time = np.flatnonzero(~late)
+        for space, rows in zip(self.spaces, vectors, strict=True):
+            scored = space.reference.score(rows)
+            began = self.phases.add("score", began)
+            self._summarise(space, batch.partition, events, blocks, on_time, scored)
+            began = self.phases.add("summarise", began)
+            self._keep(space, events, blocks, scored)
+            began = self.phases.add("keep", began)
+        self._count(batch, events, blocks, late, newest)
+        position.next_offset = batch.next_offset
+        position.max_time_ms = int(newest[-1])
+        position.records += len(batch)
+        position.dead += len(events.dead)
+        position.late += int(np.count_nonzero(late))
+        self._touched.add(batch.partition)
+        self.records += len(batch)
+
+    def checkpoint(self) -> Checkpoint:
+        """What one transaction has to write. Call `written` after it was, `discard` when it was refused."""
+        advances = [
+            Advance(
+                partition=partition,
+                expected=position.stored,
+                next_offset=position.next_offset,
+                max_time_ms=position.max_time_ms,
+                records=position.records,
+                dead=position.dead,
+                late=position.late,
+            )
+            for partition in sorted(self._touched)
+            for position in [self._known[partition]]
+        ]
+        summaries = [
+            SummaryDelta(
+                space, segment, block, reference, partition, self._known[partition].first_offset, blob.to_bytes()
+            )
+            for (space, segment, block, reference, partition), blob in sorted(
+                self._summaries.items(), key=lambda i: i[0]
+            )
+        ]
+        summaries += [
+            SummaryDelta("", EVERYTHING, block, 0, partition, self._known[partition].first_offset, counts.to_bytes())
+            for (block, partition), counts in sorted(self._counts.items(), key=lambda item: item[0])
+        ]
+        return Checkpoint(self.model, advances, summaries, self._kept, self._dead)
+
+    def written(self) -> dict[Partition, int]:
+        """The transaction was committed. Returns the next offsets of the partitions that moved."""
+        moved = {}
+        for partition in self._touched:
+            position = self._known[partition]
+            position.stored = position.first_offset = moved[partition] = position.next_offset
+            position.records = position.dead = position.late = 0
+        self._clear()
+        return moved
+
+    def _position(self, batch: RawBatch) -> _Position:
+        position = self._known.get(batch.partition)
+        if position is None:
+            state = self._stored([batch.partition]).get(batch.partition)
+            first = int(batch.offsets[0]) if len(batch) else batch.next_offset
+            position = _Position(
+                stored=state.next_offset if state else None,
+                next_offset=state.next_offset if state else first,
+                first_offset=state.next_offset if state else first,
+                max_time_ms=state.max_time_ms if state else -1,
+            )
+            self._known[batch.partition] = position
+        return position
+
+    def _embed(self, batch: RawBatch, events: EventBatch) -> tuple[list[npt.NDArray[np.float32]], EventBatch]:
+        """Vectors of every space, for the records that every space could embed; the others become dead letters."""
+        embedded = [
+            space.embedder.embed([events.fields[name] for name in space.embedder.fields]) for space in self.spaces
+        ]
+        problems: dict[int, Problem] = {}
+        for result in embedded:
+            for problem in result.problems:
+                problems.setdefault(problem.row, problem)
+        vectors = [result.vectors for result in embedded]
+        if not problems:
+            return vectors, events
+        dead = [
+            self._decoder.dead_letter(batch, int(events.offsets[p.row]), p.reason, p.detail) for p in problems.values()
+        ]
+        good = np.setdiff1d(np.arange(len(events)), np.fromiter(problems, dtype=np.int64))
+        return [rows[good] for rows in vectors], _take(events, good, [*events.dead, *dead])
+
+    def _blocks(
+        self, batch: RawBatch, events: EventBatch, position: _Position
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The block of every event, and the newest time of its partition before each event and after the last.
+
+        A record stamped after the time at which the broker got it moves the partition's newest time only up to the
+        broker's time, so that one clock that runs ahead makes nobody else late.
+        """
+        blocks = events.time_ms // self._block_ms
+        broker = batch.timestamps_ms[np.searchsorted(batch.offsets, events.offsets)]
+        newest = np.where(broker >= 0, np.minimum(events.time_ms, broker), events.time_ms)
+        return blocks, np.maximum.accumulate(np.concatenate([[position.max_time_ms], newest]))
+
+    def _summarise(
+        self,
+        space: Space,
+        partition: Partition,
+        events: EventBatch,
+        blocks: npt.NDArray[np.int64],
+        on_time: npt.NDArray[np.int64],
+        scored: Scored,
+    ) -> None:
+        if len(on_time) == 0:
+            return
+        everything = len(on_time) == len(events)
+        if not everything:
+            scored = _taken(scored, on_time)
+        numbers, group = np.unique(blocks[on_time], return_inverse=True)
+        confidence = None if events.confidence is None else events.confidence[on_time]
+        predictions = None if events.predictions is None else [events.predictions[row] for row in on_time]
+        self._merge(
+            space,
+            partition,
+            EVERYTHING,
+            numbers,
+            summarise(group, scored, confidence=confidence, predictions=predictions),
+        )
+        for name, known in space.segments.items():
+            code = {value: index for index, value in enumerate(known)}
+            values = events.segments[name]
+            which = np.fromiter(
+                (code.get(values[row], len(known)) for row in on_time), dtype=np.int64, count=len(on_time)
+            )
+            both = which * len(numbers) + group
+            result = summarise(both, scored, confidence=confidence, predictions=predictions)
+            for value, label in enumerate([*known, OTHER]):
+                inside = {
+                    number % len(numbers): summary
+                    for number, summary in result.items()
+                    if number // len(numbers) == value
+                }
+                self._merge(space, partition, f"{name}={label}", numbers, inside)
+
+    def _merge(
+        self,
+        space: Space,
+        partition: Partition,
+        segment: str,
+        numbers: npt.NDArray[np.int64],
+        summaries: Mapping[int, BlockSummary],
+    ) -> None:
+        for index, summary in summaries.items():
+            key = (space.name, segment, int(numbers[index]), space.version, partition)
+            before = self._summaries.get(key)
+            self._summaries[key] = summary if before is None else before.merge(summary)
+
+    def _keep(self, space: Space, events: EventBatch, blocks: npt.NDArray[np.int64], scored: Scored) -> None:
+        topic, number = events.partition
+        candidates = scored.p_value <= self._alpha
+        sampled = position_uniforms(topic, number, events.offsets, purpose="sample") < self._sample
+        rows = np.flatnonzero(candidates | sampled)
+        if len(rows) == 0:
+            return
+        nearest = _nearest_exemplars(space.reference, scored.x[rows])
+        for row, exemplar in zip(rows.tolist(), nearest.tolist(), strict=True):
+            confidence = None if events.confidence is None else float(events.confidence[row])
+            self._kept.append(
+                KeptRecord(
+                    partition=events.partition,
+                    offset=int(events.offsets[row]),
+                    time_ms=int(events.time_ms[row]),
+                    space=space.name,
+                    block=int(blocks[row]),
+                    id=events.ids[row],
+                    reason="outlier" if candidates[row] else "sample",
+                    score=float(scored.distance[row]),
+                    p_value=float(scored.p_value[row]),
+                    reference=space.version,
+                    exemplar=exemplar,
+                    prediction=None if events.predictions is None else events.predictions[row],
+                    confidence=None if confidence is None or np.isnan(confidence) else confidence,
+                    segments={name: values[row] for name, values in events.segments.items()},
+                    kept={} if events.kept is None else events.kept[row],
+                )
+            )
+
+    def _count(
+        self,
+        batch: RawBatch,
+        events: EventBatch,
+        blocks: npt.NDArray[np.int64],
+        late: npt.NDArray[np.bool_],
+        newest: npt.NDArray[np.int64],
+    ) -> None:
+        for block, records in zip(*np.unique(blocks, return_counts=True), strict=True):
+            inside = int(np.count_nonzero(late[blocks == block]))
+            self._add_counts(int(block), batch.partition, RecordCounts(int(records), inside, {}))
+        for letter in events.dead:
+            # A dead letter has no event time that could be trusted: it counts where its partition stood.
+            stood = int(newest[np.searchsorted(events.offsets, letter.offset)])
+            block = max(stood, letter.time_ms, 0) if stood < 0 else stood
+            self._add_counts(block // self._block_ms, batch.partition, RecordCounts(1, 0, {letter.reason: 1}))
+        self._dead += events.dead
+
+    def _add_counts(self, block: int, partition: Partition, counts: RecordCounts) -> None:
+        key = (block, partition)
+        before = self._counts.get(key)
+        self._counts[key] = counts if before is None else before.merge(counts)
+
+
+def _nearest_exemplars(reference: Reference, x: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """The nearest exemplar of each prepared vector; -1 where the reference has none."""
+    if len(reference.exemplars) == 0:
+        return np.full(len(x), -1, dtype=np.int64)
+    _, nearest = reference.exemplar_index().search(reference.search_space(x), 1)
+    return np.asarray(nearest[:, 0], dtype=np.int64)
+
+
+def _taken(scored: Scored, rows: npt.NDArray[np.int64]) -> Scored:
+    """Some of the scored records."""
+    return replace(
+        scored,
+        x=scored.x[rows],
+        distance=scored.distance[rows],
+        nearest=scored.nearest[rows],
+        p_value=scored.p_value[rows],
+        bin=scored.bin[rows],
+    )
+
+
+def _from(batch: RawBatch, next_offset: int) -> RawBatch:
+    """The batch without records that were counted already: a source may hand a record over twice."""
+    skip = int(np.searchsorted(batch.offsets, next_offset))
+    if skip == 0:
+        return batch
+    return RawBatch(
+        partition=batch.partition,
+        offsets=batch.offsets[skip:],
+        timestamps_ms=batch.timestamps_ms[skip:],
+        keys=batch.keys[skip:],
+        values=batch.values[skip:],
+        headers=batch.headers[skip:],
+        next_offset=max(batch.next_offset, next_offset),
+    )
+
+
+def _take(events: EventBatch, rows: npt.NDArray[np.int64], dead: list[DeadLetter]) -> EventBatch:
+    """The events of some rows."""
+
+    def pick(column: Sequence[object]) -> list[object]:
+        return [column[row] for row in rows]
+
+    return EventBatch(
+        partition=events.partition,
+        offsets=events.offsets[rows],
+        time_ms=events.time_ms[rows],
+        ids=pick(events.ids),  # type: ignore[arg-type]
+        segments={name: pick(values) for name, values in events.segments.items()},  # type: ignore[misc]
+        predictions=None if events.predictions is None else pick(events.predictions),  # type: ignore[arg-type]
+        confidence=None if events.confidence is None else events.confidence[rows],
+        labels=None if events.labels is None else pick(events.labels),  # type: ignore[arg-type]
+        kept=None if events.kept is None else pick(events.kept),  # type: ignore[arg-type]
+        fields={name: pick(values) for name, values in events.fields.items()},
+        dead=dead,
+    )

@@ -1,0 +1,108 @@
+"""`driftd reference`: build one from ready vectors or from a model's source, and say what one holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from connectors.database.rows import Checkpoint, ReferenceRow
+from detectors.errors import InvalidInput
+from detectors.reference import ANGULAR, STANDARD, Reference
+from monitor.app import build_source, check_references_folder, open_store
+from monitor.collect import Collector, next_version
+from monitor.decode import Decoder
+from monitor.scoring import read_vectors
+from monitor.settings import Settings
+from monitor.times import text_of
+
+Progress = Callable[[str, float], None]
+
+
+def now_ms() -> int:
+    """The wall clock, for the date that a reference bears."""
+    return int(time.time() * 1000)
+
+
+def from_vectors(vectors: Path, output: Path, *, field: str, standardised: bool, progress: Progress) -> str:
+    """Build a reference from a file of vectors into the folder ``output``. Returns what was built, in words.
+
+    Raises:
+        InvalidInput: the file cannot be used.
+        InvalidReference: ``output`` exists already.
+    """
+    progress("reading", 0.0)
+    _, pieces = read_vectors(vectors, field)
+    baseline = np.concatenate(list(pieces))
+    reference = Reference.build(
+        baseline, geometry=STANDARD if standardised else ANGULAR, created_ms=now_ms(), progress=progress
+    )
+    reference.save(output)
+    return f"{len(baseline):,} records, {reference.dimension} dimensions, {len(reference.prototypes):,} prototypes"
+
+
+def from_source(
+    settings: Settings, model: str | None, *, start_ms: int | None, end_ms: int | None, progress: Progress
+) -> list[ReferenceRow]:
+    """Build the references of one model from a range of its source, and make them the active ones.
+
+    The range is by the broker's time where there is one. At most ``reference.collect`` records are taken.
+
+    Raises:
+        InvalidInput: no usable record in the range.
+        SourceError: the source cannot be read.
+    """
+    if model is None and len(settings.models) > 1:
+        raise InvalidInput("There are several models.", hint=f"Choose: --model {'|'.join(settings.models)}")
+    name = model or next(iter(settings.models))
+    if name not in settings.models:
+        raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(settings.models)}")
+    chosen = settings.models[name]
+    check_references_folder(settings.references)
+    store = open_store(settings)
+    embedders = {space: entry.embedder.build() for space, entry in chosen.spaces.items()}
+    fields = [field for embedder in embedders.values() for field in embedder.fields]
+    decoder = Decoder(chosen.record, fields=fields, payload_bytes=chosen.dead_letters.payload_bytes)
+    collector = Collector(
+        name,
+        decoder=decoder,
+        embedders=embedders,
+        settings=chosen.reference,
+        block_ms=round(chosen.drift.block * 1000),
+    )
+    source = build_source(name, chosen)
+    for batch in source.read_range(start_ms, end_ms):
+        collector.add(batch, now_ms())
+        progress("reading", min(collector.collected / collector.wanted, 1.0))
+        if collector.collected >= collector.wanted:
+            break
+    source.close()
+    versions = {
+        space: next_version([row.version for row in store.references(name, space)], settings.references / name / space)
+        for space in embedders
+    }
+    rows = collector.build(settings.references, versions=versions, now_ms=now_ms(), progress=progress)
+    store.commit(Checkpoint(name, [], references=rows))
+    return rows
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the reference in a folder holds, after it was loaded and checked whole."""
+    reference = Reference.load(path)
+    return {
+        "path": str(path),
+        "dimension": reference.dimension,
+        "records in moments and prototypes": reference.n_fit,
+        "calibration scores": reference.n_calibration,
+        "prototypes": len(reference.prototypes),
+        "unit length": reference.geometry.unit,
+        "soft whitening": reference.geometry.whitening,
+        "built": text_of(reference.created_ms),
+        "embedder": reference.embedder.kind if reference.embedder else "ready vectors",
+        "segments": {name: list(values) for name, values in reference.segments.items()},
+        "may page": reference.n_fit + reference.n_calibration >= 50_000,
+        "checksum": reference.checksum,
+    }

@@ -1,0 +1,343 @@
+"""`driftd report`: gathers from the database and the references what the HTML report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from connectors.database.rows import IncidentRow, KeptRecord, ReadingRow, ReferenceRow
+from connectors.database.store import Store
+from dashboards.report_data import (
+    Channel,
+    Comparison,
+    Excerpt,
+    FlatMap,
+    Header,
+    Incident,
+    Mark,
+    Period,
+    ReferenceIdentity,
+    Report,
+    ScoreHistogram,
+    StrangeRecord,
+    Timeline,
+    Traffic,
+    flat_map,
+)
+from detectors.errors import InvalidInput
+from detectors.reference import Reference
+from detectors.summary import BlockSummary, score_bins, score_edges
+from monitor.budget import RATE_SHARE, run_length, share_of_segment
+from monitor.embedders import Embedder
+from monitor.folding import segment_names
+from monitor.pipeline import EVERYTHING
+from monitor.settings import ModelSettings, Settings
+from monitor.times import text_of
+
+STRANGEST = 12  # records shown with their nearest normal ones
+MAP_POINTS = 2_000
+DRIFT_CHANNELS = ("level", "shape", "mix")
+_BINS_SHOWN = 16  # neighbouring bins of the stored histogram that make one bar
+
+
+def report_of(
+    settings: Settings,
+    store: Store,
+    model: str,
+    *,
+    hours: float | None = None,
+    truth: Sequence[Period] = (),
+    comparisons: Sequence[Comparison] = (),
+    notes: Mapping[str, str] | None = None,
+) -> Report:
+    """Everything that the report of one model shows.
+
+    Args:
+        hours: only the last hours of event time; None for all that is stored.
+        truth: periods in which something is known to have happened, to be shaded.
+        comparisons: what happened against what was reported.
+        notes: a word of truth on records, by their ids.
+
+    Raises:
+        InvalidInput: nothing is stored for the model yet.
+    """
+    readings = store.readings(model)
+    if not readings:
+        raise InvalidInput(
+            f"No block of {model} is closed yet, so there is nothing to report.", hint="Run it: driftd run"
+        )
+    end_ms = max(reading.end_ms for reading in readings)
+    start_ms = min(reading.start_ms for reading in readings) if hours is None else end_ms - round(hours * 3_600_000)
+    readings = [reading for reading in readings if reading.start_ms >= start_ms]
+    incidents = [row for row in store.incidents(model=model) if row.resolved_ms is None or row.resolved_ms >= start_ms]
+    chosen = settings.models[model]
+    spaces = {
+        space: _Space(store, chosen, model, space) for space in chosen.spaces if store.active_reference(model, space)
+    }
+    totals = store.totals(model)
+    return Report(
+        header=_header(model, incidents, start_ms, end_ms),
+        traffic=Traffic(
+            records=totals.records,
+            flagged=totals.flagged,
+            late=totals.late,
+            dead=store.dead_letter_counts(model),
+            flag_budget=chosen.outliers.budget,
+        ),
+        references=tuple(space.identity() for space in spaces.values()),
+        incidents=tuple(_incident(row) for row in incidents),
+        timelines=tuple(_timelines(settings, model, readings, incidents, spaces, truth)),
+        histograms=tuple(space.histogram() for space in spaces.values()),
+        maps=tuple(flat for space in spaces.values() if (flat := space.map()) is not None),
+        strangest=tuple(found for space in spaces.values() for found in space.strangest(notes or {})),
+        comparisons=tuple(comparisons),
+        settings=_settings(chosen),
+    )
+
+
+def _header(model: str, incidents: Sequence[IncidentRow], start_ms: int, end_ms: int) -> Header:
+    still = [row for row in incidents if row.status == "open"]
+    if any(row.severity == "page" for row in still):
+        status: Any = "page"
+    else:
+        status = "warn" if still else "calm"
+    if still:
+        verdict = "; ".join(f"{row.title}, since {text_of(row.onset_ms)}" for row in still[:3])
+    elif incidents:
+        pages = sum(row.severity == "page" for row in incidents)
+        warnings = len(incidents) - pages
+        verdict = (
+            f"Nothing is open. Resolved: {pages} page{'s'[: pages != 1]}, {warnings} warning{'s'[: warnings != 1]}."
+        )
+    else:
+        verdict = "Nothing to report: no drift, no rise of outliers."
+    return Header(
+        title=model.replace("_", " ").capitalize(),
+        start_ms=start_ms,
+        end_ms=end_ms,
+        status=status,
+        verdict=verdict,
+        version=installed("driftd"),
+    )
+
+
+def _incident(row: IncidentRow) -> Incident:
+    strength = row.detail.get("strength")
+    return Incident(
+        severity=row.severity,
+        title=row.title,
+        text=row.text,
+        space=row.space,
+        segment=row.segment,
+        opened_ms=row.opened_ms,
+        onset_ms=row.onset_ms,
+        resolved_ms=row.resolved_ms,
+        strength=float(strength) if isinstance(strength, int | float | str) and str(strength) else None,
+    )
+
+
+def _timelines(
+    settings: Settings,
+    model: str,
+    readings: Sequence[ReadingRow],
+    incidents: Sequence[IncidentRow],
+    spaces: Mapping[str, _Space],
+    truth: Sequence[Period],
+) -> list[Timeline]:
+    drift = settings.models[model].drift
+    block_ms = round(drift.block * 1000)
+    by_alarm: dict[tuple[str, str], list[ReadingRow]] = {}
+    for reading in readings:
+        if reading.channel in DRIFT_CHANNELS and reading.space in spaces:
+            by_alarm.setdefault((reading.space, reading.segment), []).append(reading)
+    timelines = []
+    for (space, segment), rows in sorted(by_alarm.items()):
+        starts = np.unique([row.start_ms for row in rows]).astype(np.int64)
+        at = {start: index for index, start in enumerate(starts.tolist())}
+        names = segment_names(spaces[space].reference.segments)
+        share = share_of_segment(settings, model, segment, segments=len(names)) * (1.0 - RATE_SHARE)
+        channels = []
+        for name in DRIFT_CHANNELS:
+            strength = np.full(len(starts), np.nan)
+            for row in rows:
+                if row.channel == name:
+                    strength[at[row.start_ms]] = row.strength
+            if not np.isnan(strength).all():
+                channels.append(Channel(name, strength, share))
+        timelines.append(
+            Timeline(
+                space=space,
+                segment=segment,
+                starts_ms=starts,
+                block_ms=block_ms,
+                channels=tuple(channels),
+                n=spaces[space].records_of(segment, starts // block_ms),
+                page=float(np.log10(run_length(drift.page_every_days, drift.block))),
+                warn=float(np.log10(run_length(drift.warn_every_days, drift.block))),
+                marks=tuple(_marks(incidents, space, segment)),
+                truth=tuple(truth),
+            )
+        )
+    return timelines
+
+
+def _marks(incidents: Sequence[IncidentRow], space: str, segment: str) -> list[Mark]:
+    marks = []
+    for row in incidents:
+        if (row.kind, row.space, row.segment) == ("drift", space, segment):
+            marks += [Mark(row.onset_ms, "onset"), Mark(row.opened_ms, row.severity)]
+            if row.resolved_ms is not None:
+                marks.append(Mark(row.resolved_ms, "resolved"))
+    return marks
+
+
+class _Space:
+    """What is stored of one space."""
+
+    def __init__(self, store: Store, settings: ModelSettings, model: str, space: str) -> None:
+        row = store.active_reference(model, space)
+        assert row is not None
+        self.row: ReferenceRow = row
+        self.space = space
+        self.reference = Reference.load(Path(row.path))
+        self.embedder: Embedder = settings.spaces[space].embedder.build()
+        self.embedder.restore(self.reference.embedder.state)
+        self._names = {field: name for name, field in settings.record.keep.items()}
+        self._store = store
+        self._model = model
+        self._flagged = store.kept(model, space=space, flagged=True, limit=MAP_POINTS)
+        self._sample = store.kept(model, space=space, flagged=False, limit=MAP_POINTS)
+
+    def identity(self) -> ReferenceIdentity:
+        return ReferenceIdentity(
+            space=self.space,
+            version=self.row.version,
+            records=self.row.records,
+            dimension=self.row.dimension,
+            checksum=self.row.checksum,
+            created_ms=self.row.created_ms,
+            embedder=self.reference.embedder.kind,
+        )
+
+    def records_of(self, segment: str, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Records of each block of a segment."""
+        rows = self._store.summaries(
+            self._model, self.space, segment=segment, from_block=int(blocks[0]), to_block=int(blocks[-1]) + 1
+        )
+        counts = {row.block: BlockSummary.from_bytes(row.blob).n for row in rows}
+        return np.array([counts.get(block, 0) for block in blocks.tolist()], dtype=np.int64)
+
+    def histogram(self) -> ScoreHistogram:
+        """Scores of the calibration records beside those of the stream, in bars of equal ratio."""
+        scale = self.reference.score_scale
+        stream = np.zeros(0, dtype=np.int64)
+        for row in self._store.summaries(self._model, self.space, segment=EVERYTHING):
+            scores = BlockSummary.from_bytes(row.blob).scores
+            if scores is not None:
+                stream = scores + (stream if len(stream) else 0)
+        edges = score_edges(scale)
+        known = np.bincount(score_bins(self.reference.calibration_scores, scale), minlength=len(edges))
+        stream = stream if len(stream) else np.zeros(len(edges), dtype=np.int64)
+        used = np.flatnonzero(known + stream)
+        low = int(used[0]) // _BINS_SHOWN * _BINS_SHOWN
+        high = min((int(used[-1]) // _BINS_SHOWN + 1) * _BINS_SHOWN, len(edges))
+        bars = [slice(at, at + _BINS_SHOWN) for at in range(low, high, _BINS_SHOWN)]
+        last = edges[high] if high < len(edges) else edges[-1] * 1.01
+        flagged = [record.score for record in self._flagged]
+        return ScoreHistogram(
+            space=self.space,
+            edges=np.array([*(edges[bar.start] for bar in bars), last]),
+            reference=np.array([known[bar].sum() for bar in bars]),
+            stream=np.array([stream[bar].sum() for bar in bars]),
+            flag_at=min(flagged) if flagged else None,
+        )
+
+    def map(self) -> FlatMap | None:
+        """Exemplars, a sample of the stream and the flagged records on two axes.
+
+        Vectors are not stored with records: they are made again where the embedder's fields were kept. None where they
+        were not, or the reference has no exemplars.
+        """
+        if len(self.reference.exemplars) < 2:
+            return None
+        recent, _ = self._vectors(self._sample)
+        flagged, records = self._vectors(self._flagged)
+        if len(recent) + len(flagged) == 0:
+            return None
+        return flat_map(
+            self.space,
+            self.reference.exemplars[:MAP_POINTS],
+            recent=recent,
+            flagged=flagged,
+            labels=tuple(f"{record.id}, score {record.score:.3f}" for record in records),
+        )
+
+    def _vectors(self, records: Sequence[KeptRecord]) -> tuple[npt.NDArray[np.float32], list[KeptRecord]]:
+        """Prepared vectors of the records whose fields were kept."""
+        names = [self._names.get(field) for field in self.embedder.fields]
+        usable = [record for record in records if all(name in record.kept for name in names)]
+        if None in names or not usable:
+            return np.zeros((0, self.reference.dimension), dtype=np.float32), []
+        embedded = self.embedder.embed([[record.kept[str(name)] for record in usable] for name in names])
+        bad = {problem.row for problem in embedded.problems}
+        good = [row for row in range(len(usable)) if row not in bad]
+        if not good:
+            return np.zeros((0, self.reference.dimension), dtype=np.float32), []
+        return self.reference.prepare(embedded.vectors[good]), [usable[row] for row in good]
+
+    def strangest(self, notes: Mapping[str, str]) -> list[StrangeRecord]:
+        """The flagged records with the highest scores."""
+        chosen = sorted(self._flagged, key=lambda record: (-record.score, record.partition, record.offset))[:STRANGEST]
+        return [
+            StrangeRecord(
+                id=record.id,
+                time_ms=record.time_ms,
+                space=self.space,
+                segment=", ".join(f"{name}={value}" for name, value in record.segments.items()),
+                score=record.score,
+                p_value=record.p_value,
+                record=self._excerpt(record.kept),
+                nearest=self._nearest(record.exemplar),
+                prediction=record.prediction,
+                confidence=record.confidence,
+                note=notes.get(record.id, ""),
+            )
+            for record in chosen
+        ]
+
+    def _nearest(self, exemplar: int) -> Excerpt | None:
+        texts = self.reference.exemplar_excerpts
+        if not 0 <= exemplar < len(texts) or not texts[exemplar]:
+            return None
+        try:
+            return self._excerpt(json.loads(texts[exemplar]))
+        except ValueError:
+            return Excerpt(text=texts[exemplar])  # longer than what is stored of an excerpt
+
+    def _excerpt(self, kept: Mapping[str, Any]) -> Excerpt:
+        """A picture where the embedder sees one, the kept fields as text otherwise."""
+        name = self._names.get(self.embedder.fields[0])
+        show = getattr(self.embedder, "picture", None)
+        if show is not None and name is not None and name in kept:
+            return Excerpt(pixels=show(kept[name]))
+        return Excerpt(text=json.dumps(kept, ensure_ascii=False, sort_keys=True) if kept else "")
+
+
+def _settings(model: ModelSettings) -> tuple[tuple[str, str], ...]:
+    shown = {
+        "source": model.source.kind,
+        "block": f"{model.drift.block:g} s",
+        "one false page in": f"{model.drift.page_every_days:g} days",
+        "one false warning in": f"{model.drift.warn_every_days:g} days",
+        "tolerance": f"{model.drift.tolerance:g} sigmas",
+        "outlier budget": f"{model.outliers.budget:g}",
+        "candidates": f"p <= {model.outliers.alpha:g}",
+        "lateness": f"{model.drift.lateness:g} s",
+    }
+    return tuple(shown.items())

@@ -1,0 +1,350 @@
+"""Settings: one YAML file plus DRIFTD_... environment variables, frozen, checked as a whole.
+
+The environment reaches every key by its path with two underscores between the names:
+``DRIFTD_MODELS__SUPPORT__SOURCE__TOPIC=tickets``. It wins over the file. Every problem is reported at once with the
+file, the line, the key and a cure; values are never printed, because they may be secrets.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from connectors import SinkSettings, SourceSettings
+from detectors.errors import InvalidSettings
+from monitor.decode import RecordSettings
+from monitor.embedders import EmbedderSettings
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", value)
+        if match is None or match[2] not in _UNITS:
+            raise ValueError('expected a duration such as "10s", "5m", "1h" or "2d"')
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+class _Section(BaseModel, frozen=True, extra="forbid"):
+    pass
+
+
+class HttpSettings(_Section):
+    """The address of /metrics, /livez, /readyz and the status page."""
+
+    bind: str = Field("127.0.0.1:9464", description="host:port; port 0 takes a free one")
+
+    @field_validator("bind")
+    @classmethod
+    def _has_a_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError('expected host:port, such as "127.0.0.1:9464"')
+        return value
+
+
+class SpaceSettings(_Section):
+    """One embedding of a record."""
+
+    embedder: EmbedderSettings
+
+
+class ReferenceSettings(_Section):
+    """How the first reference comes to be when there is none: from the first records of the stream."""
+
+    collect: int = Field(50_000, ge=1_000, description="records to collect before version 1 is built")
+    segments: int = Field(20, ge=0, description="most values per segment field that get an alarm of their own")
+    exemplars: int = Field(20_000, ge=0, description="raw vectors kept as evidence")
+
+
+class OutlierSettings(_Section):
+    """When a record is flagged: its p-value is at most alpha, and the share of flagged records stays in the budget."""
+
+    alpha: float = Field(0.001, gt=0, le=0.1, description="largest p-value of a candidate")
+    budget: float = Field(0.001, gt=0, le=0.1, description="largest share of records flagged over time")
+    tolerance: float = Field(
+        2.0,
+        ge=0,
+        le=100,
+        description="rates of candidates up to (1 + tolerance) times the calibrated one are no incident",
+    )
+    sample: float = Field(0.0005, ge=0, le=0.1, description="share of all records kept as a random sample")
+
+
+class DriftSettings(_Section):
+    """The drift alarm. A run length of D days: by chance, one false alarm in D days on average, for the deployment."""
+
+    block: Duration = Field(10.0, description="event time of one block")
+    page_every_days: float = Field(90.0, gt=0, description="days between false pages, on average, at least")
+    warn_every_days: float = Field(1.0, gt=0, description="days between false warnings, on average, at least")
+    tolerance: float = Field(0.05, ge=0, le=5, description="ignore shifts of the mean below this many sigmas")
+    lateness: Duration = Field(30.0, description="how far a record may lie behind the newest of its partition")
+    idle: Duration = Field(60.0, description="a partition without records for so long does not hold blocks open")
+    resolve_after: Duration = Field(300.0, description="event time without evidence after which an incident resolves")
+    repeat_every: Duration = Field(4 * 3600.0, description="event time between notices of an incident that goes on")
+
+
+class DeadLetterSettings(_Section):
+    """What happens to records that cannot be used."""
+
+    payload_bytes: int = Field(4096, ge=0, le=1 << 20, description="bytes of the value that are kept")
+    topic: str | None = Field(None, description="Kafka topic that gets them too (source of kind kafka only)")
+    alert_ratio: float = Field(0.05, gt=0, le=1, description="share of dead letters that opens an incident")
+    stop_ratio: float = Field(0.5, gt=0, le=1, description="share over the last stop_records that stops reading")
+    stop_records: int = Field(1000, ge=100, description="records over which stop_ratio is judged")
+
+
+class ModelSettings(_Section):
+    """One monitored model: where its records are, what is in them, and what to watch."""
+
+    source: SourceSettings
+    record: RecordSettings = RecordSettings()
+    spaces: dict[str, SpaceSettings] = Field(min_length=1)
+    reference: ReferenceSettings = ReferenceSettings()
+    outliers: OutlierSettings = OutlierSettings()
+    drift: DriftSettings = DriftSettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+
+    @field_validator("spaces")
+    @classmethod
+    def _names_of_spaces(cls, value: dict[str, SpaceSettings]) -> dict[str, SpaceSettings]:
+        return _check_names(value)
+
+    @model_validator(mode="after")
+    def _topic_needs_kafka(self) -> ModelSettings:
+        if self.dead_letters.topic is not None and self.source.kind != "kafka":
+            raise ValueError("dead_letters.topic needs a source of kind kafka; leave it out, the table holds them")
+        return self
+
+
+class RetentionSettings(_Section):
+    """How long rows stay in the database, in days."""
+
+    readings_days: float = Field(90.0, gt=0)
+    summaries_days: float = Field(90.0, gt=0)
+    kept_days: float = Field(30.0, gt=0)
+    dead_letters_days: float = Field(30.0, gt=0)
+    kept_rows: int = Field(1_000_000, ge=1000, description="most kept records; the oldest go first")
+    dead_letter_rows: int = Field(100_000, ge=1000, description="most dead letters; the oldest go first")
+
+
+class CheckpointSettings(_Section):
+    """How often a transaction is written: whichever of the two comes first."""
+
+    every: Duration = 1.0
+    records: int = Field(50_000, ge=1, le=1_000_000)
+    poll_records: int = Field(4096, ge=1, le=100_000, description="most records of one poll")
+
+
+class Settings(BaseSettings):
+    """Everything that `driftd run` needs to know."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DRIFTD_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
+    )
+
+    database: str = Field(
+        "sqlite:///driftd.db", description="SQLAlchemy URL: sqlite:///FILE or postgresql+psycopg://..."
+    )
+    references: Path = Field(Path("references"), description="folder of the references")
+    http: HttpSettings = HttpSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    retention: RetentionSettings = RetentionSettings()
+    log_format: Literal["text", "json"] = "text"
+    models: dict[str, ModelSettings] = Field(min_length=1)
+    sinks: dict[str, SinkSettings] = Field(default_factory=lambda: _console_sink())
+
+    @field_validator("models", "sinks")
+    @classmethod
+    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _check_names(value)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (env_settings, init_settings)
+
+
+def _console_sink() -> dict[str, Any]:
+    from connectors.console import ConsoleSettings
+
+    return {"console": ConsoleSettings()}
+
+
+def _check_names(named: dict[str, Any]) -> dict[str, Any]:
+    wrong = [name for name in named if not _NAME.fullmatch(name)]
+    if wrong:
+        raise ValueError(f"names are lower case letters, digits and _, and begin with a letter: {', '.join(wrong)}")
+    return named
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a settings file together with the environment.
+
+    Raises:
+        InvalidSettings: `problems` holds a line for each problem: file:line: key: what is wrong, and a cure.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InvalidSettings(
+            f"There is no settings file {path}.", hint="Make one: driftd init, or name it: --settings FILE"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"The settings file {path} cannot be read: {type(error).__name__}.") from error
+    lines, duplicates = _lines_of(path, text)
+    if duplicates:
+        raise _invalid(path, duplicates)
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise _invalid(path, [f"{path}: expected keys such as models and database, found none. See: driftd init"])
+    before = dict(os.environ)
+    try:
+        return Settings(**content)
+    except ValidationError as error:
+        raise _invalid(path, _problems(path, error, lines)) from None
+    except Exception as error:  # pydantic-settings wraps a broken environment value in its own error
+        if type(error).__name__ != "SettingsError":
+            raise
+        names = [name for name in before if name.startswith("DRIFTD_") and name in str(error)]
+        raise _invalid(path, [f"environment {names or 'DRIFTD_...'}: not a value of the expected form"]) from None
+
+
+def _invalid(path: Path, problems: list[str]) -> InvalidSettings:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return InvalidSettings(f"{path} cannot be used ({count}).", problems=problems)
+
+
+def _lines_of(path: Path, text: str) -> tuple[dict[tuple[str, ...], int], list[str]]:
+    """The line of every key, by its path, and the problems that only the text shows."""
+    lines: dict[tuple[str, ...], int] = {}
+    problems: list[str] = []
+
+    def walk(node: yaml.Node, at: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                inner = (*at, str(key.value))
+                line = key.start_mark.line + 1
+                if inner in lines:
+                    problems.append(
+                        f"{path}:{line}: {'.'.join(inner)}: stands here and in line {lines[inner]}; keep one"
+                    )
+                lines[inner] = line
+                walk(value, inner)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                walk(value, (*at, str(index)))
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise _invalid(path, [f"{path}:{line}: not YAML: {error.problem}"]) from None
+    if root is not None:
+        walk(root, ())
+    return lines, problems
+
+
+def _problems(path: Path, error: ValidationError, lines: dict[tuple[str, ...], int]) -> list[str]:
+    return [_problem(path, entry, lines) for entry in error.errors(include_input=False, include_url=False)]
+
+
+def _problem(path: Path, entry: Any, lines: dict[tuple[str, ...], int]) -> str:
+    key = _without_tags(tuple(str(part) for part in entry["loc"]), lines)
+    line = next((lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in lines), None)
+    variable = "DRIFTD_" + "__".join(key).upper()
+    if variable in os.environ:
+        place = f"environment {variable}"
+    else:
+        place = f"{path}:{line}" if line else str(path)
+    return f"{place}: {'.'.join(key) or 'settings'}: {_cure(entry, key)}"
+
+
+def _without_tags(key: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> tuple[str, ...]:
+    """Pydantic puts the chosen kind of a union into the path; a user never wrote it there."""
+    clean: tuple[str, ...] = ()
+    for index, part in enumerate(key):
+        is_tag = index > 0 and (*clean, part) not in lines and part in _kinds() and (*clean, "kind") in lines
+        if not is_tag:
+            clean = (*clean, part)
+    return clean
+
+
+def _kinds() -> set[str]:
+    return {kind for _, kind, _ in kinds()}
+
+
+def _cure(entry: Any, key: tuple[str, ...]) -> str:
+    kind, context = entry["type"], entry.get("ctx", {})
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(key[-1], _known_keys(), n=1, cutoff=0.6)
+        return f"unknown key.{f' Did you mean {near[0]}?' if near else ''}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "union_tag_invalid":
+        expected = str(context["expected_tags"])
+        near = difflib.get_close_matches(str(context["tag"]), re.findall(r"'([^']*)'", expected), n=1, cutoff=0.5)
+        return f"unknown kind; valid kinds: {expected}.{f' Did you mean {near[0]}?' if near else ''}"
+    if kind == "union_tag_not_found":
+        return "needs a kind; see: driftd kinds"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+def _known_keys() -> set[str]:
+    """Every key of every settings class, for the guess at what a user meant."""
+    return {name for model in _models_below(Settings) for name in model.model_fields}
+
+
+def _models_below(model: type[BaseModel]) -> set[type[BaseModel]]:
+    found: set[type[BaseModel]] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            if item not in found:
+                found.add(item)
+                waiting += [field.annotation for field in item.model_fields.values()]
+        else:
+            waiting += list(getattr(item, "__args__", ()))
+    return found
+
+
+def kinds() -> Iterator[tuple[str, str, str]]:
+    """Every (group, kind, description) that settings can name; the registries are the unions themselves."""
+    for group, union in (("embedders", EmbedderSettings), ("sources", SourceSettings), ("sinks", SinkSettings)):
+        for model in sorted(_models_below_union(union), key=lambda model: str(model.model_fields["kind"].default)):
+            yield group, str(model.model_fields["kind"].default), _first_line(model)
+
+
+def _models_below_union(union: Any) -> list[type[BaseModel]]:
+    inner = union.__origin__ if hasattr(union, "__metadata__") else union
+    return list(getattr(inner, "__args__", (inner,)))
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,36 @@
+"""`driftd demo`, as a user starts it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.command import driftd
+
+
+@pytest.mark.timeout(400)
+def test_the_demo_reports_what_happened_and_is_the_same_every_time(tmp_path: Path) -> None:
+    first = driftd("demo", "--json", "--output", "one", cwd=tmp_path, timeout=300)
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    wrong = [fact for fact in result["facts"] if not fact["right"]]
+    assert len(result["facts"]) >= 6
+    assert not wrong
+    html = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in html.replace("http://www.w3.org/", "")
+    assert len(html) < 3_000_000
+    assert (tmp_path / "one" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+    second = driftd("demo", "--json", "--output", "two", cwd=tmp_path, timeout=300)
+    assert second.stdout == first.stdout
+
+
+def test_the_demo_leaves_other_peoples_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = driftd("demo", "--output", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "driftd demo --output" in done.stderr
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"

@@ -1,0 +1,110 @@
+"""Every command of the README is run here, and so is its Python."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.acceptance.command import ROOT, Running, driftd, wait_until
+from tests.servers.kafka import KafkaServer
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line.removeprefix("$ "), comments=True)
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+
+
+def words_of(command: str) -> list[list[str]]:
+    return [words[1:] for words in COMMANDS if words[:2] == ["driftd", command]]
+
+
+def test_every_command_of_the_readme_is_run_by_a_test() -> None:
+    ran_here = {"init", "check", "run", "incidents", "reference", "score"}
+    assert {words[1] for words in COMMANDS if words[0] == "driftd"} == ran_here
+    assert {words[1] for words in COMMANDS if words[0] == "make"} == {"demo"}
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make (\w+)`", README):
+        assert f"\n{target}:" in makefile
+
+
+def test_files_named_in_the_readme_exist() -> None:
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_commands_without_settings(tmp_path: Path) -> None:
+    chance = np.random.default_rng(5)
+    np.save(tmp_path / "X.npy", chance.normal(size=(3_000, 16)).astype(np.float32))
+    np.save(tmp_path / "Y.npy", chance.normal(size=(500, 16)).astype(np.float32))
+    (tmp_path / "refs").mkdir()
+    for words in [*words_of("reference"), *words_of("score")]:
+        done = driftd(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    scores = np.load(tmp_path / "scores.npy")
+    assert (scores.shape, scores.dtype) == ((500,), np.float32)
+
+
+def test_the_python_of_the_readme() -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    chance = np.random.default_rng(5)
+    vectors = chance.normal(size=(4_000, 16)).astype(np.float32)
+    names = {
+        "vectors": vectors,
+        "new_vectors": chance.normal(size=(1_024, 16)).astype(np.float32),
+        "seen": vectors[:40] + 2,
+        "labels": np.repeat([0, 1], 20),
+    }
+    exec(program, names)
+    readings = names["readings"]
+    assert isinstance(readings, list)
+    assert readings
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(200)
+def test_five_minutes_with_kafka(
+    kafka: KafkaServer, topic: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kafka import KafkaProducer
+
+    name = topic()
+    with KafkaProducer(bootstrap_servers=kafka.brokers) as producer:
+        for row, vector in enumerate(np.random.default_rng(5).normal(size=(3_000, 8)).round(4).tolist()):
+            record = {"id": str(row), "ts": 1_772_438_400_000 + 10 * row, "embedding": vector}
+            producer.send(name, json.dumps(record).encode())
+        producer.flush(timeout=60)
+    for key, value in {
+        "DRIFTD_MODELS__MY_MODEL__SOURCE__BROKERS": kafka.brokers,
+        "DRIFTD_MODELS__MY_MODEL__SOURCE__TOPIC": name,
+        "DRIFTD_MODELS__MY_MODEL__REFERENCE__COLLECT": "2000",
+        "DRIFTD_HTTP__BIND": "127.0.0.1:0",
+    }.items():
+        monkeypatch.setenv(key, value)
+
+    (init,) = words_of("init")
+    assert driftd(*init, cwd=tmp_path).returncode == 0
+    (check,) = words_of("check")
+    checked = driftd(*check, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert name in checked.stdout
+
+    daemon = Running.with_settings_of(tmp_path)
+    daemon.start()
+    try:
+        wait_until(lambda: daemon.counted() == 3_000, "3,000 records counted")
+    finally:
+        daemon.terminate()
+    (incidents,) = words_of("incidents")
+    assert driftd(*incidents, cwd=tmp_path).returncode == 0
+    report = driftd("report", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "driftd-report.html").stat().st_size > 10_000

@@ -1,0 +1,138 @@
+"""`driftd run` on a real broker: what a user may do to it, and the counts that must come out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.acceptance.command import Running, wait_until
+from tests.servers.kafka import KafkaServer
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+START_MS = 1_772_438_400_000
+BASELINE = 2_000
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Makes a `driftd run`; whatever the test leaves running is ended."""
+    made: list[Running] = []
+
+    def make(brokers: str, topic: str, **model: Any) -> Running:
+        settings = {
+            "source": {
+                "kind": "kafka",
+                "brokers": brokers,
+                "topic": topic,
+                "start": "earliest",
+                "session_timeout_s": 6,
+            },
+            "record": {"id": "/id", "time": {"path": "/ts", "unit": "ms"}},
+            "spaces": {"input": {"embedder": {"kind": "vector", "field": "/v", "encoding": "list"}}},
+            "reference": {"collect": BASELINE},
+            "drift": {"idle": "2s", "lateness": "5s"},
+            **model,
+        }
+        made.append(Running(tmp_path, {"models": {"orders": settings}}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.kill()
+
+
+def records(first: int, count: int) -> list[bytes]:
+    """JSON records with 8-dimensional vectors, one every 10 ms."""
+    vectors = np.random.default_rng(first).normal(size=(count, 8)).round(4).tolist()
+    return [
+        json.dumps({"id": f"r{first + i}", "ts": START_MS + 10 * (first + i), "v": vector}).encode()
+        for i, vector in enumerate(vectors)
+    ]
+
+
+def produce(brokers: str, topic: str, values: Sequence[bytes | None], partitions: int = 1) -> None:
+    from kafka import KafkaProducer
+
+    with KafkaProducer(bootstrap_servers=brokers, linger_ms=5) as producer:
+        for index, value in enumerate(values):
+            producer.send(topic, value, partition=index % partitions)
+        producer.flush(timeout=60)
+
+
+def test_a_stop_and_a_start_count_every_record_once(
+    kafka: KafkaServer, topic: Callable[..., str], running: Callable[..., Running]
+) -> None:
+    name = topic(partitions=2)
+    produce(kafka.brokers, name, records(0, 5_000), partitions=2)
+    daemon = running(kafka.brokers, name)
+    daemon.start()
+    wait_until(lambda: daemon.counted() == 5_000, "5,000 records counted")
+    assert wait_until(lambda: daemon.get("/readyz")[0] == 200, "ready")
+    assert "driftd_records_total" in daemon.get("/metrics")[1]
+
+    code, took = daemon.terminate()
+    assert (code, took < 5.0) == (0, True), daemon.log()
+
+    produce(kafka.brokers, name, [*records(5_000, 3_000), b"{broken", None], partitions=2)
+    daemon.start()
+    wait_until(lambda: daemon.counted() == 8_002, "8,002 records counted")
+    assert daemon.one("select sum(dead) from partitions") == 2
+    assert daemon.one("select count(*) from dead_letters where reason = 'tombstone'") == 1
+    assert daemon.one("select count(*) from dead_letters where reason = 'bad_json'") == 1
+    daemon.terminate()
+    assert daemon.counted() == 8_002
+
+
+def test_kill_9_loses_nothing_and_counts_nothing_twice(
+    kafka: KafkaServer, topic: Callable[..., str], running: Callable[..., Running]
+) -> None:
+    name = topic(partitions=2)
+    produce(kafka.brokers, name, records(0, 30_000), partitions=2)
+    daemon = running(kafka.brokers, name)
+    for enough in (1, 6_000, 12_000):
+        daemon.start()
+        wait_until(lambda enough=enough: daemon.counted() >= enough, f"{enough} records counted")
+        daemon.kill()
+    daemon.start()
+    wait_until(lambda: daemon.counted() == 30_000, "30,000 records counted")
+    wait_until(lambda: daemon.one("select count(*) from summary_deltas") == 0, "every block closed by the wall clock")
+    daemon.terminate()
+
+    assert daemon.counted() == 30_000
+    assert daemon.one("select max(next_offset) from partitions") == 15_000
+    assert daemon.one("select count(distinct version) from model_references") == 1
+
+
+def test_a_broker_that_is_down_at_the_start_is_waited_for(
+    own_kafka: KafkaServer, running: Callable[..., Running]
+) -> None:
+    name = own_kafka.create_topic("orders")
+    produce(own_kafka.brokers, name, records(0, 3_000))
+    own_kafka.stop()
+    daemon = running(own_kafka.brokers, name)
+    daemon.start()
+    wait_until(
+        lambda: any(own_kafka.brokers in check["detail"] for check in daemon.ready()["checks"] if not check["ok"]),
+        "/readyz names the broker that does not answer",
+    )
+    own_kafka.start()
+    wait_until(lambda: daemon.counted() == 3_000, "3,000 records counted")
+    assert daemon.terminate()[0] == 0
+
+
+def test_a_broker_lost_midway_costs_no_record(own_kafka: KafkaServer, running: Callable[..., Running]) -> None:
+    name = own_kafka.create_topic("orders")
+    produce(own_kafka.brokers, name, records(0, 3_000))
+    daemon = running(own_kafka.brokers, name)
+    daemon.start()
+    wait_until(lambda: daemon.counted() == 3_000, "3,000 records counted")
+    own_kafka.kill()
+    own_kafka.start()
+    produce(own_kafka.brokers, name, records(3_000, 2_000))
+    wait_until(lambda: daemon.counted() == 5_000, "5,000 records counted after the outage")
+    assert daemon.terminate()[0] == 0
