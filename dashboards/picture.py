@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 200_000
 MAX_ROWS: Final = 2
 MAX_FINDS: Final = 8
+MAX_LETTERS: Final = 125  # of the verdict, which has one line
 
 _TEXT, _SOFT, _GRID = "#17202b", "#586474", "#e1e5ea"
 _CALM, _WARN, _PAGE, _OK, _TRUTH = "#2466b0", "#d98a0b", "#d2352b", "#1d6f42", "#7454be"
@@ -62,7 +64,7 @@ def _draw(report: Report, resolution: int) -> bytes:
         figure.text(
             0.045,
             1 - 0.50 / tall,
-            report.header.verdict,
+            textwrap.shorten(report.header.verdict, MAX_LETTERS, placeholder=" ..."),
             size=9.5,
             color=_PAGE if report.header.status == "page" else _SOFT,
         )
@@ -114,7 +116,10 @@ def _timeline(axes: Axes, timeline: Timeline, start_ms: int, end_ms: int) -> Non
     }
     for shaded in timeline.truth:
         axes.axvspan(shaded.start_ms, shaded.end_ms, color=_TRUTH, alpha=0.12, lw=0)
-        axes.text((shaded.start_ms + shaded.end_ms) / 2, 0.04, shaded.label, color="#5d3fae", size=8, ha="center")
+        # About 150 letters fit along the axis; a label that is longer than its stretch begins where the stretch does.
+        fits = len(shaded.label) / 150 < (shaded.end_ms - shaded.start_ms) / (end_ms - start_ms)
+        at, anchor = ((shaded.start_ms + shaded.end_ms) / 2, "center") if fits else (shaded.start_ms, "left")
+        axes.text(at, 0.04, shaded.label if fits else f" {shaded.label}", color="#5d3fae", size=8, ha=anchor)
     from matplotlib.patches import Rectangle
 
     for level, colour in levels.items():
@@ -203,4 +208,6 @@ def _finds(figure: Any, finds: list[StrangeRecord], tall: float) -> None:
             for spine in axes.spines.values():
                 spine.set(color=_PAGE if j == 0 else _GRID, linewidth=1.6 if j == 0 else 0.8)
         label = find.note or f"score {small(find.score)}"
-        figure.text(0.045 + i * pair, 0.22 / tall, label[:22], size=7.5, color=_SOFT)
+        figure.text(
+            0.045 + i * pair, 0.22 / tall, textwrap.shorten(label, 24, placeholder=" ..."), size=7.5, color=_SOFT
+        )

@@ -135,7 +135,7 @@ def make_demo(
     clean_blocks: int = 180,
     drift_blocks: int = 40,
     ramp_blocks: int = 4,
-    recovery_blocks: int = 60,
+    recovery_blocks: int = 100,
     block_records: int = 256,
     block_ms: int = 10_000,
     share: float = 0.10,
