@@ -93,28 +93,35 @@ class IncidentPolicy:
 def advance(
     incidents: Sequence[IncidentRow], evidence: Iterable[Evidence], policy: IncidentPolicy, closed_ms: int
 ) -> tuple[list[IncidentRow], list[Notification]]:
-    """Take in one closed block.
+    """Take in newly closed blocks.
 
-    To be called for every closed block that has records, in order, even if there is no evidence: a block that shows
-    nothing is what lets an incident resolve. A block without records is left out: silence shows nothing either way.
+    Blocks may come one at a time or many at once: the incidents, the notifications and their ids are the same, as long
+    as every closed block that has records brings at least one entry (`dead_letter_evidence` always does). A block that
+    shows nothing is what lets an incident resolve; silence shows nothing either way.
 
     Args:
         incidents: the model's open incidents, and those resolved within the cooldown; older ones are passed over.
-        evidence: of that block, in any order, at most one entry for a key.
-        closed_ms: event time of the block's end.
+        evidence: of the newly closed blocks, in any order, at most one entry for a key and block.
+        closed_ms: event time of the end of the last of these blocks.
 
     Returns:
-        The incidents that are new or changed, by id; and the notifications in the order of the keys.
+        The incidents that are new or changed, in their last state, by id; and the notifications in the order of blocks
+        and keys.
     """
     board = _Board(incidents, policy)
-    for entry in sorted(evidence, key=lambda entry: entry.key):
-        board.take(entry)
+    blocks: dict[int, list[Evidence]] = {}
+    for entry in evidence:
+        blocks.setdefault(entry.end_ms, []).append(entry)
+    for end_ms, entries in sorted(blocks.items()):
+        for entry in sorted(entries, key=lambda entry: entry.key):
+            board.take(entry)
+        board.resolve(end_ms)
     board.resolve(closed_ms)
     return sorted(board.changed.values(), key=lambda row: row.id), board.notifications
 
 
 class _Board:
-    """The incidents while one block is taken in."""
+    """The incidents while blocks are taken in, one after the other."""
 
     def __init__(self, incidents: Sequence[IncidentRow], policy: IncidentPolicy) -> None:
         self.changed: dict[str, IncidentRow] = {}
@@ -337,8 +344,8 @@ def dead_letter_evidence(
     page_ratio: float,
     min_dead: int = 3,
     window_start_ms: int | None = None,
-) -> Evidence | None:
-    """Whether too many records cannot be used; None if not.
+) -> Evidence:
+    """Whether too many records cannot be used. An entry for every block, so that `advance` sees each one.
 
     Args:
         records: in the window that ends with this block, unusable ones included.
@@ -349,23 +356,25 @@ def dead_letter_evidence(
         window_start_ms: where the window begins; with this block by default.
     """
     count = sum(dead.values())
-    if records <= 0 or count < min_dead or count <= alert_ratio * records:
-        return None
-    reason = max(sorted(dead), key=lambda name: dead[name])
+    share = count / records if records else 0.0
+    too_many = count >= min_dead and share > alert_ratio
+    severity: Severity | None = ("page" if share > page_ratio else "warn") if too_many else None
     return Evidence(
         model=model,
         kind="dead_letters",
         block=block,
         start_ms=block * block_ms,
         end_ms=(block + 1) * block_ms,
-        severity="page" if count > page_ratio * records else "warn",
-        active=True,
-        strength=count / records,  # here the share itself: there is no "by chance" about a record that is no JSON
+        severity=severity,
+        active=too_many,
+        strength=share,  # here the share itself: there is no "by chance" about a record that is no JSON
         threshold=alert_ratio,
         onset_ms=window_start_ms,
         n=records,
-        effect=count / records,
-        values={"reason": reason, "dead": count, "limit": alert_ratio},
+        effect=share,
+        values={"reason": max(sorted(dead), key=lambda name: dead[name]), "dead": count, "limit": alert_ratio}
+        if too_many
+        else {},
     )
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
+import json
 import logging
+import re
 import socket
 import ssl
 import subprocess
 import traceback
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from connectors.notification import Notification
-from connectors.webhook import WebhookSettings, WebhookSink, retry_after_s, rfc3339
+from connectors.webhook import WebhookSettings, WebhookSink, alertmanager_body, retry_after_s, rfc3339
 from detectors.errors import InvalidSettings, SinkError
 from tests.servers.receiver import Answer, Receiver
 
@@ -293,3 +296,62 @@ def test_times_are_written_exactly_and_within_the_calendar() -> None:
     assert rfc3339(1_700_000_000_999) == "2023-11-14T22:13:20.999Z"
     assert rfc3339(10**18) == "9999-12-31T23:59:59.999Z"
     assert rfc3339(-(10**18)) == "0001-01-01T00:00:00.000Z"
+
+
+# --- docs/alerts.md ---------------------------------------------------------------------------------------------------
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "alerts.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL)
+
+
+def test_the_body_in_the_document_is_what_is_sent() -> None:
+    (shown,) = [json.loads(block) for block in blocks("json")]
+    alert = shown["alerts"][0]
+    annotations = dict(alert["annotations"])
+    note = Notification(
+        id=annotations.pop("notification_id"),
+        incident=annotations.pop("incident"),
+        group_key=shown["groupKey"],
+        status=shown["status"],
+        severity=alert["labels"]["severity"],
+        model=alert["labels"]["model"],
+        kind=alert["labels"]["kind"],
+        space=alert["labels"]["space"],
+        segment=alert["labels"]["segment"],
+        title=annotations.pop("summary"),
+        text=annotations.pop("description"),
+        starts_ms=1_699_999_970_000,
+        ends_ms=None,
+        values=annotations,
+    )
+    assert alertmanager_body(note, external_url=shown["externalURL"]) == shown
+
+
+def test_the_verification_in_the_document_accepts_ours_and_nothing_else() -> None:
+    (program,) = blocks("python")
+    names: dict[str, Any] = {}
+    exec(program, names)
+    verify = names["is_from_driftd"]
+    with Receiver() as receiver:
+        WebhookSink(receiver.url, secret=b"key", clock=lambda: 1000.0).send(NOTE)
+    request = receiver.requests[0]
+    assert verify(request.headers, request.body, b"key", 1010.0)
+    assert not verify(request.headers, request.body + b" ", b"key", 1010.0)
+    assert not verify(request.headers, request.body, b"other", 1010.0)
+    assert not verify(request.headers, request.body, b"key", 2000.0)
+    later = {**request.headers, "X-Driftd-Timestamp": "1500"}
+    assert not verify(later, request.body, b"key", 1510.0), "an old request must not pass with a new timestamp"
+
+
+def test_the_settings_in_the_document_are_valid() -> None:
+    import yaml
+    from pydantic import TypeAdapter
+
+    from connectors import SinkSettings
+
+    (text,) = blocks("yaml")
+    for settings in yaml.safe_load(text)["sinks"].values():
+        TypeAdapter(SinkSettings).validate_python(settings)
