@@ -1,0 +1,106 @@
+"""Cost of one step of the drift rule: d = 384, 256 groups of 1,000 prototypes, 42 experts, windows at their steady
+number.
+
+The limit it is held against is the memory traffic and arithmetic that no step can avoid: one product of a 384-vector
+with the 384 x 384 whitening map, and one addition to every window's running sum.
+
+    python tests/benchmarks/fold.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np  # noqa: E402
+
+from detectors.baseline import measure  # noqa: E402
+from detectors.conformal import N_BINS, P_EDGES  # noqa: E402
+from detectors.fold import FoldSettings, FoldState, Rule, fold  # noqa: E402
+from detectors.summary import BlockSummary  # noqa: E402
+
+DIMENSION, PROTOTYPES, BLOCK, BLOCKS = 384, 1000, 256, 2000
+
+
+def main() -> None:
+    """Print one line of JSON."""
+    random = np.random.default_rng(0)
+    spectrum = 1.0 / np.arange(1, DIMENSION + 1)
+    spectrum /= spectrum.sum()
+    centroids = random.standard_normal((PROTOTYPES, DIMENSION)) * np.sqrt(spectrum)
+    widths = np.diff(np.append(0.0, P_EDGES))
+    constants = measure(
+        n0=10**7,
+        mean=np.zeros(DIMENSION),
+        covariance=np.diag(spectrum),
+        sample=random.standard_normal((5_000, DIMENSION)) * np.sqrt(spectrum),
+        sample_held_out=True,
+        centroids=centroids,
+        counts=np.full(PROTOTYPES, 100),
+        calibration_size=100_000,
+        block_n=np.zeros(0, dtype=np.int64),
+        block_s=np.zeros((0, DIMENSION), dtype=np.int64),
+        block_h=np.zeros((0, N_BINS), dtype=np.int64),
+        block_c=np.zeros((0, PROTOTYPES), dtype=np.int64),
+    )
+    sums = random.standard_normal((BLOCKS, DIMENSION)) * np.sqrt(spectrum * BLOCK)
+    blocks = [
+        BlockSummary(
+            BLOCK,
+            np.rint(row * 2**20).astype(np.int64),
+            random.multinomial(BLOCK, widths),
+            random.multinomial(BLOCK, np.full(PROTOTYPES, 1.0 / PROTOTYPES)),
+        )
+        for row in sums
+    ]
+    rule = Rule(constants, FoldSettings(1e9, 1e9, max_blocks=4096))
+    state = FoldState.start(rule)
+    for block in blocks:  # fills the windows
+        state, _ = fold(state, block, rule)
+    step_us = min(_step_us(state, blocks[first : first + 400], rule) for first in range(0, BLOCKS, 400))
+    floor_us = _floor_us(rule, len(state.windows))
+    print(
+        json.dumps(
+            {
+                "benchmark": "fold",
+                "value": round(step_us, 1),
+                "unit": "us/block",
+                "ratio": round(step_us / floor_us, 2),
+                "against": "one 384 x 384 product and one addition to every window",
+                "against_us": round(floor_us, 1),
+                "windows": len(state.windows),
+                "state_kb": round(len(state.to_bytes()) / 1000),
+                "us_per_record": round(step_us / BLOCK, 3),
+            }
+        )
+    )
+
+
+def _step_us(state: FoldState, blocks: list[BlockSummary], rule: Rule) -> float:
+    start = perf_counter()
+    for block in blocks:
+        state, _ = fold(state, block, rule)
+    return (perf_counter() - start) / len(blocks) * 1e6
+
+
+def _floor_us(rule: Rule, windows: int) -> float:
+    vector, sums, values = np.ones(rule.dimension), np.zeros((windows, rule.width)), np.ones(rule.width)
+    best = np.inf
+    for _ in range(20):
+        start = perf_counter()
+        for _ in range(50):
+            vector @ rule.map
+            sums += values
+        best = min(best, (perf_counter() - start) / 50 * 1e6)
+    return float(best)
+
+
+if __name__ == "__main__":
+    main()
