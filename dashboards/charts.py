@@ -95,10 +95,8 @@ def timeline_svg(timeline: Timeline, *, start_ms: int, end_ms: int, name: str) -
         f'</clipPath><clipPath id="{name}-page"><rect x="0" y="0" width="{_WIDE}" height="{page_y:.1f}"/></clipPath>'
         f"</defs>",
     ]
-    parts += [
-        _shaded(max(x(shaded.start_ms), _LEFT), min(x(shaded.end_ms), _RIGHT), shaded.label)
-        for shaded in timeline.truth
-    ]
+    shades = [(max(x(one.start_ms), _LEFT), min(x(one.end_ms), _RIGHT), one.label) for one in timeline.truth]
+    parts += [_shaded(*shade) for shade in shades]
     for value in height.ticks():
         at = height(value)
         # The thresholds' own labels come first.
@@ -127,6 +125,7 @@ def timeline_svg(timeline: Timeline, *, start_ms: int, end_ms: int, name: str) -
             for level in ("calm", "warn", "page")
             if path
         ]
+    parts += [_shade_label(*shade) for shade in shades]
     parts.append(_open_strips(x, timeline, end_ms))
     parts.append(_marks(x, timeline))
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{_TOP}" y2="{_STRIP_BOTTOM}"/><circle class="cursor" r="4"/>')
@@ -274,7 +273,15 @@ def _sizes_strip(x: Linear, timeline: Timeline, firsts: Counts, sizes: Counts) -
 
 
 def _shaded(start: float, end: float, label: str) -> str:
-    """A stretch of known trouble, with its name at its foot, where no line runs while all is calm."""
+    """A stretch of known trouble."""
+    return (
+        f'<rect class="truth" x="{start:.1f}" y="{_TOP}" width="{max(end - start, 0):.1f}" '
+        f'height="{_STRIP_BOTTOM - _TOP}"><title>{safe_text(label)}</title></rect>'
+    )
+
+
+def _shade_label(start: float, end: float, label: str) -> str:
+    """The name of a shaded stretch at its foot, where no line runs while all is calm; over the line where one does."""
     if end <= start:
         return ""
     width = len(label) * _LETTER
@@ -282,11 +289,8 @@ def _shaded(start: float, end: float, label: str) -> str:
         anchor, at = "middle", (start + end) / 2
     else:
         anchor, at = ("start", start + 5) if start + width < _RIGHT - 8 else ("end", end - 5)
-    return (
-        f'<rect class="truth" x="{start:.1f}" y="{_TOP}" width="{end - start:.1f}" height="{_STRIP_BOTTOM - _TOP}">'
-        f"<title>{safe_text(label)}</title></rect>"
-        f'<text class="truth-label" x="{at:.1f}" y="{_BOTTOM - 6}" text-anchor="{anchor}">{safe_text(label)}</text>'
-    )
+    words = f'x="{at:.1f}" y="{_BOTTOM - 6}" text-anchor="{anchor}">{safe_text(label)}'
+    return f'<text class="truth-label" {words}</text>'
 
 
 def open_stretches(marks: tuple[Mark, ...], end_ms: int) -> list[tuple[int, int, str]]:

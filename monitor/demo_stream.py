@@ -294,7 +294,7 @@ def distort(images: Floats, chance: np.random.Generator) -> Pixels:
     return np.rint(np.clip(scanned, 0, 255)).astype(np.uint8)
 
 
-DAMAGES: Final = ("inverted", "half black", "streak", "smeared", "static", "two at once")
+DAMAGES: Final = ("inverted", "half covered", "streak", "smeared", "static", "two at once")
 
 
 def _spoil(pixels: Pixels, damage: str, chance: np.random.Generator) -> Pixels:
@@ -302,8 +302,8 @@ def _spoil(pixels: Pixels, damage: str, chance: np.random.Generator) -> Pixels:
     image: Pixels = pixels.reshape(SIDE, SIDE).copy()
     if damage == "inverted":
         image = 255 - image
-    elif damage == "half black":
-        image[:, : SIDE // 2] = 255  # a fold of the paper throws a black shadow
+    elif damage == "half covered":
+        image[:, : SIDE // 2] = 255  # a fold of the paper throws its shadow
     elif damage == "streak":
         image[int(chance.integers(0, SIDE)), :] = 255
     elif damage == "smeared":
