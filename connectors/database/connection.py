@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep, time_ns
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -35,7 +35,7 @@ _WAL_BYTES = 64 << 20  # the log shrinks back to this after a burst
 
 def wall_clock_ms() -> int:
     """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
+    return time_ns() // 1_000_000
 
 
 class Database:
@@ -212,7 +212,7 @@ def _sqlite_engine(url: URL, busy_timeout_s: float) -> Engine:
     @event.listens_for(engine, "connect")
     def settle(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, below
-        _use_write_ahead_log(connection, time.monotonic() + busy_timeout_s)
+        _use_write_ahead_log(connection, monotonic() + busy_timeout_s)
         # With the write-ahead log, NORMAL may lose the last transactions at a power cut, but never part of one; the
         # offsets are in the same transaction as the results, so that what is lost is read and counted again.
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -235,9 +235,9 @@ def _use_write_ahead_log(connection: sqlite3.Connection, deadline: float) -> Non
             connection.execute("PRAGMA journal_mode = WAL").fetchone()
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
                 raise
-            time.sleep(0.01)
+            sleep(0.01)
 
 
 # --- PostgreSQL -----------------------------------------------------------------------------------------------------

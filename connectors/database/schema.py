@@ -7,6 +7,7 @@ records.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -295,11 +296,13 @@ references = Table(
 )
 
 
+@cache
 def insert_ignoring(table: Table, *, dialect: str) -> Any:
     """An INSERT that skips rows whose key is there already; the count of rows says how many were new."""
     return _insert(table, dialect).on_conflict_do_nothing()
 
 
+@cache
 def upsert(table: Table, key: tuple[str, ...], *, dialect: str, leave: tuple[str, ...] = (), add: str = "") -> Any:
     """An INSERT that replaces the row with the same ``key``.
 

@@ -715,8 +715,10 @@ def test_a_dead_notification_holds_nobody_up(store: Store) -> None:
 def test_the_second_of_two_senders_does_not_undo_the_first(store: Store) -> None:
     fold(store, 1, outbox=[("pager", notification("n1"))])
     store.outbox_sent("pager", "n1", now_ms=1)
+    after = content(store)
     store.outbox_failed("pager", "n1", due_ms=0, error="timed out")
-    assert due(store, 99) == []
+    store.outbox_dead("pager", "n1", error="404 Not Found")
+    assert content(store) == after
 
 
 # --- references -------------------------------------------------------------------------------------------------------

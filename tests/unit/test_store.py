@@ -236,14 +236,14 @@ sys.stdin.readline()
 
 
 @contextlib.contextmanager
-def locked_by_another_process(path: Path) -> Iterator[None]:
+def locked_by_another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
-        yield
+        yield process
 
 
 def test_a_lock_of_another_process_is_waited_for_and_then_named(store: Store, tmp_path: Path) -> None:
@@ -255,6 +255,25 @@ def test_a_lock_of_another_process_is_waited_for_and_then_named(store: Store, tm
         assert store.positions("m", [P0]) == {P0: 1}, "readers never wait"
     store.commit(checkpoint(1, 2))
     assert store.positions("m", [P0]) == {P0: 2}
+
+
+def test_a_new_file_that_another_process_is_writing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only the very first connection changes the file to write-ahead logging, and there SQLite itself does not wait.
+    path = tmp_path / "new.db"
+    with Store.open(f"sqlite:///{path}", busy_timeout_s=0.2) as store, locked_by_another_process(path) as process:
+        with pytest.raises(StoreBusy):
+            store.migrate()
+        waited: list[float] = []
+
+        def release_instead(seconds: float) -> None:
+            waited.append(seconds)
+            process.communicate("done\n", timeout=10)
+
+        monkeypatch.setattr("connectors.database.connection.sleep", release_instead)
+        store.migrate()
+        assert len(waited) == 1
 
 
 def test_a_fold_that_cannot_be_written_can_be_tried_again(store: Store, tmp_path: Path) -> None:
