@@ -130,7 +130,7 @@ class Reference:
         first_ms, last_ms: event times of the baseline, -1 where unknown.
         blocks: sums over the baseline's blocks.
         drift: constants of the drift rule, see `detectors.baseline`.
-        segments: for each segment field, the values that were common enough in the baseline to be watched by themselves.
+        segments: for each segment field, the values common enough in the baseline to be watched by themselves.
     """
 
     geometry: Geometry

@@ -1,4 +1,4 @@
-"""Measures a baseline: split, moments, prototypes, calibration, block sums, drift constants. Makes a reference of it."""
+"""Measures a baseline and makes a reference of it: split, moments, prototypes, calibration, blocks, drift constants."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def build_reference(
     for tile in _tiles(len(fit_at), _TILE):
         fit[tile] = baseline.prepared(fit_at[tile])
     mean, covariance = _moments(fit)
-    if not np.trace(covariance) > 0.0:
+    if np.trace(covariance) <= len(mean) * 4.0**-FRACTION_BITS:  # the mean itself is a multiple of about that
         raise InvalidInput(
             f"all {len(fit_at)} records of the fit half are equal: there is nothing to compare with.",
             hint="Check the embedder and the mapped field.",
