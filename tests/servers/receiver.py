@@ -14,12 +14,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What to answer: a status, headers, a body; or first to wait until the server is closed."""
+    """What to answer: a status, headers, a body.
+
+    ``hang``: nothing comes until the server is closed; ``stall``: the headers come, and then the body does not.
+    """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     hang: bool = False
+    stall: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Receiver:
                         self.send_header(name, value)
                     self.send_header("Content-Length", str(len(answer.body)))
                     self.end_headers()
+                    if answer.stall:
+                        receiver._closing.wait(30)
                     self.wfile.write(answer.body)
                 except OSError:
                     self.close_connection = True  # the client did not wait for all of it

@@ -125,9 +125,13 @@ def test_jsonl_follows_its_name_when_the_file_is_rotated_or_removed(tmp_path: Pa
     sink.send(note("c"))
     path.unlink()
     sink.send(note("d"))
+    path.rename(tmp_path / "alerts.jsonl.2")
+    path.touch()  # some rotations make the new file themselves
+    sink.send(note("e"))
     sink.close()
     assert lines_of(tmp_path / "alerts.jsonl.1") == ["a"]
-    assert lines_of(path) == ["d"]
+    assert lines_of(tmp_path / "alerts.jsonl.2") == ["d"]
+    assert lines_of(path) == ["e"]
 
 
 def test_jsonl_shares_a_file_with_another_process(tmp_path: Path) -> None:

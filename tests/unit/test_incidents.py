@@ -174,6 +174,20 @@ def test_what_comes_back_after_the_cooldown_is_a_new_incident() -> None:
     assert run.events == ["opened", "resolved", "opened"] and len(run.rows) == 2
 
 
+@pytest.mark.parametrize("ids", [("a", "b"), ("b", "a")])
+def test_of_several_old_incidents_the_latest_comes_back(ids: tuple[str, str]) -> None:
+    row = Run().feed("P......").only
+    older = replace(row, id=ids[0], opened_ms=row.opened_ms - 500_000, resolved_ms=(row.resolved_ms or 0) - 500_000)
+    newer = replace(row, id=ids[1])
+    found = evidence(START + 7, "P")
+    assert found
+    changed, _ = advance([older, newer], [found], POLICY, found.end_ms)
+    assert [(row.id, row.status) for row in changed] == [(ids[1], "open")]
+    still_open = replace(older, status="open", resolved_ms=None)
+    changed, told = advance([still_open, newer], [found], POLICY, found.end_ms)
+    assert [row.id for row in changed] == [ids[0]] and told == []
+
+
 def test_an_incident_that_flaps_must_be_quiet_for_longer_each_time() -> None:
     run = Run(replace(POLICY, repeat_every_ms=10**9)).feed(("P" + "." * 5) * 200)
     # Resolved after 5 quiet blocks once; from then on 10 are needed, which never come.

@@ -172,6 +172,11 @@ def test_a_huge_answer_is_not_read() -> None:
         WebhookSink(receiver.url, timeout_s=2).send(NOTE)
 
 
+def test_an_answer_whose_body_never_comes_is_an_answer() -> None:
+    with Receiver(Answer(200, body=b"x" * 1000, stall=True)) as receiver:
+        WebhookSink(receiver.url, timeout_s=0.5).send(NOTE)
+
+
 def test_a_sink_works_again_after_the_connection_broke() -> None:
     with Receiver() as receiver:
         sink = WebhookSink(receiver.url)
