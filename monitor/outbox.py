@@ -228,10 +228,8 @@ class OutboxSender:
 
     def start(self) -> None:
         """Begin to send."""
-        for index, name in enumerate(self._queues):
-            thread = threading.Thread(
-                target=self._run, args=(name, index == 0), name=f"driftd-sink-{name}", daemon=True
-            )
+        for name in self._queues:
+            thread = threading.Thread(target=self._run, args=(name,), name=f"driftd-sink-{name}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -257,7 +255,7 @@ class OutboxSender:
         self._threads = []
         return sorted(busy)
 
-    def _run(self, name: str, shows_depth: bool) -> None:
+    def _run(self, name: str) -> None:
         queue, wake = self._queues[name], self._wake[name]
         database = RepeatingFailure(log, "outbox cannot be read or written")
         next_depth_ms = 0
@@ -265,7 +263,7 @@ class OutboxSender:
             wake.clear()
             try:
                 queue.pump(self._clock, self._stopping)
-                if shows_depth and self._metrics is not None and self._clock() >= next_depth_ms:
+                if self._metrics is not None and self._clock() >= next_depth_ms:
                     next_depth_ms = self._clock() + DEPTH_EVERY_MS
                     self._metrics.outbox_depth.set(self._store.outbox_depth())
                 database.over(sink=name)
