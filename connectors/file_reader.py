@@ -63,7 +63,9 @@ def cannot_be_read(path: str, error: OSError) -> SourceError:
     if isinstance(error, FileNotFoundError):
         return UnknownTopic(f"{path} is gone.", hint=nearest_name(Path(path)))
     if isinstance(error, PermissionError):
-        return AccessRefused(f"{path} may not be read.", hint=f"Allow it: chmod +r {path}")
+        return AccessRefused(
+            f"{path} may not be read.", hint=f"Allow it, with chmod +r {path}, or run as a user who may."
+        )
     return SourceError(f"{path} cannot be read: {error.strerror or error}.", hint="Check the path: ls -l " + path)
 
 

@@ -18,6 +18,7 @@ import math
 import select
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -120,9 +121,11 @@ class FilesSource:
             remaining += reader.remaining
             reader.close()
         kinds = sorted({self._format(path) for path in paths})
+        if not paths:
+            return f"files {self._settings.path}, none yet"
         unit = "bytes" if kinds == ["jsonl"] else "rows" if "jsonl" not in kinds else "bytes and rows"
         files = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
-        return f"files {self._settings.path}, {files}, {', '.join(kinds) or 'none yet'}, {remaining} {unit}"
+        return f"files {self._settings.path}, {files}, {', '.join(kinds)}, {remaining} {unit}"
 
     def open(self, positions: StoredPositions) -> None:
         """Find the files, and go to the stored positions.
@@ -165,7 +168,7 @@ class FilesSource:
                 self._readers[partition].forget(offset)
 
     def lag(self) -> Mapping[Partition, int]:
-        """Bytes (jsonl) or rows not yet read, per file; 0 for stdin, whose length nobody knows."""
+        """Bytes (jsonl) or rows not yet read, per file; of stdin, what has arrived."""
         return {partition: reader.remaining for partition, reader in self._readers.items()}
 
     def read_range(self, start_ms: int | None, end_ms: int | None) -> Iterator[RawBatch]:
@@ -178,17 +181,18 @@ class FilesSource:
             self._find_files()
             yield from self._rest_of_stdin()
             return
-        readers = [(Partition(path, 0), self._reader(path, fixed_end=True)) for path in self._paths()]
-        for partition, reader in readers:
-            try:
+        with ExitStack() as opened:
+            readers: dict[Partition, Reader] = {}
+            for path in self._paths():  # all at once: their ends are fixed now
+                readers[Partition(path, 0)] = reader = self._reader(path, fixed_end=True)
+                opened.callback(reader.close)
+            for partition, reader in readers.items():
                 while rows := reader.read(_ROWS):
                     batch = self._batch(partition, rows)
                     if self._settings.time is not None:
                         batch = _between(batch, start_ms, end_ms)
                     if len(batch):
                         yield batch
-            finally:
-                reader.close()
 
     def _rest_of_stdin(self) -> Iterator[RawBatch]:
         while not all(reader.at_end for reader in self._readers.values()):
@@ -249,8 +253,12 @@ class FilesSource:
         stored = self._positions(new) if new else {}
         for partition in new:
             reader = self._stdin_reader() if self._settings.path == STDIN else self._reader(partition.topic)
-            reader.seek(stored.get(partition, 0))
             self._readers[partition] = reader
+            try:
+                reader.seek(stored.get(partition, 0))
+            except SourceError:
+                self._readers.pop(partition).close()
+                raise
 
     def _paths(self) -> list[str]:
         """The files that the settings name, in the order of their names.
@@ -258,7 +266,12 @@ class FilesSource:
         Raises:
             UnknownTopic: there are none.
         """
-        wanted = self._settings.path
+        try:
+            return self._find_paths(self._settings.path)
+        except PermissionError as error:  # a directory on the way
+            raise cannot_be_read(self._settings.path, error) from error
+
+    def _find_paths(self, wanted: str) -> list[str]:
         path = Path(wanted)
         if path.is_dir():
             found = sorted(str(inner) for inner in listed(path) if inner.is_file() and self._belongs(inner))
