@@ -189,6 +189,15 @@ def test_labels_beyond_the_limit_are_counted_as_others() -> None:
     assert sum(block.labels.values()) + block.other_labels == 1000
 
 
+def test_more_labels_than_fit_are_counted_alike_in_every_cut() -> None:
+    records = Records.draw(3000, groups=1, labels=1500)
+    order = np.random.default_rng(1).permutation(3000)
+    parts = [records.rows(part).summarise() for part in np.array_split(order, 7)]
+    whole = records.summarise()[-2]
+    assert whole.other_labels > 0
+    assert merge_all(parts)[-2] == merge_all(parts[::-1])[-2] == whole
+
+
 def test_score_bins_follow_their_edges() -> None:
     scale = 0.83
     edges = summary.score_edges(scale)
