@@ -104,7 +104,7 @@ class Collector:
             columns = self._columns[space]
             if embedder.learns:
                 columns.raw += [[events.fields[name][row] for name in embedder.fields] for row in rows]
-            else:
+            elif rows:
                 columns.vectors.append(embedded[space][chosen])
         self._times.append(events.time_ms[chosen])
         self._ids += [events.ids[row] for row in rows]

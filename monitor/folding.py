@@ -346,7 +346,7 @@ class Folder:
             page_ratio=limits.stop_ratio,
             window_start_ms=window.blocks[0][0] * self._block_ms,
         )
-        return [] if evidence is None else [evidence]
+        return [evidence]
 
 
 class _DeadLetterWindow(msgspec.Struct):

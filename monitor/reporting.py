@@ -35,6 +35,7 @@ from detectors.reference import Reference
 from detectors.summary import BlockSummary, score_bins, score_edges
 from monitor.budget import RATE_SHARE, run_length, share_of_segment
 from monitor.embedders import Embedder
+from monitor.embedders.pixels import PixelsEmbedder
 from monitor.folding import segment_names
 from monitor.pipeline import EVERYTHING
 from monitor.settings import ModelSettings, Settings
@@ -209,6 +210,12 @@ class _Space:
         self.embedder: Embedder = settings.spaces[space].embedder.build()
         self.embedder.restore(self.reference.embedder.state)
         self._names = {field: name for name, field in settings.record.keep.items()}
+        embedders = [entry.embedder.build() for entry in settings.spaces.values()]
+        self._pictures = [
+            (self._names[embedder.fields[0]], embedder)
+            for embedder in embedders
+            if isinstance(embedder, PixelsEmbedder) and embedder.fields[0] in self._names
+        ]
         self._store = store
         self._model = model
         self._flagged = store.kept(model, space=space, flagged=True, limit=MAP_POINTS)
@@ -321,11 +328,10 @@ class _Space:
             return Excerpt(text=texts[exemplar])  # longer than what is stored of an excerpt
 
     def _excerpt(self, kept: Mapping[str, Any]) -> Excerpt:
-        """A picture where the embedder sees one, the kept fields as text otherwise."""
-        name = self._names.get(self.embedder.fields[0])
-        show = getattr(self.embedder, "picture", None)
-        if show is not None and name is not None and name in kept:
-            return Excerpt(pixels=show(kept[name]))
+        """A picture where any of the model's embedders sees one, the kept fields as text otherwise."""
+        for name, embedder in self._pictures:
+            if name in kept and (pixels := embedder.picture(kept[name])) is not None:
+                return Excerpt(pixels=pixels)
         return Excerpt(text=json.dumps(kept, ensure_ascii=False, sort_keys=True) if kept else "")
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, Field, field_validator
 
 from detectors.errors import InvalidInput, InvalidReference
@@ -105,6 +106,21 @@ class PixelsEmbedder:
         vectors = self._projection.apply(scaled.vectors)
         vectors[[problem.row for problem in scaled.problems]] = 0.0
         return Embedded(vectors, scaled.problems)
+
+    def picture(self, value: object) -> npt.NDArray[np.uint8] | None:
+        """One record's image for the eye: uint8 (h, w) or (h, w, 3); None where it has no or other channels, or is broken.
+
+        Args:
+            value: the raw value of the field.
+        """
+        shape = self._settings.shape
+        if len(shape) == 3 and shape[2] not in (1, 3):
+            return None
+        scaled = self._scaled([[value]])
+        if scaled.problems:
+            return None
+        pixels: npt.NDArray[np.uint8] = np.clip(np.rint(scaled.vectors[0] * 255.0), 0, 255).astype(np.uint8)
+        return pixels.reshape(shape[:2] if len(shape) == 2 or shape[2] == 1 else shape)
 
     def _scaled(self, columns: Columns) -> Embedded:
         (column,) = columns

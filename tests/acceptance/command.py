@@ -130,17 +130,34 @@ class Running:
         return body
 
     def one(self, query: str) -> Any:
-        """The first value of the first row, 0 while the table is not there yet."""
+        """The first value of the first row; 0 while there is no such table yet, which is so until the first start."""
         if not self.database.exists():
             return 0
         connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10)
         try:
             row = connection.execute(query).fetchone()
         except sqlite3.OperationalError:
+            known = connection.execute("select count(*) from sqlite_master where name = 'partitions'").fetchone()[0]
+            if known:
+                raise
             return 0
         finally:
             connection.close()
         return row[0] if row else 0
+
+    def wait_for_records(self, wanted: int, *, at_least: bool = False) -> None:
+        """Wait until so many records are counted, and fail at once when the daemon ends before."""
+
+        def there() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, f"driftd ended:\n{self.log()}"
+            counted = self.counted()
+            return counted >= wanted if at_least else counted == wanted
+
+        try:
+            wait_until(there, f"{wanted} records counted")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self.counted()} are. The log:\n{self.log()}") from None
 
     def counted(self) -> int:
         """Records counted in the database."""

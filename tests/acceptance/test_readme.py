@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.acceptance.command import ROOT, Running, driftd, wait_until
+from tests.acceptance.command import ROOT, Running, driftd
 from tests.servers.kafka import KafkaServer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def test_five_minutes_with_kafka(
     daemon = Running.with_settings_of(tmp_path)
     daemon.start()
     try:
-        wait_until(lambda: daemon.counted() == 3_000, "3,000 records counted")
+        daemon.wait_for_records(3_000)
     finally:
         daemon.terminate()
     (incidents,) = words_of("incidents")

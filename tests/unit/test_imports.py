@@ -22,7 +22,7 @@ ONLY_IN = {
     "faiss": {"detectors/index.py"},
     "pyod": {"detectors/pyod_models.py"},
     "river": {"detectors/feedback.py"},
-    "kafka": {"connectors/kafka.py"},
+    "kafka": {"connectors/kafka"},
     "grafana_api": {"connectors/grafana.py"},
     "sqlalchemy": {"connectors/database/"},
     "alembic": {"connectors/database/"},
