@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from connectors.file_reader import Rows, first_sentence
 from detectors.errors import OffsetGap, SourceError
 
 _ROWS: Final = 8192  # most rows turned into values at a time
-_PIECE: Final = 1024  # rows of a Parquet file that are held as JSON
+_PIECE: Final = 1024  # rows of a Parquet file that are held encoded
 
 
 class _TableReader:
@@ -88,12 +88,14 @@ class NpyReader(_TableReader):
 
 
 class ParquetReader(_TableReader):
-    """Rows of a Parquet file as JSON, read in pieces of a row group."""
+    """Rows of a Parquet file as JSON or MessagePack, read in pieces of a row group."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, codec: Literal["json", "msgpack"]) -> None:
+        import msgspec
         import pyarrow
         import pyarrow.parquet
 
+        self._encode: Callable[[Any], bytes] = msgspec.json.encode if codec == "json" else msgspec.msgpack.encode
         self._errors: tuple[type[Exception], ...] = (pyarrow.ArrowException, OSError)
         try:
             self._file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
@@ -134,7 +136,7 @@ class ParquetReader(_TableReader):
                     continue
                 at, before = at + piece.num_rows, at
                 if before <= start < at:
-                    self._ready, self._values_from = _rows_as_json(piece), before
+                    self._ready, self._values_from = _encode_rows(piece, self._encode), before
                     return
         except self._errors as error:
             raise self._damaged(self._path, error) from error
@@ -149,19 +151,16 @@ class ParquetReader(_TableReader):
         self._file.close()
 
 
-def _rows_as_json(piece: Any) -> list[bytes]:
-    """The rows of an Arrow record batch as JSON objects.
+def _encode_rows(piece: Any, encode: Callable[[Any], bytes]) -> list[bytes]:
+    """The rows of an Arrow record batch as objects.
 
     Lists of numbers of one length, the usual form of vectors, go through NumPy, which is ten times faster than Arrow's
     own conversion. Times without a zone are taken as UTC.
     """
-    import msgspec
-
     names = piece.schema.names
     columns = [_column_values(piece.column(index)) for index in range(len(names))]
-    encode: Callable[[Any], bytes] = msgspec.json.encode
     if not names:
-        return [b"{}"] * piece.num_rows
+        return [encode({})] * piece.num_rows
     return [encode(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 

@@ -4,7 +4,7 @@ Each file is a partition of its own: its path is the topic, its number 0. What a
 
     format    offset                   value                                        lag in
     jsonl     byte where a line begins the line without its end                     bytes
-    parquet   row number               the row's fields as JSON                     rows
+    parquet   row number               the row's fields, JSON or MessagePack        rows
     npy       row number               the row as little-endian float32 (codec raw) rows
 
 Positions survive as they do with Kafka: the same file is read on where the last checkpoint stood, and each record has
@@ -61,6 +61,10 @@ class FilesSettings(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["files"] = "files"
     path: str = Field(min_length=1, description="a file, a directory, a glob such as data/*.jsonl, or - for stdin")
     format: Literal["auto", "jsonl", "parquet", "npy"] = Field("auto", description="auto goes by the file's suffix")
+    rows: Literal["json", "msgpack"] = Field(
+        "json",
+        description="how rows of Parquet are encoded; record.codec must be the same, msgpack is faster for vectors",
+    )
     follow: bool = Field(False, description="wait for lines that are appended and files that are added")
     time: RowTimes | None = Field(None, description="the records' times where the rows themselves hold none")
     name: str = Field("stdin", min_length=1, description="the topic under which positions in stdin are stored")
@@ -313,7 +317,7 @@ class FilesSource:
         kind = self._format(path)
         try:
             if kind == "parquet":
-                return ParquetReader(path)
+                return ParquetReader(path, codec=self._settings.rows)
             if kind == "npy":
                 return NpyReader(path)
             stream = FileBytes(path, end=Path(path).stat().st_size if fixed_end else None, follow=self._settings.follow)

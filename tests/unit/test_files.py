@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -440,6 +441,15 @@ def test_rows_of_a_parquet_file_are_json(tmp_path: Path, share: int) -> None:
     got = rows(read_all(source(tmp_path / "a.parquet"), share))
     assert [offset for offset, _ in got] == list(range(2500))
     assert [json.loads(value) for _, value in got] == expected
+
+
+def test_rows_of_a_parquet_file_can_be_message_pack(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    moment = datetime(2026, 3, 2, 8, tzinfo=UTC)
+    pq.write_table(pa.table({"v": [[1.5, 2.5]], "b": [b"\x00\xff"], "t": [moment], "f": [float("nan")]}), path)
+    ((_, value),) = rows(read_all(source(path, rows="msgpack")))
+    row = msgspec.msgpack.decode(value)
+    assert (row["v"], row["b"], row["t"]) == ([1.5, 2.5], b"\x00\xff", moment) and row["f"] != row["f"]
 
 
 def test_a_parquet_file_is_read_on_from_any_row(tmp_path: Path) -> None:
