@@ -56,6 +56,8 @@ class _MovedByOthers(Exception):
 class Store(Reports, Outbox, References):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 
+    Every process opens its own: connections do not survive a fork.
+
     Every method raises StoreUnreachable, StoreBusy or StoreFull (retryable) or StoreError (not) where the database
     refuses; after a retryable error the same call may succeed, without opening the store anew.
     """
