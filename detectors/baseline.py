@@ -100,7 +100,7 @@ def measure(
     sample_held_out: bool,
     centroids: npt.NDArray[np.floating],
     counts: npt.NDArray[np.integer],
-    calibration_size: int,
+    calibration_scores: npt.NDArray[np.floating],
     block_n: npt.NDArray[np.integer],
     block_s: npt.NDArray[np.integer],
     block_h: npt.NDArray[np.integer],
@@ -117,7 +117,7 @@ def measure(
         sample_held_out: the sample's records are not in ``covariance``; then the covariance's own error is measured
             on them.
         centroids, counts: (K, d) prototypes and (K,) baseline records nearest to each.
-        calibration_size: number of calibration scores behind the p-values.
+        calibration_scores: (n_calibration,), ascending, behind the p-values; may be empty.
         block_n, block_s, block_h, block_c: (N,), (N, d) in fixed point 2^-20, (N, 49) and (N, K): the summaries of the
             baseline's blocks in the order of time, of about the length that live blocks have. N may be 0. Rows of
             ``block_h`` may count fewer records than the block has, or none, where the others made the prototypes.
@@ -170,6 +170,7 @@ def measure(
     grouped = group_sums(np.asarray(block_c)[kept], groups)
     mix_inflation = quadratic_inflation((grouped - sizes[:, None] * shares) * scale, sizes, mix)
 
+    scores = np.asarray(calibration_scores, dtype=np.float64)
     histogram = np.asarray(block_h)[kept].astype(np.int32)
     indicators = np.stack([edge >= P_EDGES for edge in (2.0**-6, 9 / 32, 1 / 2)]).astype(np.float64)
     excess, shape_measured = payoff_inflation(histogram, indicators)
@@ -184,7 +185,8 @@ def measure(
         "mix_scale": scale,
         "mix_moments": mix.array(),
         "mix_inflation": np.stack([mix_inflation.records, mix_inflation.v1, mix_inflation.v2]),
-        "calibration": np.array([float(calibration_size), calibration_size / float(excess.max())]),
+        "calibration": np.array([float(len(scores)), len(scores) / float(excess.max())]),
+        "calibration_above": scores_above_edges(scores),
         "block_histogram": histogram,
         "inflation_measured": np.array([level_inflation.measured, mix_inflation.measured, shape_measured]),
     }
@@ -236,7 +238,7 @@ def measure_reference(reference: _Measured) -> dict[str, npt.NDArray[np.generic]
         sample_held_out=True,
         centroids=reference.prototypes,
         counts=np.asarray(blocks.c).sum(axis=0, dtype=np.int64),
-        calibration_size=len(reference.calibration_scores),
+        calibration_scores=reference.calibration_scores,
         block_n=blocks.n,
         block_s=blocks.s,
         block_h=blocks.h,
@@ -363,6 +365,26 @@ def shares_moments(counts: Floats) -> tuple[Floats, Floats, Moments]:
     c3 = 12.0 * (float(shares @ ((q - q_mean) * (r - r_mean))) - 2.0 * t3) + 4.0 * cubes
     moments = Moments(float(np.trace(covariance)), t2, t3, float(spectrum[-1]), k4, c3, 1.0, max(total, 1.0))
     return shares, scale, moments
+
+
+# --- shape ---------------------------------------------------------------------------------------------------------
+
+
+def scores_above_edges(scores: Floats) -> Ints:
+    """For each edge of the bins, the calibration scores strictly above the one at which p crosses it: int64 (49,).
+
+    Without ties these are one fewer than floor(edge (n + 1)). Where many scores are the same, p jumps across several
+    edges at once, and far fewer records than an edge says have such a p.
+
+    Args:
+        scores: (n,), ascending.
+    """
+    n = len(scores)
+    if n == 0:
+        return np.zeros(N_BINS, dtype=np.int64)
+    rank = np.clip(np.floor(P_EDGES * (n + 1)).astype(np.int64), 0, n)
+    above = n - np.searchsorted(scores, scores[n - np.maximum(rank, 1)], side="right")
+    return np.where(rank == 0, 0, above).astype(np.int64)
 
 
 # --- dependence ------------------------------------------------------------------------------------------------------

@@ -217,12 +217,14 @@ class QuadraticNull:
         eta_reference, eta_user: squared whitened mean shift per record that counts as none: the error of the baseline's
             mean (spread like the eigenvalues), and what the user tolerates (in the worst direction).
         inflation: (3, W): records, factor of the mean, factor of the variance.
+        least_unusual: no window has a smaller T and lies two standard deviations above the mean.
     """
 
     moments: Moments
     eta_reference: float
     eta_user: float
     inflation: Floats
+    least_unusual: float
 
     @classmethod
     def build(cls, moments: Moments, inflation: Floats, *, tolerance: float, rounding: float) -> QuadraticNull:
@@ -234,7 +236,8 @@ class QuadraticNull:
         relative = REFERENCE_QUANTILE * sqrt(2.0 * moments.t2) / moments.t1 if moments.t1 > 0 else 0.0
         eta_reference = (1.0 + relative) * last / moments.n
         eta_user = tolerance**2 + 2.0 * tolerance * sqrt(eta_reference * moments.t1) + rounding
-        return cls(moments, eta_reference, eta_user, inflation)
+        narrowest = max(2.0 * moments.t2 + min(moments.k4, 0.0) / MIN_RECORDS, 0.0)
+        return cls(moments, eta_reference, eta_user, inflation, moments.t1 + 2.0 * sqrt(narrowest))
 
     def cumulants(self, n: Floats) -> tuple[Floats, Floats, Floats]:
         """First three cumulants of T over windows of ``n`` records (m,)."""
@@ -258,12 +261,20 @@ class QuadraticNull:
         return k1, k2, np.maximum(k3, 1e-3 * k2**1.5)
 
     def log_p(self, t: Floats, n: Floats) -> Floats:
-        """Natural log of P(T >= t) under the null, (m,); 0 for values within two standard deviations of the mean."""
-        k1, k2, k3 = self.cumulants(n)
+        """Natural log of P(T >= t) under the null, (m,); 0 for values within two standard deviations of the mean.
+
+        Windows shorter than 256 records have no p-value, and get 0.
+        """
         result = np.zeros(len(t))
-        far = np.flatnonzero(t > k1 + 2.0 * np.sqrt(k2))
+        # Almost every window of an unchanged stream stops here: no factor and no tolerance makes the law narrower.
+        far = np.flatnonzero((t > self.least_unusual) & (n >= MIN_RECORDS))
         if len(far):
-            result[far] = pearson3_log_tail(t[far], k1[far], k2[far], k3[far])
+            t, n = t[far], n[far]
+            k1, k2, k3 = self.cumulants(n)
+            unusual = t > k1 + 2.0 * np.sqrt(k2)
+            if unusual.any():
+                tail = pearson3_log_tail(t[unusual], k1[unusual], k2[unusual], k3[unusual])
+                result[far[unusual]] = tail
         return result
 
 
@@ -320,7 +331,10 @@ class Rule:
         chosen = [name for name in CHANNELS if name in settings.channels and usable[name]]
         self.channels: tuple[Channel, ...] = tuple(chosen)
         self.experts = build_experts(
-            size=max(size, 1.0), effective=max(effective, 1.0), tolerance=settings.tail_tolerance
+            size=max(size, 1.0),
+            effective=max(effective, 1.0),
+            tolerance=settings.tail_tolerance,
+            above=np.asarray(constants["calibration_above"], dtype=np.int64),
         )
         inflation, _ = payoff_inflation(constants["block_histogram"], self.experts.phi)
         # A rare tail cannot show its own inflation in a short baseline: it has at least what the typical expert has.
@@ -505,8 +519,9 @@ def fold(state: FoldState, summary: Summary | None, rule: Rule) -> tuple[FoldSta
             recent[name] = _recent_shape(windows, needed, block, rule)
         else:
             null, part = _part(name, rule)
-            t = np.einsum("ij,ij->i", windows.sums[:, part], windows.sums[:, part]) / np.maximum(windows.records, 1)
-            log_p = null.log_p(t, np.maximum(windows.records, 1).astype(np.float64))
+            sizes = np.maximum(windows.records, 1).astype(np.float64)
+            t = np.einsum("ij,ij->i", windows.sums[:, part], windows.sums[:, part]) / sizes
+            log_p = null.log_p(t, sizes)
             found[name] = _strongest(name, t, log_p, windows, state, null, rule)
             recent[name] = _recent_quadratic(log_p, windows, needed, block, rule)
     return _decide(state, windows, shape, found, recent, rule)
@@ -523,9 +538,7 @@ def _strongest(
     name: Channel, t: Floats, log_p: Floats, windows: Windows, state: FoldState, null: QuadraticNull, rule: Rule
 ) -> _Evidence:
     """The window with the least p-value among those that may page, and the least p-value among those that may warn."""
-    enough = windows.records >= MIN_RECORDS
-    may_page = enough & (windows.first_block >= state.page_from)
-    may_warn = enough & (windows.first_block >= state.warn_from)
+    may_page, may_warn = windows.first_block >= state.page_from, windows.first_block >= state.warn_from
     price = log10(OMEGA[name] / (2.0 * rule.max_windows))
     least = float(log_p[may_page].min(initial=NO_EVIDENCE))
     warn_strength = price - float(log_p[may_warn].min(initial=NO_EVIDENCE)) / LN10

@@ -46,7 +46,9 @@ class Experts:
     names: tuple[str, ...]
 
 
-def calibration_bound(edges: Floats, *, size: float, effective: float, failure: float) -> tuple[Floats, Floats]:
+def calibration_bound(
+    edges: Floats, *, size: float, effective: float, failure: float, above: npt.NDArray[np.int64] | None = None
+) -> tuple[Floats, Floats]:
     """Lower and upper confidence bound of P(p <= edge), each missed with probability ``failure``.
 
     Args:
@@ -54,28 +56,39 @@ def calibration_bound(edges: Floats, *, size: float, effective: float, failure: 
         size: calibration scores behind the p-values.
         effective: how many independent ones they are worth; less than ``size`` where records come in sessions.
         failure: probability of a miss, per edge and side.
+        above: calibration scores strictly above the one at which p crosses each edge, which matter where scores are
+            tied (`detectors.baseline.scores_above_edges`); None for scores that are all different.
     """
     from scipy.special import betaincinv
 
     factor = effective / size
     below = np.floor(edges * (size + 1.0) + 1e-9)
-    above = size + 1.0 - below
-    inner = above > 0
-    rest = np.where(inner, above * factor, 1.0)
+    inner = below < size + 1.0
+    rest = np.where(inner, (size + 1.0 - below) * factor, 1.0)
     upper = np.where(inner, betaincinv(np.maximum(below * factor, 1.0), rest, 1.0 - failure), 1.0)
-    hit = np.where(below > 0, below * factor, 1.0)
-    lower = np.where(inner, np.where(below > 0, betaincinv(hit, rest, failure), 0.0), 1.0)
+    # Ties go to the larger p. That never makes P(p <= edge) larger, but it makes it smaller: then only the scores
+    # above the tie count for sure.
+    hits = below if above is None else np.where(above < below - 1.0, above, below)
+    some = hits > 0
+    bound = betaincinv(np.where(some, hits * factor, 1.0), np.maximum((size + 1.0 - hits) * factor, 1e-9), failure)
+    lower = np.where(inner, np.where(some, bound, 0.0), 1.0)
     return lower, upper
 
 
-def build_experts(*, size: float, effective: float, tolerance: float) -> Experts:
-    """The 42 experts for a calibration set of ``size`` scores worth ``effective`` independent ones.
+def build_experts(
+    *, size: float, effective: float, tolerance: float, above: npt.NDArray[np.int64] | None = None
+) -> Experts:
+    """The 42 experts for a calibration set.
 
-    ``tolerance``: tail shares up to (1 + tolerance) times the calibrated ones count as no change.
+    Args:
+        size, effective, above: see `calibration_bound`.
+        tolerance: tail shares up to (1 + tolerance) times the calibrated ones count as no change.
     """
     from scipy.special import ndtri
 
-    lower, upper = calibration_bound(P_EDGES, size=size, effective=effective, failure=BAND_FAILURE / (2 * N_BINS))
+    lower, upper = calibration_bound(
+        P_EDGES, size=size, effective=effective, failure=BAND_FAILURE / (2 * N_BINS), above=above
+    )
     high = np.minimum(np.maximum.accumulate(upper) * (1.0 + tolerance), 1.0)
     low = np.maximum.accumulate(lower)
     high_before, low_before = np.append(0.0, high[:-1]), np.append(0.0, low[:-1])

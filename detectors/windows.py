@@ -61,16 +61,19 @@ class Windows:
         """
         first = np.append(self.first_block, block)
         counts = np.append(self.records, 0) + records
-        size_class = np.append(self.size_class, 0)
+        classes = [*self.size_class.tolist(), 0]
         alive = list(range(len(first)))
-        size = 0
+        end, size = len(alive), 0
         while True:
-            same = [index for index in alive if size_class[index] == size]
-            if len(same) <= PER_CLASS:
+            # Classes fall with the index, so those of one size lie together, before all smaller ones.
+            begin = end
+            while begin > 0 and classes[alive[begin - 1]] == size:
+                begin -= 1
+            if end - begin <= PER_CLASS:
                 break  # a class that gained nothing overflows nothing above it
-            size_class[same[0]] = size + 1
-            alive.remove(same[1])
-            size += 1
+            classes[alive[begin]] = size + 1
+            del alive[begin + 1]
+            end, size = begin + 1, size + 1
         while len(alive) > 1 and (block - first[alive[1]] + 1 >= max_blocks or counts[alive[1]] >= max_records):
             alive.pop(0)
         # Copied once, with room for the new start, then added to in place.
@@ -78,7 +81,7 @@ class Windows:
         sums = np.zeros((len(alive), self.sums.shape[1]))
         sums[: len(kept)] = self.sums[kept]
         sums += values
-        return Windows(sums, counts[alive], first[alive], size_class[alive])
+        return Windows(sums, counts[alive], first[alive], np.array(classes, dtype=np.int64)[alive])
 
     def pack(self) -> bytes:
         """Bytes of a fixed layout, the same for the same windows."""

@@ -91,7 +91,8 @@ class Baseline:
             np.add.at(sums, nearest, base)
             self.prototypes = np.where((sums != 0).any(axis=1, keepdims=True), sums, self.prototypes)
             self.prototypes = _unit(self.prototypes).astype(np.float32)
-        self.thresholds = score_thresholds(np.sort(self._search(calibration)[1]))
+        scores = np.sort(self._search(calibration)[1])
+        self.thresholds = score_thresholds(scores)
         wide = base.astype(np.float64)
         self.blocks = self.summaries(vectors, block)
         self.measured = {
@@ -102,7 +103,7 @@ class Baseline:
             "sample_held_out": True,
             "centroids": self.prototypes,
             "counts": np.bincount(self._search(base)[0], minlength=len(self.prototypes)),
-            "calibration_size": len(calibration),
+            "calibration_scores": scores,
             "block_n": np.array([one.n for one in self.blocks]),
             "block_s": np.stack([one.s for one in self.blocks]),
             "block_h": np.stack([one.h for one in self.blocks]),

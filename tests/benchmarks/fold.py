@@ -44,7 +44,7 @@ def main() -> None:
         sample_held_out=True,
         centroids=centroids,
         counts=np.full(PROTOTYPES, 100),
-        calibration_size=100_000,
+        calibration_scores=np.arange(100_000.0),
         block_n=np.zeros(0, dtype=np.int64),
         block_s=np.zeros((0, DIMENSION), dtype=np.int64),
         block_h=np.zeros((0, N_BINS), dtype=np.int64),

@@ -17,6 +17,7 @@ from detectors.baseline import (
     merge_prototypes,
     payoff_inflation,
     quadratic_inflation,
+    scores_above_edges,
     shares_moments,
     whitening,
 )
@@ -144,6 +145,18 @@ def test_copies_of_records_inflate_the_payoffs_by_their_number():
     assert copied == pytest.approx([4, 4], rel=0.35)
 
 
+def test_scores_above_edges_are_one_fewer_than_the_rank_unless_scores_are_tied():
+    distinct = np.arange(1023.0)
+    ranks = np.floor(P_EDGES * 1024)
+    above = scores_above_edges(distinct)
+    assert np.array_equal(above[:-1], np.maximum(ranks - 1, 0)[:-1])
+    tied = np.sort(np.where(distinct < 512, 0.0, distinct))  # half of all scores are zero
+    assert np.array_equal(scores_above_edges(tied)[ranks <= 511], above[ranks <= 511])
+    assert set(scores_above_edges(tied)[ranks > 511]) == {511}
+    assert not scores_above_edges(np.zeros(100)).any()
+    assert not scores_above_edges(np.zeros(0)).any()
+
+
 def test_gaps_between_blocks_do_not_hide_a_season():
     random = np.random.default_rng(8)
     widths = np.diff(np.append(0.0, P_EDGES))
@@ -205,7 +218,7 @@ def test_no_blocks_one_prototype_constant_columns_and_more_dimensions_than_recor
         sample_held_out=False,
         centroids=x[:1],
         counts=np.array([30]),
-        calibration_size=0,
+        calibration_scores=np.zeros(0),
         block_n=np.zeros(0, dtype=np.int64),
         block_s=np.zeros((0, 50), dtype=np.int64),
         block_h=np.zeros((0, N_BINS), dtype=np.int64),

@@ -202,6 +202,14 @@ def test_calibration_bounds_are_those_of_clopper_and_pearson():
     assert low[1] == high[1] == 1.0
 
 
+def test_records_that_all_score_the_same_gain_nothing():
+    # All p-values are 1 then, which looks as if the records had moved closer to the prototypes.
+    tied = build_experts(size=5_000, effective=5_000, tolerance=0.0, above=np.zeros(N_BINS, dtype=np.int64))
+    distinct = build_experts(size=5_000, effective=5_000, tolerance=0.0)
+    assert (tied.phi[:, -1] - tied.psi).max() <= 1e-6
+    assert (distinct.phi[:, -1] - distinct.psi).max() > 0.1
+
+
 def test_each_family_gains_on_the_change_that_it_is_for():
     experts = build_experts(size=1e6, effective=1e6, tolerance=0.0)
     widths = np.diff(np.append(0.0, P_EDGES))
