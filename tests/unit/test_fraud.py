@@ -1,0 +1,244 @@
+"""Fraud scores: what labels change, what they never change, and the evidence behind a score."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from detectors import fraud
+from detectors.errors import InvalidInput
+from detectors.fraud import FraudScorer
+from detectors.outlier import OutlierScorer
+from detectors.reference import ANGULAR, STANDARD, Geometry, Reference
+
+Floats = npt.NDArray[np.float32]
+
+
+def normal_traffic(n: int, seed: int, dimension: int = 8) -> Floats:
+    return np.random.default_rng(seed).normal(size=(n, dimension)).astype(np.float32)
+
+
+def fraud_ring(n: int, seed: int, dimension: int = 8) -> Floats:
+    """Records of one scheme: three columns are shifted, none of them alone far enough to stand out."""
+    vectors = normal_traffic(n, seed, dimension)
+    vectors[:, :3] = 2.0 + 0.5 * vectors[:, :3]
+    return vectors
+
+
+@pytest.fixture(scope="module")
+def table() -> Reference:
+    return Reference.build(normal_traffic(1500, 0), geometry=STANDARD)
+
+
+@pytest.fixture(scope="module")
+def angular() -> Reference:
+    return Reference.build(normal_traffic(1500, 0, 24), geometry=ANGULAR)
+
+
+def detected(scorer: FraudScorer, *, dimension: int = 8) -> float:
+    """Share of 200 new cases among the 200 highest scores of 4,000 records."""
+    scores = scorer.score(np.concatenate([normal_traffic(3800, 50, dimension), fraud_ring(200, 51, dimension)]))
+    return float((np.argsort(-scores, kind="stable")[:200] >= 3800).mean())
+
+
+def test_without_labels_the_score_is_one_minus_the_outlier_p_value_and_says_so(table: Reference) -> None:
+    scorer = FraudScorer(table)
+    queries = normal_traffic(100, 1)
+
+    assert scorer.basis == "outlier"
+    expected = (1.0 - OutlierScorer(table).p_values(queries)).astype(np.float32)
+    np.testing.assert_array_equal(scorer.score(queries), expected)
+
+
+@pytest.mark.parametrize(
+    ("cases", "basis"), [(0, "outlier"), (1, "contrast"), (4, "contrast"), (5, "contrast and model")]
+)
+def test_the_basis_follows_the_number_of_confirmed_cases(table: Reference, cases: int, basis: str) -> None:
+    vectors = np.concatenate([fraud_ring(cases, 1), normal_traffic(3, 2)])
+
+    scorer = FraudScorer(table).fit(vectors, [1] * cases + [0] * 3)
+
+    assert scorer.basis == basis
+    assert scorer.n_cases == cases
+
+
+def test_every_few_labels_find_more_of_the_ring(table: Reference) -> None:
+    shares = [detected(FraudScorer(table).fit(fraud_ring(n, 1), np.ones(n))) for n in (0, 1, 5, 40)]
+
+    assert shares[0] < 0.6
+    assert shares[0] < shares[1] < shares[2] < shares[3]
+    assert shares[3] > 0.75
+
+
+def test_the_ring_is_found_by_direction_too(angular: Reference) -> None:
+    outlier_only, learned = FraudScorer(angular), FraudScorer(angular).fit(fraud_ring(20, 1, 24), np.ones(20))
+
+    assert detected(learned, dimension=24) > detected(outlier_only, dimension=24) + 0.2
+
+
+def test_cleared_records_lower_the_score_of_their_like(table: Reference) -> None:
+    random = np.random.default_rng(3)
+    cases, lookalikes = fraud_ring(8, 1), fraud_ring(60, 2)
+    lookalikes[:, 7] += 4.0  # what tells the harmless ones from the ring
+    queries = fraud_ring(50, 4)
+    queries[:, 7] += 4.0
+
+    suspicious = FraudScorer(table).fit(cases, np.ones(8)).score(queries)
+    vectors = np.concatenate([cases, lookalikes])
+    order = random.permutation(len(vectors))
+    labels = np.repeat([1, 0], [8, 60])
+    cleared = FraudScorer(table).fit(vectors[order], labels[order]).score(queries)
+
+    assert np.median(cleared) < 0.2 * np.median(suspicious)
+
+
+def test_copies_of_a_case_count_once(angular: Reference, table: Reference) -> None:
+    ring = fraud_ring(6, 1, 24)
+    campaign = np.concatenate([ring, np.repeat(ring[:1], 50, axis=0) * np.float32(1.5), ring[1:2] + 1e-3])
+
+    assert FraudScorer(angular).fit(campaign, np.ones(len(campaign))).n_cases == 6
+
+    rows = fraud_ring(6, 1)
+    copies = np.concatenate([rows, rows, rows * np.float32(1.5)])  # in a table a multiple is another record
+    assert FraudScorer(table).fit(copies, np.ones(len(copies))).n_cases == 12
+
+
+def test_copies_do_not_change_scores(angular: Reference) -> None:
+    ring, queries = fraud_ring(12, 1, 24), normal_traffic(50, 2, 24)
+
+    once = FraudScorer(angular).fit(ring, np.ones(12)).score(queries)
+    often = FraudScorer(angular).fit(np.concatenate([ring, ring[:3], ring[:3]]), np.ones(18)).score(queries)
+
+    np.testing.assert_array_equal(once, often)
+
+
+@pytest.mark.parametrize("cases", [2, 12])
+@pytest.mark.parametrize("geometry", [ANGULAR, STANDARD, Geometry(unit=False, whitening=0.5)])
+def test_scores_do_not_depend_on_how_the_batch_is_cut(geometry: Geometry, cases: int) -> None:
+    scorer = FraudScorer(Reference.build(normal_traffic(800, 0), geometry=geometry))
+    scorer.fit(fraud_ring(cases, 1), np.ones(cases))
+    queries = normal_traffic(201, 2)
+
+    whole = scorer.score(queries)
+
+    for size in (1, 3, 64, 150):
+        parts = [scorer.score(queries[start : start + size]) for start in range(0, len(queries), size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_the_same_labels_give_the_same_scores_whatever_was_fitted_before(table: Reference) -> None:
+    queries = normal_traffic(50, 2)
+    fresh = FraudScorer(table).fit(fraud_ring(9, 1), np.ones(9)).score(queries)
+
+    used = FraudScorer(table).fit(fraud_ring(30, 7), np.ones(30)).fit(fraud_ring(9, 1), np.ones(9)).score(queries)
+
+    np.testing.assert_array_equal(fresh, used)
+
+
+def test_withdrawn_labels_lead_back_to_the_outlier_score(table: Reference) -> None:
+    scorer = FraudScorer(table).fit(fraud_ring(9, 1), np.ones(9))
+
+    scorer.fit(np.empty((0, 8), np.float32), [])
+
+    assert scorer.basis == "outlier"
+    assert scorer.n_cases == 0
+
+
+@pytest.mark.parametrize("cases", [1, 3, 20])
+def test_prevalence_moves_the_scale_and_never_the_ranking(table: Reference, cases: int) -> None:
+    queries = np.concatenate([normal_traffic(300, 2), fraud_ring(50, 3)])
+    rare = FraudScorer(table, prevalence=0.001).fit(fraud_ring(cases, 1), np.ones(cases)).score(queries)
+    usual = FraudScorer(table, prevalence=0.1).fit(fraud_ring(cases, 1), np.ones(cases)).score(queries)
+
+    assert ((rare >= 0) & (rare < usual) & (usual <= 1)).all()
+    ranked = np.argsort(rare, kind="stable")
+    assert (np.diff(usual[ranked]) >= 0).all()
+
+
+def test_with_many_labels_the_scores_add_up_to_the_number_of_cases(table: Reference) -> None:
+    scorer = FraudScorer(table, prevalence=0.05).fit(fraud_ring(200, 1), np.ones(200))
+
+    expected = scorer.score(np.concatenate([normal_traffic(3800, 2), fraud_ring(200, 3)])).sum()
+
+    assert 140 < expected < 280
+
+
+def test_how_far_a_column_lies_beyond_the_references_clip_still_counts(table: Reference) -> None:
+    cases = normal_traffic(10, 1)
+    cases[:, 0] = 30.0
+    near, far = normal_traffic(1, 2), normal_traffic(1, 2)
+    near[:, 0], far[:, 0] = 30.0, 9.0
+    np.testing.assert_array_equal(table.prepare(near), table.prepare(far))
+
+    scorer = FraudScorer(table).fit(cases, np.ones(10))
+
+    assert scorer.score(near)[0] > 2 * scorer.score(far)[0]
+
+
+def test_absurd_values_are_scored_without_overflow(table: Reference) -> None:
+    scorer = FraudScorer(table).fit(fraud_ring(6, 1), np.ones(6))
+
+    assert np.isfinite(scorer.score(np.full((1, 8), 3e37, np.float32))).all()
+
+
+def test_the_evidence_names_rows_of_the_labelled_vectors(table: Reference) -> None:
+    ring = fraud_ring(6, 1)
+    vectors = np.concatenate([normal_traffic(4, 2), ring[:1], ring])  # row 4 and row 5 are the same case
+    scorer = FraudScorer(table).fit(vectors, [0] * 4 + [1] * 7)
+
+    evidence = scorer.nearest_cases(ring[[0, 3]], 2)
+
+    assert evidence.rows.shape == evidence.distances.shape == (2, 2)
+    assert evidence.rows[:, 0].tolist() == [4, 8]
+    np.testing.assert_array_equal(evidence.distances[:, 0], 0)
+    assert (evidence.distances[:, 1] > 0).all()
+    assert (evidence.distance_to_normal > 0).all()
+    assert scorer.nearest_cases(ring[:1], 99).rows.shape == (1, 6)
+
+
+def test_evidence_before_any_label_is_an_error_that_says_what_to_do(table: Reference) -> None:
+    with pytest.raises(InvalidInput, match=r"no confirmed fraud.*fit\(\)"):
+        FraudScorer(table).nearest_cases(normal_traffic(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([1, 0, 2], r"labels: expected 1 \(fraud\) or 0"), ([1, 0], "one for each of 3 vectors"), ([1, 0, np.nan], "nan")],
+)
+def test_unusable_labels_are_refused_and_the_old_ones_stay(table: Reference, labels: list[float], message: str) -> None:
+    scorer = FraudScorer(table).fit(fraud_ring(6, 1), np.ones(6))
+
+    with pytest.raises(InvalidInput, match=message):
+        scorer.fit(normal_traffic(3, 0), labels)
+
+    assert scorer.n_cases == 6
+
+
+@pytest.mark.parametrize("prevalence", [0.0, 1.0, -1.0, 50.0])
+def test_a_prevalence_that_is_no_share_is_refused(table: Reference, prevalence: float) -> None:
+    with pytest.raises(InvalidInput, match="prevalence"):
+        FraudScorer(table, prevalence=prevalence)
+
+
+def test_vectors_are_not_changed(table: Reference) -> None:
+    vectors, queries = fraud_ring(9, 1), normal_traffic(20, 2)
+    before = vectors.copy(), queries.copy()
+
+    FraudScorer(table).fit(vectors, np.ones(9)).score(queries)
+
+    np.testing.assert_array_equal(vectors, before[0])
+    np.testing.assert_array_equal(queries, before[1])
+
+
+def test_the_logistic_fit_is_the_one_that_scikit_learn_finds() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    features = normal_traffic(400, 0).astype(np.float64)
+    targets = (features[:, 0] + 0.5 * np.random.default_rng(1).normal(size=400) > 0.8).astype(np.float64)
+    mass = np.where(targets == 1, 0.5 / targets.sum(), 0.5 / (1 - targets).sum())
+
+    found = fraud._logistic(features, targets, mass, ridge=1e-3)
+
+    peer = LogisticRegression(C=1e3, tol=1e-10, max_iter=1000).fit(features, targets, sample_weight=mass)
+    np.testing.assert_allclose(found, [*peer.coef_[0], peer.intercept_[0]], atol=2e-3)
