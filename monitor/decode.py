@@ -30,32 +30,22 @@ The last four, and missing_field and bad_value of embedded fields, are found by 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from operator import attrgetter
-from typing import Annotated, Any, Final, Literal, overload
+from typing import Any, Final, overload
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from connectors.records import DeadLetter, RawBatch
-from detectors.errors import InvalidSettings
+from monitor.columns import END_OF_TIME_MS, Int64s, Problems, to_numbers, to_texts, to_times_ms
 from monitor.event import EventBatch
-from monitor.pointers import (
-    MISSING,
-    FieldName,
-    Place,
-    Tokens,
-    is_index,
-    parse_place,
-    replace,
-    resolve,
-)
+from monitor.parsing import REFUSED, BrokenValue, Parser
+from monitor.pointers import Place, parse_place, replace
+from monitor.record import RecordSettings, TimeSettings, embedded_place
+
+__all__ = ["DEAD_LETTER_REASONS", "NO_SEGMENT", "REDACTED", "Decoder", "RecordSettings", "TimeSettings"]
 
 DEAD_LETTER_REASONS: Final = (
     "tombstone",
@@ -78,86 +68,8 @@ NO_SEGMENT: Final = "(none)"  # the segment of a record without the field
 
 MAX_ID_CHARS: Final = 1024
 MAX_LABEL_CHARS: Final = 256  # predictions, labels and segments are names; more is cut off
-_END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000, where RFC 3339 ends
 _DAY_MS: Final = 86_400_000
-
-TimeUnit = Literal["s", "ms", "us", "ns", "rfc3339"]
-Problem = tuple[str, str]  # reason and detail
-Int64s = npt.NDArray[np.int64]
-_AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
-_WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
-_NO_NUMBER_OF_JSON: Final = re.compile(rb"NaN|Infinity")
 _ESCAPED_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
-_REFUSED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
-
-
-class TimeSettings(BaseModel, frozen=True, extra="forbid"):
-    """The event time of a record."""
-
-    path: FieldName = Field(description="where it stands: a pointer, header:NAME or key")
-    unit: TimeUnit = Field("ms", description="s, ms, us or ns since 1970, or rfc3339 text with its offset from UTC")
-
-
-def _time(value: object) -> object:
-    return {"path": value} if isinstance(value, str) else value
-
-
-def _names(value: object) -> object:
-    return {str(name): name for name in value} if isinstance(value, list | tuple) else value
-
-
-class RecordSettings(BaseModel, frozen=True, extra="forbid"):
-    """What is in a record. Fields are JSON pointers ("/input/text"), header:NAME or key."""
-
-    codec: Literal["json", "msgpack", "raw"] = Field(
-        "json", description="how values are encoded; raw: the value is the vector, all else stands in headers"
-    )
-    id: FieldName | None = Field(None, description="the record's id; without it topic/partition/offset")
-    time: Annotated[TimeSettings | None, BeforeValidator(_time)] = Field(
-        None, description="event time, a pointer (milliseconds) or {path, unit}; without it the broker's time"
-    )
-    prediction: FieldName | None = Field(None, description="what the model answered")
-    confidence: FieldName | None = Field(None, description="how sure the model was, a number")
-    label: FieldName | None = Field(None, description="what is true, where the record says so")
-    segments: dict[str, FieldName] = Field(
-        default_factory=dict, description="name: field; each value of it is watched by itself"
-    )
-    keep: Annotated[dict[str, FieldName], BeforeValidator(_names)] = Field(
-        default_factory=dict, description="fields stored with a kept record: a list, or name: field"
-    )
-    redact: list[FieldName] = Field(
-        default_factory=list, description="fields that are never stored, in kept records and dead letters alike"
-    )
-    excerpt: int = Field(2000, ge=1, le=1 << 20, description="most characters stored of one kept field")
-    max_bytes: int = Field(1 << 20, ge=1, description="longest value in bytes that is decoded")
-    max_past_days: float = Field(3650.0, gt=0, description="oldest event time, in days before the broker's time")
-    max_future_s: float = Field(3600.0, ge=0, description="newest event time, in seconds after the broker's time")
-
-    @model_validator(mode="after")
-    def _fields_fit_the_codec(self) -> RecordSettings:
-        for key, name in self._all_fields():
-            _check_place(self.codec, key, name)
-        return self
-
-    def _all_fields(self) -> Iterable[tuple[str, str]]:
-        named = {"id": self.id, "prediction": self.prediction, "confidence": self.confidence, "label": self.label}
-        yield from ((key, name) for key, name in named.items() if name is not None)
-        if self.time is not None:
-            yield "time", self.time.path
-        for group in ("segments", "keep"):
-            yield from ((f"{group}.{key}", name) for key, name in getattr(self, group).items())
-        yield from (("redact", name) for name in self.redact)
-
-
-def _check_place(codec: str, key: str, name: str) -> None:
-    kind = parse_place(name).kind
-    if codec == "raw" and kind == "pointer":
-        raise ValueError(f"{key}: a raw value has no fields; {name} must be header:NAME or key")
-    if kind == "body":
-        raise ValueError(
-            f'{key}: the body is a vector, not a field; expected a pointer such as "/id", header:NAME or key'
-        )
 
 
 class Decoder:
@@ -178,17 +90,10 @@ class Decoder:
         self._embedded = tuple(dict.fromkeys(fields))
         self._redacted = [parse_place(name) for name in settings.redact]
         self._kept_places = [(key, parse_place(name)) for key, name in settings.keep.items()]
-        places = [parse_place(name) for _, name in settings._all_fields()]
-        places += [_embedded_place(settings.codec, name) for name in self._embedded]
+        places = [parse_place(name) for _, name in settings.all_fields()]
+        places += [embedded_place(settings.codec, name) for name in self._embedded]
         self._needs_headers = any(place.kind == "header" for place in places)
-        self._shape = _Shape([place.tokens for place in places if place.kind == "pointer"])
-        self._parse: Callable[[bytes], Any] | None = None
-        self._parse_any: Callable[[bytes], Any] = msgspec.json.Decoder().decode
-        if settings.codec == "json":
-            self._parse = msgspec.json.Decoder(self._shape.type).decode
-        elif settings.codec == "msgpack":
-            self._parse = msgspec.msgpack.Decoder(self._shape.type).decode
-            self._parse_any = msgspec.msgpack.Decoder().decode
+        self._parser = Parser(settings.codec, [place.tokens for place in places if place.kind == "pointer"])
 
     def decode(self, batch: RawBatch, now_ms: int | None) -> EventBatch:
         """Decode a batch.
@@ -211,17 +116,17 @@ class Decoder:
             keys=batch.keys,
             bodies=batch.values,
         )
-        found = _Problems()
+        found = Problems()
         settings = self.settings
         ids = self._ids(batch, rows, found)
         time_ms = self._times(batch, rows, now_ms, found)
         confidence = None
         if settings.confidence is not None:
-            confidence = _numbers(settings.confidence, self._column(settings.confidence, rows, found), found)
+            confidence = to_numbers(settings.confidence, self._column(settings.confidence, rows, found), found=found)
         predictions = self._words(settings.prediction, rows, found)
         labels = self._words(settings.label, rows, found)
         segments: dict[str, Sequence[str]] = {
-            key: [text if text is not None else "" for text in self._words(name, rows, found)]
+            key: [text or NO_SEGMENT for text in self._words(name, rows, found)]
             for key, name in settings.segments.items()
         }
         fields: dict[str, Sequence[Any]] = {name: self._column(name, rows, found) for name in self._embedded}
@@ -269,75 +174,59 @@ class Decoder:
             if len(value) > self.settings.max_bytes:
                 return b""
             try:
-                document = self._parse_any(value)
+                document = self._parser.parse_whole(value)
                 for tokens in hidden:
                     document = replace(document, tokens, REDACTED)
                 encode = msgspec.json.encode if self.settings.codec == "json" else msgspec.msgpack.encode
                 value = encode(document)
-            except (*_REFUSED, TypeError, OverflowError):
+            except (*REFUSED, TypeError, OverflowError):
                 return b""
         return bytes(value[: self._payload_bytes])
 
-    def _documents(self, values: Sequence[bytes | None]) -> tuple[list[Any], dict[int, Problem]]:
+    def _documents(self, values: Sequence[bytes | None]) -> tuple[list[Any], dict[int, tuple[str, str]]]:
         """The parsed values of the rows that can be parsed (none for codec raw), and what is wrong with the others."""
-        broken: dict[int, Problem] = {}
+        broken: dict[int, tuple[str, str]] = {}
         limit = self.settings.max_bytes
-        parse = self._parse
+        parses, parse = self.settings.codec != "raw", self._parser.parse
         documents: list[Any] = []
-        append = documents.append
         for row, value in enumerate(values):
             if value is None:
                 broken[row] = ("tombstone", "The record has no value.")
             elif len(value) > limit:
                 broken[row] = ("too_large", f"{len(value)} bytes; max_bytes is {limit}.")
-            elif parse is not None:
+            elif parses:
                 try:
-                    append(parse(value))
-                except _REFUSED:
-                    try:
-                        append(self._parse_slowly(value))
-                    except _BrokenValue as error:
-                        broken[row] = error.problem
+                    documents.append(parse(value))
+                except BrokenValue as error:
+                    broken[row] = (error.reason, error.detail)
         return documents, broken
 
-    def _parse_slowly(self, value: bytes) -> Any:
-        """A value that is broken, or only of another shape than the struct."""
-        try:
-            return self._shape.fill(self._parse_any(value))
-        except _REFUSED as error:
-            if self.settings.codec == "msgpack":
-                raise _BrokenValue(("bad_msgpack", _what_is_wrong(value, error, "MessagePack"))) from error
-            document = _parse_like_python(value, error)
-            if document is MISSING:
-                raise _BrokenValue(("bad_json", _what_is_wrong(value, error, "JSON"))) from error
-            return self._shape.fill(document)
-
-    def _column(self, name: str, rows: _Rows, found: _Problems) -> list[Any]:
+    def _column(self, name: str, rows: _Rows, found: Problems) -> list[Any]:
         """The raw values of a field, None where there is none. Headers and keys become text."""
         place = parse_place(name)
         if place.kind == "pointer":
-            return self._shape.column(place.tokens, rows.documents)
+            return self._parser.column(place.tokens, rows.documents)
         if place.kind == "body":
             return list(rows.bodies)
         encoded: Sequence[bytes | None] = rows.keys
         if place.kind == "header":
             encoded = [headers.get(place.header) for headers in rows.headers]
-        texts: list[str | None] = []
+        values: list[str | None] = []
         for row, value in enumerate(encoded):
             try:
-                texts.append(None if value is None else str(value, "utf-8"))
+                values.append(None if value is None else str(value, "utf-8"))
             except UnicodeDecodeError:
-                texts.append(None)
+                values.append(None)
                 found.add(row, "bad_value", f"{name} is not UTF-8 text.")
-        return texts
+        return values
 
-    def _ids(self, batch: RawBatch, rows: _Rows, found: _Problems) -> list[str]:
+    def _ids(self, batch: RawBatch, rows: _Rows, found: Problems) -> list[str]:
         name = self.settings.id
         if name is None:
             prefix = f"{batch.partition.topic}/{batch.partition.number}/"
             return [f"{prefix}{offset}" for offset in batch.offsets.tolist()]
         ids: list[str] = []
-        for row, text in enumerate(_texts(self._column(name, rows, found), name, (str, int), found)):
+        for row, text in enumerate(to_texts(name, self._column(name, rows, found), kinds=(str, int), found=found)):
             if text is None:
                 found.add(row, "missing_field", f"{name} (id) is missing.")
             elif len(text) > MAX_ID_CHARS:
@@ -348,19 +237,19 @@ class Decoder:
         return ids
 
     @overload
-    def _words(self, name: None, rows: _Rows, found: _Problems) -> None: ...
+    def _words(self, name: None, rows: _Rows, found: Problems) -> None: ...
     @overload
-    def _words(self, name: str, rows: _Rows, found: _Problems) -> list[str | None]: ...
-    def _words(self, name: str | None, rows: _Rows, found: _Problems) -> list[str | None] | None:
+    def _words(self, name: str, rows: _Rows, found: Problems) -> list[str | None]: ...
+    def _words(self, name: str | None, rows: _Rows, found: Problems) -> list[str | None] | None:
         """Predictions, labels, segments: short texts, or None where absent."""
         if name is None:
             return None
-        texts = _texts(self._column(name, rows, found), name, (str, int, float, bool), found)
-        if max((len(text) for text in texts if text), default=0) > MAX_LABEL_CHARS:
-            return [text and text[:MAX_LABEL_CHARS] for text in texts]
-        return texts
+        words = to_texts(name, self._column(name, rows, found), kinds=(str, int, float, bool), found=found)
+        if max((len(word) for word in words if word), default=0) > MAX_LABEL_CHARS:
+            return [word and word[:MAX_LABEL_CHARS] for word in words]
+        return words
 
-    def _times(self, batch: RawBatch, rows: _Rows, now_ms: int | None, found: _Problems) -> Int64s:
+    def _times(self, batch: RawBatch, rows: _Rows, now_ms: int | None, found: Problems) -> Int64s:
         broker = batch.timestamps_ms
         settings = self.settings.time
         if settings is None:
@@ -368,11 +257,10 @@ class Decoder:
                 found.add(row, "no_time", "The source gives no time; map one: record: time: /ts.")
             return broker.copy()
         values = self._column(settings.path, rows, found)
-        is_text = parse_place(settings.path).kind != "pointer"
-        times = _times_ms(values, settings.unit, is_text=is_text, name=settings.path, found=found)
+        times = to_times_ms(settings.path, values, unit=settings.unit, found=found)
         if now_ms is None:
             oldest = np.where(broker >= 0, broker - self._past_ms, 0)
-            newest = np.where(broker >= 0, broker + self._future_ms, _END_OF_TIME_MS - 1)
+            newest = np.where(broker >= 0, broker + self._future_ms, END_OF_TIME_MS - 1)
         else:
             anchor = np.where(broker >= 0, broker, now_ms)
             oldest, newest = anchor - self._past_ms, anchor + self._future_ms
@@ -388,7 +276,7 @@ class Decoder:
 
     def _kept_value(self, place: Place, rows: _Rows, row: int) -> Any:
         if place.kind == "pointer":
-            value = self._shape.value(place.tokens, rows.documents[row])
+            value = self._parser.column(place.tokens, [rows.documents[row]])[0]
         else:
             encoded = rows.keys[row] if place.kind == "key" else rows.headers[row].get(place.header)
             value = None if encoded is None else str(encoded, "utf-8", "replace")
@@ -405,11 +293,11 @@ class Decoder:
 
     @property
     def _past_ms(self) -> int:
-        return int(min(self.settings.max_past_days * _DAY_MS, _END_OF_TIME_MS))
+        return int(min(self.settings.max_past_days * _DAY_MS, END_OF_TIME_MS))
 
     @property
     def _future_ms(self) -> int:
-        return int(min(self.settings.max_future_s * 1000, _END_OF_TIME_MS))
+        return int(min(self.settings.max_future_s * 1000, END_OF_TIME_MS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,24 +308,6 @@ class _Rows:
     headers: list[dict[str, bytes]]
     keys: Sequence[bytes | None]
     bodies: Sequence[bytes | None]
-
-
-class _Problems:
-    """The first problem of each row that has one."""
-
-    def __init__(self) -> None:
-        self.problems: dict[int, Problem] = {}
-
-    def add(self, row: int, reason: str, detail: str) -> None:
-        self.problems.setdefault(row, (reason, detail))
-
-
-class _BrokenValue(Exception):
-    """A value that cannot be parsed; never leaves this file."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.problem = problem
 
 
 def _without(batch: RawBatch, broken: Iterable[int]) -> RawBatch:
@@ -452,264 +322,6 @@ def _without(batch: RawBatch, broken: Iterable[int]) -> RawBatch:
         headers=[batch.headers[row] for row in chosen],
         next_offset=batch.next_offset,
     )
-
-
-def _embedded_place(codec: str, name: str) -> Place:
-    try:
-        place = parse_place(name)
-        if codec == "raw" and place.kind == "pointer":
-            raise ValueError("a raw value has no fields; expected body, header:NAME or key")
-        if codec != "raw" and place.kind == "body":
-            raise ValueError(f'a body needs codec: raw, and this is {codec}; expected a pointer such as "/vector"')
-    except ValueError as error:
-        raise InvalidSettings(
-            f"The embedder's field {name!r} cannot be taken from a record: {error}.",
-            problems=[f"field {name!r}: {error}"],
-            hint="See record.codec and spaces in the settings.",
-        ) from error
-    return place
-
-
-class _Shape:
-    """The part of a document that is needed, as a compiled struct.
-
-    A pointer that goes through an array, or below a field that is needed as a whole, is compiled as far as it can be;
-    the rest of it is looked up in each record.
-    """
-
-    def __init__(self, pointers: Sequence[Tokens]) -> None:
-        stems = {_stem(tokens) for tokens in pointers}
-        self._stems = {stem for stem in stems if not any(stem[:end] in stems for end in range(len(stem)))}
-        self._fields: dict[Tokens, list[tuple[str, str, Tokens]]] = {}
-        self._types: dict[Tokens, type[msgspec.Struct]] = {}
-        self.type: Any = Any if () in self._stems else self._compile(())
-        self.empty: Any = None if self.type is Any else self.type()
-        self._ways = {tokens: self._way(tokens) for tokens in pointers}
-
-    def _compile(self, at: Tokens) -> type[msgspec.Struct]:
-        names = sorted({stem[len(at)] for stem in self._stems if stem[: len(at)] == at})
-        fields: list[tuple[str, Any, Any]] = []
-        self._fields[at] = []
-        for number, name in enumerate(names):
-            inner = (*at, name)
-            if inner in self._stems:
-                fields.append((f"f{number}", Any, msgspec.field(default=None, name=name)))
-            else:
-                below = self._compile(inner)
-                fields.append((f"f{number}", below, msgspec.field(default_factory=below, name=name)))
-            self._fields[at].append((f"f{number}", name, inner))
-        # Without cycles there is nothing for the garbage collector to look at; tracking costs a quarter of the time.
-        self._types[at] = msgspec.defstruct("Record", fields, gc=False)
-        return self._types[at]
-
-    def _way(self, tokens: Tokens) -> tuple[Callable[[Any], Any] | None, Tokens]:
-        if self.type is Any:
-            return None, tokens
-        stem = next(tokens[:end] for end in range(1, len(tokens) + 1) if tokens[:end] in self._stems)
-        path = [
-            next(attribute for attribute, name, _ in self._fields[stem[:end]] if name == stem[end])
-            for end in range(len(stem))
-        ]
-        return attrgetter(".".join(path)), tokens[len(stem) :]
-
-    def fill(self, document: Any) -> Any:
-        """The struct of a document that was parsed without it."""
-        return document if self.type is Any else self._fill((), document)
-
-    def _fill(self, at: Tokens, document: Any) -> msgspec.Struct:
-        values: dict[str, Any] = {}
-        if isinstance(document, dict):
-            for attribute, name, inner in self._fields[at]:
-                value = document.get(name)
-                values[attribute] = value if inner in self._stems else self._fill(inner, value)
-        return self._types[at](**values)
-
-    def column(self, tokens: Tokens, documents: Sequence[Any]) -> list[Any]:
-        """The values at a pointer, None where there are none."""
-        getter, rest = self._ways[tokens]
-        values = list(documents) if getter is None else list(map(getter, documents))
-        return [_found(value, rest) for value in values] if rest else values
-
-    def value(self, tokens: Tokens, document: Any) -> Any:
-        """The value at a pointer of one document, None where there is none."""
-        return self.column(tokens, [document])[0]
-
-
-def _stem(tokens: Tokens) -> Tokens:
-    """The part of a pointer that a struct can hold: names that msgspec accepts and that index no array."""
-    for end, token in enumerate(tokens):
-        if token in ("", "-") or is_index(token) or re.search(r'["\\\x00-\x1f]', token):
-            return tokens[:end]
-    return tokens
-
-
-def _found(value: Any, rest: Tokens) -> Any:
-    result = resolve(value, rest)
-    return None if result is MISSING else result
-
-
-def _parse_like_python(value: bytes, error: Exception) -> Any:
-    """Python's json module writes NaN and Infinity, which are not JSON: parse them, as harm is done only by fields that
-    are used, and those are looked at. MISSING where that is not what is wrong."""
-    if not isinstance(error, msgspec.ValidationError) and not _NO_NUMBER_OF_JSON.search(value):
-        return MISSING
-    try:
-        document = json.loads(value.decode("utf-8"))
-        msgspec.json.encode(document)  # refuses half of a surrogate pair, which Python lets through
-    except (*_REFUSED, TypeError, OverflowError):
-        return MISSING
-    return document
-
-
-def _what_is_wrong(value: bytes, error: Exception, name: str) -> str:
-    if not value:
-        return "The value is empty."
-    if isinstance(error, UnicodeDecodeError):
-        return f"Not {name}: text in it is not UTF-8."
-    if isinstance(error, RecursionError):
-        return f"Not {name} that can be read: nested too deeply."
-    return f"Not {name}: {_without_content(str(error))}."
-
-
-def _without_content(message: str) -> str:
-    return message.removeprefix("JSON is malformed: ").removeprefix("MessagePack data is malformed: ")[:200].rstrip(".")
-
-
-def _texts(values: list[Any], name: str, kinds: tuple[type, ...], found: _Problems) -> list[str | None]:
-    """Short texts out of a column; values that are no text and no number are a problem."""
-    present = set(map(type, values))
-    if not present <= {str, type(None)}:
-        if present == {int} and int in kinds:
-            values = _each(values, name, kinds, found) if any(abs(v) >> 64 for v in values) else list(map(str, values))
-        else:
-            values = _each(values, name, kinds, found)
-    # PostgreSQL takes no text with a NUL in it.
-    if "\0" in "".join(filter(None, values)):
-        return [text and text.replace("\0", "\ufffd") for text in values]
-    return values
-
-
-def _each(values: list[Any], name: str, kinds: tuple[type, ...], found: _Problems) -> list[str | None]:
-    texts: list[str | None] = []
-    for row, value in enumerate(values):
-        text: str | None = None
-        if value is None or type(value) is str:
-            text = value
-        elif type(value) not in kinds or (type(value) is int and abs(value) >> 64):
-            expected = "text or a whole number" if float not in kinds else "text, a number, true or false"
-            found.add(row, "bad_value", f"{name} is {_kind_of(value)}; expected {expected}.")
-        elif type(value) is bool:
-            text = "true" if value else "false"
-        else:
-            text = str(value)
-        texts.append(text)
-    return texts
-
-
-def _kind_of(value: object) -> str:
-    """What a value is, in the words of JSON."""
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "an array"}
-    return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)
-
-
-def _numbers(name: str, values: list[Any], found: _Problems) -> npt.NDArray[np.float64]:
-    """A column of numbers as float64, NaN where absent."""
-    is_text = parse_place(name).kind != "pointer"
-    if set(map(type, values)) == {float}:
-        numbers = np.array(values, dtype=np.float64)
-    else:
-        numbers = np.full(len(values), np.nan)
-        for row, value in enumerate(values):
-            if value is None:
-                continue
-            if (
-                (is_text and type(value) is str and _NUMBER.fullmatch(value))
-                or type(value) is float
-                or (type(value) is int and not abs(value) >> 64)
-            ):
-                numbers[row] = float(value)
-            else:
-                found.add(row, "bad_value", f"{name} is {_kind_of(value)}; expected a number.")
-    for row in np.flatnonzero(~np.isfinite(numbers)).tolist():
-        if values[row] is not None:
-            found.add(row, "bad_value", f"{name} is not a finite number.")
-    return numbers
-
-
-# Nanoseconds do not fit the 53 bits of a float, and seconds have fractions: whole numbers and others go apart.
-_PER_UNIT: Final[dict[str, tuple[int, int]]] = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
-
-
-def _whole_to_ms(numbers: Int64s, unit: str) -> Int64s:
-    times, divided_by = _PER_UNIT[unit]
-    limit = _END_OF_TIME_MS * divided_by // times
-    limit = min(limit, int(np.iinfo(np.int64).max) - 1)
-    return np.asarray(np.clip(numbers, -limit, limit) * times // divided_by, dtype=np.int64)
-
-
-def _float_to_ms(numbers: npt.NDArray[np.float64], unit: str) -> Int64s:
-    """To the nearest microsecond, because 0.001 has no exact float, then down to the millisecond."""
-    times, divided_by = _PER_UNIT[unit]
-    ratio = times / divided_by
-    limit = 2.0 * _END_OF_TIME_MS / ratio
-    micros = np.rint(np.clip(numbers, -limit, limit) * ratio * 1000.0)
-    return np.asarray(np.floor(micros / 1000.0), dtype=np.int64)
-
-
-def _times_ms(values: list[Any], unit: TimeUnit, *, is_text: bool, name: str, found: _Problems) -> Int64s:
-    """Event times in milliseconds since 1970, rounded down; 0 in rows with a problem."""
-    present = set(map(type, values))
-    if unit != "rfc3339" and present == {int} and not is_text:
-        try:
-            return _whole_to_ms(np.array(values, dtype=np.int64), unit)
-        except OverflowError:
-            pass
-    elif unit != "rfc3339" and present == {float} and not is_text:
-        numbers = np.array(values, dtype=np.float64)
-        if np.isfinite(numbers).all():
-            return _float_to_ms(numbers, unit)
-    elif unit == "rfc3339" and present == {str}:
-        try:
-            return _moments_to_ms(msgspec.convert(values, list[_AwareDatetime]))
-        except msgspec.ValidationError:
-            pass
-    return _times_ms_each(values, unit, is_text=is_text, name=name, found=found)
-
-
-def _moments_to_ms(moments: Sequence[datetime]) -> Int64s:
-    return _float_to_ms(np.array([moment.timestamp() for moment in moments], dtype=np.float64), "s")
-
-
-def _times_ms_each(values: list[Any], unit: TimeUnit, *, is_text: bool, name: str, found: _Problems) -> Int64s:
-    times = np.zeros(len(values), dtype=np.int64)
-    for row, value in enumerate(values):
-        if value is None:
-            found.add(row, "missing_field", f"{name} (time) is missing.")
-        elif (time_ms := _time_ms(value, unit, is_text)) is None:
-            expected = "RFC 3339 text such as 2026-03-01T12:00:00Z" if unit == "rfc3339" else f"a number of {unit}"
-            found.add(row, "bad_time", f"{name} is {_kind_of(value)} that is no time; expected {expected}.")
-        else:
-            times[row] = time_ms
-    return times
-
-
-def _time_ms(value: Any, unit: TimeUnit, is_text: bool) -> int | None:
-    """One time of any type, by the functions that convert whole columns, so that both agree to the millisecond."""
-    if isinstance(value, datetime):  # MessagePack has a type for it, which says the unit
-        return None if value.tzinfo is None else int(_moments_to_ms([value])[0])
-    if unit == "rfc3339":
-        try:
-            return int(_moments_to_ms([msgspec.convert(value, _AwareDatetime, strict=True)])[0])
-        except msgspec.ValidationError:
-            return None
-    if is_text and type(value) is str and _NUMBER.fullmatch(value):
-        value = int(value) if _WHOLE_NUMBER.fullmatch(value) else float(value)
-    if type(value) is int:
-        bounded = max(min(value, (1 << 63) - 1), -(1 << 63) + 1)
-        return int(_whole_to_ms(np.array([bounded], dtype=np.int64), unit)[0])
-    if type(value) is float and np.isfinite(value):
-        return int(_float_to_ms(np.array([value]), unit)[0])
-    return None
 
 
 class _Kept(Sequence[dict[str, Any]]):
@@ -749,7 +361,7 @@ def _storable(value: Any, excerpt: int) -> Any:
         if len(encoded) > excerpt:
             return encoded[:excerpt].decode("utf-8", "ignore") + "…"
         return msgspec.json.decode(encoded)
-    except (*_REFUSED, TypeError, OverflowError):  # a type that only MessagePack has
+    except (*REFUSED, TypeError, OverflowError):  # a type that only MessagePack has
         return f"({type(value).__name__})"
 
 

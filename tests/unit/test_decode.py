@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from connectors.records import Headers, Partition, RawBatch
 from detectors.errors import InvalidSettings
 from monitor import pointers
-from monitor.decode import DEAD_LETTER_REASONS, REDACTED, Decoder, RecordSettings
+from monitor.decode import DEAD_LETTER_REASONS, NO_SEGMENT, REDACTED, Decoder, RecordSettings
 from monitor.event import EventBatch
 
 NOW = 1_772_438_400_000
@@ -105,7 +105,7 @@ def test_absent_optional_fields_are_none_nan_and_empty() -> None:
     )
     assert events.predictions == [None, None] and events.labels == [None, None]
     assert events.confidence is not None and np.isnan(events.confidence).all()
-    assert events.segments == {"s": ["", ""]}
+    assert events.segments == {"s": [NO_SEGMENT, NO_SEGMENT]}
     assert events.fields == {"/v": [None, None]}
     assert events.kept is not None and events.kept[1] == {"/k": None}
     assert events.dead == []

@@ -1,0 +1,170 @@
+"""Columns of raw values to texts, numbers and times; what does not fit is a problem of its row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from monitor.pointers import parse_place
+from monitor.record import TimeUnit
+
+Int64s = npt.NDArray[np.int64]
+
+END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000, where RFC 3339 ends
+_AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
+_WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+
+
+class Problems:
+    """The first problem of each row that has one."""
+
+    def __init__(self) -> None:
+        self.problems: dict[int, tuple[str, str]] = {}
+
+    def add(self, row: int, reason: str, detail: str) -> None:
+        self.problems.setdefault(row, (reason, detail))
+
+
+def to_texts(name: str, values: list[Any], *, kinds: tuple[type, ...], found: Problems) -> list[str | None]:
+    """Short texts out of a column; values of other types than text and ``kinds`` are a problem."""
+    present = set(map(type, values))
+    if not present <= {str, type(None)}:
+        if present == {int} and int in kinds:
+            values = _each(name, values, kinds, found) if any(abs(v) >> 64 for v in values) else list(map(str, values))
+        else:
+            values = _each(name, values, kinds, found)
+    # PostgreSQL takes no text with a NUL in it.
+    if "\0" in "".join(filter(None, values)):
+        return [text and text.replace("\0", "\ufffd") for text in values]
+    return values
+
+
+def _each(name: str, values: list[Any], kinds: tuple[type, ...], found: Problems) -> list[str | None]:
+    texts: list[str | None] = []
+    for row, value in enumerate(values):
+        text: str | None = None
+        if value is None or type(value) is str:
+            text = value
+        elif type(value) not in kinds or (type(value) is int and abs(value) >> 64):
+            expected = "text or a whole number" if float not in kinds else "text, a number, true or false"
+            found.add(row, "bad_value", f"{name} is {_kind_of(value)}; expected {expected}.")
+        elif type(value) is bool:
+            text = "true" if value else "false"
+        else:
+            text = str(value)
+        texts.append(text)
+    return texts
+
+
+def _kind_of(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "an array"}
+    return names.get(type(value), "an object" if isinstance(value, dict) else type(value).__name__)
+
+
+def to_numbers(name: str, values: list[Any], *, found: Problems) -> npt.NDArray[np.float64]:
+    """A column of numbers as float64, NaN where absent."""
+    is_text = parse_place(name).kind != "pointer"
+    if set(map(type, values)) == {float}:
+        numbers = np.array(values, dtype=np.float64)
+    else:
+        numbers = np.full(len(values), np.nan)
+        for row, value in enumerate(values):
+            if value is None:
+                continue
+            if (
+                (is_text and type(value) is str and _NUMBER.fullmatch(value))
+                or type(value) is float
+                or (type(value) is int and not abs(value) >> 64)
+            ):
+                numbers[row] = float(value)
+            else:
+                found.add(row, "bad_value", f"{name} is {_kind_of(value)}; expected a number.")
+    for row in np.flatnonzero(~np.isfinite(numbers)).tolist():
+        if values[row] is not None:
+            found.add(row, "bad_value", f"{name} is not a finite number.")
+    return numbers
+
+
+# Nanoseconds do not fit the 53 bits of a float, and seconds have fractions: whole numbers and others go apart.
+_PER_UNIT: Final[dict[str, tuple[int, int]]] = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
+
+
+def _whole_to_ms(numbers: Int64s, unit: str) -> Int64s:
+    times, divided_by = _PER_UNIT[unit]
+    limit = END_OF_TIME_MS * divided_by // times
+    limit = min(limit, int(np.iinfo(np.int64).max) - 1)
+    return np.asarray(np.clip(numbers, -limit, limit) * times // divided_by, dtype=np.int64)
+
+
+def _float_to_ms(numbers: npt.NDArray[np.float64], unit: str) -> Int64s:
+    """To the nearest microsecond, because 0.001 has no exact float, then down to the millisecond."""
+    times, divided_by = _PER_UNIT[unit]
+    ratio = times / divided_by
+    limit = 2.0 * END_OF_TIME_MS / ratio
+    micros = np.rint(np.clip(numbers, -limit, limit) * ratio * 1000.0)
+    return np.asarray(np.floor(micros / 1000.0), dtype=np.int64)
+
+
+def to_times_ms(name: str, values: list[Any], *, unit: TimeUnit, found: Problems) -> Int64s:
+    """Event times in milliseconds since 1970, rounded down; 0 in rows with a problem."""
+    present = set(map(type, values))
+    is_text = parse_place(name).kind != "pointer"
+    if unit != "rfc3339" and present == {int} and not is_text:
+        try:
+            return _whole_to_ms(np.array(values, dtype=np.int64), unit)
+        except OverflowError:
+            pass
+    elif unit != "rfc3339" and present == {float} and not is_text:
+        numbers = np.array(values, dtype=np.float64)
+        if np.isfinite(numbers).all():
+            return _float_to_ms(numbers, unit)
+    elif unit == "rfc3339" and present == {str}:
+        try:
+            return _moments_to_ms(msgspec.convert(values, list[_AwareDatetime]))
+        except msgspec.ValidationError:
+            pass
+    return _times_ms_each(values, unit, is_text=is_text, name=name, found=found)
+
+
+def _moments_to_ms(moments: Sequence[datetime]) -> Int64s:
+    return _float_to_ms(np.array([moment.timestamp() for moment in moments], dtype=np.float64), "s")
+
+
+def _times_ms_each(values: list[Any], unit: TimeUnit, *, is_text: bool, name: str, found: Problems) -> Int64s:
+    times = np.zeros(len(values), dtype=np.int64)
+    for row, value in enumerate(values):
+        if value is None:
+            found.add(row, "missing_field", f"{name} (time) is missing.")
+        elif (time_ms := _time_ms(value, unit, is_text)) is None:
+            expected = "RFC 3339 text such as 2026-03-01T12:00:00Z" if unit == "rfc3339" else f"a number of {unit}"
+            found.add(row, "bad_time", f"{name} is {_kind_of(value)} that is no time; expected {expected}.")
+        else:
+            times[row] = time_ms
+    return times
+
+
+def _time_ms(value: Any, unit: TimeUnit, is_text: bool) -> int | None:
+    """One time of any type, by the functions that convert whole columns, so that both agree to the millisecond."""
+    if isinstance(value, datetime):  # MessagePack has a type for it, which says the unit
+        return None if value.tzinfo is None else int(_moments_to_ms([value])[0])
+    if unit == "rfc3339":
+        try:
+            return int(_moments_to_ms([msgspec.convert(value, _AwareDatetime, strict=True)])[0])
+        except msgspec.ValidationError:
+            return None
+    if is_text and type(value) is str and _NUMBER.fullmatch(value):
+        value = int(value) if _WHOLE_NUMBER.fullmatch(value) else float(value)
+    if type(value) is int:
+        bounded = max(min(value, (1 << 63) - 1), -(1 << 63) + 1)
+        return int(_whole_to_ms(np.array([bounded], dtype=np.int64), unit)[0])
+    if type(value) is float and np.isfinite(value):
+        return int(_float_to_ms(np.array([value]), unit)[0])
+    return None

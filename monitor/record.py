@@ -1,0 +1,99 @@
+"""The settings that say what is in a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from detectors.errors import InvalidSettings
+from monitor.pointers import FieldName, Place, parse_place
+
+TimeUnit = Literal["s", "ms", "us", "ns", "rfc3339"]
+
+
+class TimeSettings(BaseModel, frozen=True, extra="forbid"):
+    """The event time of a record."""
+
+    path: FieldName = Field(description="where it stands: a pointer, header:NAME or key")
+    unit: TimeUnit = Field("ms", description="s, ms, us or ns since 1970, or rfc3339 text with its offset from UTC")
+
+
+def _time(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _names(value: object) -> object:
+    return {str(name): name for name in value} if isinstance(value, list | tuple) else value
+
+
+class RecordSettings(BaseModel, frozen=True, extra="forbid"):
+    """What is in a record. Fields are JSON pointers ("/input/text"), header:NAME or key."""
+
+    codec: Literal["json", "msgpack", "raw"] = Field(
+        "json", description="how values are encoded; raw: the value is the vector, all else stands in headers"
+    )
+    id: FieldName | None = Field(None, description="the record's id; without it topic/partition/offset")
+    time: Annotated[TimeSettings | None, BeforeValidator(_time)] = Field(
+        None, description="event time, a pointer (milliseconds) or {path, unit}; without it the broker's time"
+    )
+    prediction: FieldName | None = Field(None, description="what the model answered")
+    confidence: FieldName | None = Field(None, description="how sure the model was, a number")
+    label: FieldName | None = Field(None, description="what is true, where the record says so")
+    segments: dict[str, FieldName] = Field(
+        default_factory=dict, description="name: field; each value of it is watched by itself"
+    )
+    keep: Annotated[dict[str, FieldName], BeforeValidator(_names)] = Field(
+        default_factory=dict, description="fields stored with a kept record: a list, or name: field"
+    )
+    redact: list[FieldName] = Field(
+        default_factory=list, description="fields that are never stored, in kept records and dead letters alike"
+    )
+    excerpt: int = Field(2000, ge=1, le=1 << 20, description="most characters stored of one kept field")
+    max_bytes: int = Field(1 << 20, ge=1, description="longest value in bytes that is decoded")
+    max_past_days: float = Field(3650.0, gt=0, description="oldest event time, in days before the broker's time")
+    max_future_s: float = Field(3600.0, ge=0, description="newest event time, in seconds after the broker's time")
+
+    @model_validator(mode="after")
+    def _fields_fit_the_codec(self) -> RecordSettings:
+        for key, name in self.all_fields():
+            _check_place(self.codec, key, name)
+        return self
+
+    def all_fields(self) -> Iterable[tuple[str, str]]:
+        """Every field that is named, with the key that names it."""
+        named = {"id": self.id, "prediction": self.prediction, "confidence": self.confidence, "label": self.label}
+        yield from ((key, name) for key, name in named.items() if name is not None)
+        if self.time is not None:
+            yield "time", self.time.path
+        for group in ("segments", "keep"):
+            yield from ((f"{group}.{key}", name) for key, name in getattr(self, group).items())
+        yield from (("redact", name) for name in self.redact)
+
+
+def _check_place(codec: str, key: str, name: str) -> None:
+    kind = parse_place(name).kind
+    if codec == "raw" and kind == "pointer":
+        raise ValueError(f"{key}: a raw value has no fields; {name} must be header:NAME or key")
+    if kind == "body":
+        raise ValueError(
+            f'{key}: the body is a vector, not a field; expected a pointer such as "/id", header:NAME or key'
+        )
+
+
+def embedded_place(codec: str, name: str) -> Place:
+    """Where an embedder's field stands. Raises InvalidSettings where the codec has no such place."""
+    try:
+        place = parse_place(name)
+        if codec == "raw" and place.kind == "pointer":
+            raise ValueError("a raw value has no fields; expected body, header:NAME or key")
+        if codec != "raw" and place.kind == "body":
+            raise ValueError(f'a body needs codec: raw, and this is {codec}; expected a pointer such as "/vector"')
+    except ValueError as error:
+        raise InvalidSettings(
+            f"The embedder's field {name!r} cannot be taken from a record: {error}.",
+            problems=[f"field {name!r}: {error}"],
+            hint="See record.codec and spaces in the settings.",
+        ) from error
+    return place
