@@ -527,10 +527,9 @@ class KafkaSource:
         """Where to begin what was never read. Resolved once for each partition, or "latest" would move on."""
         start = self._settings.start
         missing = [tp for tp in tps if Partition(*tp) not in self._starts]
-        times: Mapping[TopicPartition, Any] = {}
+        times: Mapping[TopicPartition, int] = {}
         if missing and not isinstance(start, str):
-            wanted = {tp: int(start.timestamp() * 1000) for tp in missing}
-            times = self._ask(lambda: consumer.offsets_for_times(wanted, timeout_ms=self._rpc_ms))
+            times = self._first_since(consumer, missing, int(start.timestamp() * 1000), last)
         for tp in missing:
             if start == "earliest":
                 offset = first[tp]
@@ -538,7 +537,7 @@ class KafkaSource:
                 # A partition that was added since we came holds nothing older than us.
                 offset = last[tp] if tp.partition < self._partitions_at_open else first[tp]
             else:
-                offset = times[tp].offset if times.get(tp) is not None else last[tp]
+                offset = times[tp]
             self._starts[Partition(*tp)] = offset
         return self._starts
 
@@ -548,6 +547,23 @@ class KafkaSource:
         first = self._ask(lambda: consumer.beginning_offsets(tps, timeout_ms=self._rpc_ms))
         last = self._ask(lambda: consumer.end_offsets(tps, timeout_ms=self._rpc_ms))
         return first, last
+
+    def _first_since(
+        self, consumer: KafkaConsumer, tps: Sequence[TopicPartition], since_ms: int, last: Mapping[TopicPartition, int]
+    ) -> Mapping[TopicPartition, int]:
+        """The first offset of each partition that is not older than ``since_ms``; its end where all are older."""
+
+        def ask(wanted: Sequence[TopicPartition]) -> Mapping[TopicPartition, Any]:
+            times = dict.fromkeys(wanted, max(0, since_ms))
+            return self._ask(lambda: consumer.offsets_for_times(times, timeout_ms=self._rpc_ms))
+
+        found = dict(ask(tps))
+        for tp in tps:
+            if found[tp] is None:
+                # The client also says None for a partition whose leader it does not know at this moment, unless it is
+                # asked for that one alone: then it finds out.
+                found.update(ask([tp]))
+        return {tp: last[tp] if found[tp] is None else found[tp].offset for tp in tps}
 
     def _without_gap(self, tp: TopicPartition, offset: int, first: int, last: int) -> int:
         """``offset``, or where to go on if it is no longer in the topic and the settings say to skip.
@@ -678,9 +694,7 @@ class KafkaSource:
         first, last = self._limits(consumer, tps)
         begin = dict(first)
         if start_ms is not None:
-            wanted = {tp: max(0, start_ms) for tp in tps}
-            times = self._ask(lambda: consumer.offsets_for_times(wanted, timeout_ms=self._rpc_ms))
-            begin = {tp: times[tp].offset if times.get(tp) is not None else last[tp] for tp in tps}
+            begin = dict(self._first_since(consumer, tps, start_ms, last))
         left = {tp for tp in tps if begin[tp] < last[tp]}
         if not left:
             return
@@ -696,8 +710,7 @@ class KafkaSource:
                 self._find_topic()
                 heard = time.monotonic()
             for tp, records in polled.items():
-                position = consumer.position(tp, timeout_ms=0)
-                batch = _raw_batch(Partition(*tp), records, min(position, last[tp]))
+                batch = _raw_batch(Partition(*tp), records, consumer.position(tp, timeout_ms=0))
                 wanted_rows = batch.offsets < last[tp]
                 if start_ms is not None:
                     wanted_rows &= batch.timestamps_ms >= start_ms
@@ -705,7 +718,7 @@ class KafkaSource:
                     wanted_rows &= batch.timestamps_ms < end_ms
                     if records[-1].timestamp_type == _LOG_APPEND_TIME and batch.timestamps_ms[-1] >= end_ms:
                         left.discard(tp)
-                if kept := _rows(batch, wanted_rows):
+                if kept := _rows(batch, wanted_rows, end=last[tp]):
                     yield kept
             for tp in list(left):
                 if consumer.position(tp, timeout_ms=0) >= last[tp]:
@@ -854,12 +867,12 @@ def _headers(records: Sequence[Any]) -> Sequence[Headers]:
     return [[(name, value if value is not None else b"") for name, value in row] if row else row for row in headers]
 
 
-def _rows(batch: RawBatch, wanted: npt.NDArray[np.bool_]) -> RawBatch | None:
-    """The wanted rows of a batch; None where there are none."""
-    if wanted.all():
-        return batch
+def _rows(batch: RawBatch, wanted: npt.NDArray[np.bool_], *, end: int) -> RawBatch | None:
+    """The wanted rows of a batch, all below ``end``; None where there are none."""
     if not wanted.any():
         return None
+    if wanted.all() and batch.next_offset <= end:
+        return batch
     return RawBatch(
         partition=batch.partition,
         offsets=batch.offsets[wanted],
@@ -867,5 +880,5 @@ def _rows(batch: RawBatch, wanted: npt.NDArray[np.bool_]) -> RawBatch | None:
         keys=list(compress(batch.keys, wanted)),
         values=list(compress(batch.values, wanted)),
         headers=list(compress(batch.headers, wanted)),
-        next_offset=batch.next_offset,
+        next_offset=min(batch.next_offset, end),
     )

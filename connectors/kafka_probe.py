@@ -318,7 +318,8 @@ class _Conversation:
             if security.mechanism == "PLAIN":
                 self._authenticate(f"\0{security.username}\0{password}".encode())
             else:
-                scram_log_in(security.mechanism, security.username or "", password, self._authenticate)
+                nonce = secrets.token_urlsafe(24)
+                scram_log_in(security.mechanism, security.username or "", password, self._authenticate, nonce=nonce)
         except (OSError, _NotKafka) as error:
             raise SourceUnreachable(
                 f"The Kafka broker {self._address} ended the connection during the log-in: {_why(error)}.",
@@ -469,17 +470,19 @@ class _Metadata:
         return cls(brokers, cluster_id, topics)
 
 
-def scram_log_in(mechanism: str, username: str, password: str, authenticate: Callable[[bytes], bytes]) -> None:
+def scram_log_in(
+    mechanism: str, username: str, password: str, authenticate: Callable[[bytes], bytes], *, nonce: str
+) -> None:
     """Log in by SCRAM (RFC 5802 with SHA-256 or SHA-512, RFC 7677), without channel binding, as Kafka uses it.
 
     Args:
         authenticate: sends one message and gives the answer; raises where the server refuses.
+        nonce: random text without commas, used once.
 
     Raises:
         AccessRefused: the server's answers do not fit, or it cannot prove that it knows the password.
     """
     algorithm = {"SCRAM-SHA-256": "sha256", "SCRAM-SHA-512": "sha512"}[mechanism]
-    nonce = secrets.token_urlsafe(24)
     bare = f"n={username.replace('=', '=3D').replace(',', '=2C')},r={nonce}"
     first = authenticate(b"n,," + bare.encode()).decode("utf-8", "replace")
     try:
