@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -126,45 +127,57 @@ def to_times_ms(name: str, values: list[Any], *, unit: TimeUnit, found: Problems
         numbers = np.array(values, dtype=np.float64)
         if np.isfinite(numbers).all():
             return _float_to_ms(numbers, unit)
+    elif unit != "rfc3339" and present == {str} and is_text and all(map(_WHOLE_NUMBER.fullmatch, values)):
+        return _whole_to_ms(np.fromiter(map(int, values), dtype=np.int64, count=len(values)), unit)
     elif unit == "rfc3339" and present == {str}:
         try:
             return _moments_to_ms(msgspec.convert(values, list[_AwareDatetime]))
         except msgspec.ValidationError:
             pass
-    return _times_ms_each(values, unit, is_text=is_text, name=name, found=found)
+    return _mixed_times_ms(name, values, unit, is_text, found)
 
 
 def _moments_to_ms(moments: Sequence[datetime]) -> Int64s:
     return _float_to_ms(np.array([moment.timestamp() for moment in moments], dtype=np.float64), "s")
 
 
-def _times_ms_each(values: list[Any], unit: TimeUnit, *, is_text: bool, name: str, found: Problems) -> Int64s:
-    times = np.zeros(len(values), dtype=np.int64)
+def _mixed_times_ms(name: str, values: list[Any], unit: TimeUnit, is_text: bool, found: Problems) -> Int64s:
+    """Times of any types: taken apart by type, and converted by the functions that convert whole columns."""
+    whole: dict[int, int] = {}
+    broken: dict[int, float] = {}
+    moments: dict[int, datetime] = {}
     for row, value in enumerate(values):
-        if value is None:
+        time = _as_time(value, unit, is_text)
+        if isinstance(time, datetime):
+            moments[row] = time
+        elif type(time) is int:
+            whole[row] = max(min(time, (1 << 63) - 1), -(1 << 63) + 1)
+        elif type(time) is float:
+            broken[row] = time
+        elif value is None:
             found.add(row, "missing_field", f"{name} (time) is missing.")
-        elif (time_ms := _time_ms(value, unit, is_text)) is None:
+        else:
             expected = "RFC 3339 text such as 2026-03-01T12:00:00Z" if unit == "rfc3339" else f"a number of {unit}"
             found.add(row, "bad_time", f"{name} is {_kind_of(value)} that is no time; expected {expected}.")
-        else:
-            times[row] = time_ms
+    times = np.zeros(len(values), dtype=np.int64)
+    times[list(moments)] = _moments_to_ms(list(moments.values()))
+    if unit != "rfc3339":
+        times[list(whole)] = _whole_to_ms(np.array(list(whole.values()), dtype=np.int64), unit)
+        times[list(broken)] = _float_to_ms(np.array(list(broken.values()), dtype=np.float64), unit)
     return times
 
 
-def _time_ms(value: Any, unit: TimeUnit, is_text: bool) -> int | None:
-    """One time of any type, by the functions that convert whole columns, so that both agree to the millisecond."""
+def _as_time(value: Any, unit: TimeUnit, is_text: bool) -> datetime | float | None:
+    """A moment, or a finite number of the unit; None for what is neither."""
     if isinstance(value, datetime):  # MessagePack has a type for it, which says the unit
-        return None if value.tzinfo is None else int(_moments_to_ms([value])[0])
+        return None if value.tzinfo is None else value
     if unit == "rfc3339":
         try:
-            return int(_moments_to_ms([msgspec.convert(value, _AwareDatetime, strict=True)])[0])
+            return msgspec.convert(value, _AwareDatetime)
         except msgspec.ValidationError:
             return None
     if is_text and type(value) is str and _NUMBER.fullmatch(value):
         value = int(value) if _WHOLE_NUMBER.fullmatch(value) else float(value)
-    if type(value) is int:
-        bounded = max(min(value, (1 << 63) - 1), -(1 << 63) + 1)
-        return int(_whole_to_ms(np.array([bounded], dtype=np.int64), unit)[0])
-    if type(value) is float and np.isfinite(value):
-        return int(_float_to_ms(np.array([value]), unit)[0])
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return value
     return None

@@ -143,6 +143,8 @@ class Pipeline:
         self._summaries: dict[tuple[str, str, int, int, Partition], BlockSummary] = {}
         self._counts: dict[tuple[int, Partition], RecordCounts] = {}
         self._kept: list[KeptRecord] = []
+        # For each space, pieces of prepared vectors and the place in `_kept` of their first record.
+        self._kept_x: dict[str, list[tuple[int, npt.NDArray[np.float32]]]] = {}
         self._dead: list[DeadLetter] = []
         self.records = 0
 
@@ -216,7 +218,21 @@ class Pipeline:
             SummaryDelta("", EVERYTHING, block, 0, partition, self._known[partition].first_offset, counts.to_bytes())
             for (block, partition), counts in sorted(self._counts.items(), key=lambda item: item[0])
         ]
-        return Checkpoint(self.model, advances, summaries, self._kept, self._dead)
+        return Checkpoint(self.model, advances, summaries, self._with_exemplars(), self._dead)
+
+    def _with_exemplars(self) -> list[KeptRecord]:
+        """The kept records with the nearest exemplar of each; one search for all, because single searches are slow."""
+        kept = list(self._kept)
+        for space in self.spaces:
+            pieces = self._kept_x.get(space.name, [])
+            if not pieces or len(space.reference.exemplars) == 0:
+                continue
+            places = [first + row for first, x in pieces for row in range(len(x))]
+            x = np.concatenate([x for _, x in pieces])
+            _, nearest = space.reference.exemplar_index().search(space.reference.search_space(x), 1)
+            for place, exemplar in zip(places, nearest[:, 0].tolist(), strict=True):
+                kept[place] = replace(kept[place], exemplar=exemplar)
+        return kept
 
     def written(self) -> dict[Partition, int]:
         """The transaction was committed. Returns the next offsets of the partitions that moved."""
@@ -333,8 +349,8 @@ class Pipeline:
         rows = np.flatnonzero(candidates | sampled)
         if len(rows) == 0:
             return
-        nearest = _nearest_exemplars(space.reference, scored.x[rows])
-        for row, exemplar in zip(rows.tolist(), nearest.tolist(), strict=True):
+        self._kept_x.setdefault(space.name, []).append((len(self._kept), scored.x[rows]))
+        for row in rows.tolist():
             confidence = None if events.confidence is None else float(events.confidence[row])
             self._kept.append(
                 KeptRecord(
@@ -348,7 +364,7 @@ class Pipeline:
                     score=float(scored.distance[row]),
                     p_value=float(scored.p_value[row]),
                     reference=space.version,
-                    exemplar=exemplar,
+                    exemplar=-1,
                     prediction=None if events.predictions is None else events.predictions[row],
                     confidence=None if confidence is None or np.isnan(confidence) else confidence,
                     segments={name: values[row] for name, values in events.segments.items()},
@@ -378,14 +394,6 @@ class Pipeline:
         key = (block, partition)
         before = self._counts.get(key)
         self._counts[key] = counts if before is None else before.merge(counts)
-
-
-def _nearest_exemplars(reference: Reference, x: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """The nearest exemplar of each prepared vector; -1 where the reference has none."""
-    if len(reference.exemplars) == 0:
-        return np.full(len(x), -1, dtype=np.int64)
-    _, nearest = reference.exemplar_index().search(reference.search_space(x), 1)
-    return np.asarray(nearest[:, 0], dtype=np.int64)
 
 
 def _taken(scored: Scored, rows: npt.NDArray[np.int64]) -> Scored:
