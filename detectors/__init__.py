@@ -28,7 +28,23 @@ _HOMES = {
     "Reference": "detectors.reference",
 }
 
+KINDS = (
+    (
+        "neighbours",
+        "Outliers: distance to the nearest prototypes or records of the reference, with a conformal p-value.",
+    ),
+    (
+        "fraud",
+        "Fraud: contrast of the distances to normal and to confirmed cases, from five labels on a logistic model.",
+    ),
+    ("level", "Drift: the mean of the vectors moved, over windows of every geometric length."),
+    ("shape", "Drift: the distances to the prototypes have another distribution; betting on the p-values."),
+    ("mix", "Drift: the shares of the groups of prototypes moved."),
+    ("outlier_rate", "More candidate outliers than the calibration allows for."),
+)
+
 __all__ = [
+    "KINDS",
     "ANGULAR",
     "STANDARD",
     "TEXT",

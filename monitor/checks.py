@@ -50,8 +50,7 @@ def check_everything(settings: Settings) -> list[Finding]:
     findings = [_look("references", references), _look("database", database)]
     for name, model in settings.models.items():
         findings += [
-            _look(f"model {name}, space {space}", partial(_embedder, settings, name, space))
-            for space in model.spaces
+            _look(f"model {name}, space {space}", partial(_embedder, settings, name, space)) for space in model.spaces
         ]
         findings.append(_look(f"model {name}, source", partial(_source, name, model)))
     for name in settings.sinks:

@@ -113,8 +113,10 @@ def _header(model: str, incidents: Sequence[IncidentRow], start_ms: int, end_ms:
     elif incidents:
         pages = sum(row.severity == "page" for row in incidents)
         warnings = len(incidents) - pages
-        verdict = (
-            f"Nothing is open. Resolved: {pages} page{'s'[: pages != 1]}, {warnings} warning{'s'[: warnings != 1]}."
+        worst = max(incidents, key=lambda row: (row.severity == "page", row.kind == "drift", _strength(row)))
+        verdict = f"{worst.title}, from {text_of(worst.onset_ms)} until {text_of(worst.resolved_ms or end_ms)}. "
+        verdict += (
+            f"Nothing is open now; {pages} page{'s'[: pages != 1]}, {warnings} warning{'s'[: warnings != 1]} in all."
         )
     else:
         verdict = "Nothing to report: no drift, no rise of outliers."
@@ -129,18 +131,22 @@ def _header(model: str, incidents: Sequence[IncidentRow], start_ms: int, end_ms:
 
 
 def _incident(row: IncidentRow) -> Incident:
-    strength = row.detail.get("strength")
     return Incident(
         severity=row.severity,
         title=row.title,
-        text=row.text,
+        text=row.text.split(" Next: ")[0],
         space=row.space,
         segment=row.segment,
         opened_ms=row.opened_ms,
         onset_ms=row.onset_ms,
         resolved_ms=row.resolved_ms,
-        strength=float(strength) if isinstance(strength, int | float | str) and str(strength) else None,
+        strength=_strength(row) or None,
     )
+
+
+def _strength(row: IncidentRow) -> float:
+    strength = row.detail.get("strength")
+    return float(strength) if isinstance(strength, int | float) else 0.0
 
 
 def _timelines(

@@ -108,7 +108,7 @@ class PixelsEmbedder:
         return Embedded(vectors, scaled.problems)
 
     def picture(self, value: object) -> npt.NDArray[np.uint8] | None:
-        """One record's image for the eye: uint8 (h, w) or (h, w, 3); None where it has no or other channels, or is broken.
+        """One record's image for the eye: uint8 (h, w) or (h, w, 3); None where it is broken or has other channels.
 
         Args:
             value: the raw value of the field.
