@@ -28,7 +28,6 @@ that evidence for a page keeps growing behind it. scipy.special is used for the 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf, log, log10, sqrt
 from typing import Literal, Protocol
@@ -709,14 +708,3 @@ def _decide(
         alarm_records=alarm_records,
     )
     return following, tuple(readings)
-
-
-def fold_all(
-    state: FoldState, summaries: Sequence[Summary | None], rule: Rule
-) -> tuple[FoldState, list[tuple[Reading, ...]]]:
-    """Fold consecutive blocks; the readings of each, in their order."""
-    readings: list[tuple[Reading, ...]] = []
-    for summary in summaries:
-        state, found = fold(state, summary, rule)
-        readings.append(found)
-    return state, readings

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 
 import numpy as np
 import pytest
 from scipy import special, stats
 
+from detectors.baseline import Moments
 from detectors.conformal import N_BINS, P_EDGES
 from detectors.errors import InvalidInput, InvalidReference
 from detectors.fold import (
@@ -18,7 +20,6 @@ from detectors.fold import (
     QuadraticNull,
     Rule,
     fold,
-    fold_all,
     pearson3_log_tail,
 )
 from detectors.payoffs import build_experts, calibration_bound
@@ -41,6 +42,14 @@ def reference(topics):
 
 def settings(page=1e5, warn=1e3, **changes):
     return FoldSettings(page_run_length_blocks=page, warn_run_length_blocks=warn, max_blocks=256, **changes)
+
+
+def fold_all(state, blocks, rule):
+    readings = []
+    for block in blocks:
+        state, found = fold(state, block, rule)
+        readings.append(found)
+    return state, readings
 
 
 def run(rule, blocks, state=None):
@@ -172,6 +181,42 @@ def test_tolerance_and_a_small_baseline_raise_the_cumulants(reference):
     plain = first(moments, 0.0)
     for larger in (first(moments, 0.1), first(dataclasses.replace(moments, n=2000.0), 0.0)):
         assert all(a > b for a, b in zip(larger, plain, strict=True))
+
+
+def test_cumulants_are_those_of_the_formula():
+    moments = Moments(t1=2.0, t2=1.5, t3=1.2, s1=0.9, k4=3.0, c3=5.0, floor=1.0, n=1e4)
+    inflation = np.array([[100.0, 400.0], [1.5, 1.5], [1.0, 3.0]])
+    null = QuadraticNull.build(moments, inflation, tolerance=0.05, rounding=0.0)
+    reference = (1 + 3.09 * np.sqrt(3.0) / 2) * 1.5 / 1e4
+    user = 0.05**2 + 2 * 0.05 * np.sqrt(reference * 2.0)
+    k1, k2, k3 = (float(value[0]) for value in null.cumulants(np.array([200.0])))  # half-way: v2 = 2
+    plain = 2 * 1.5 * 1.5**2 + 3 / 200
+    assert k1 == pytest.approx(2 * 1.5 + 200 * (reference * 2 + user))
+    assert k2 == pytest.approx(plain * 2 + 4 * 200 * 1.5 * (reference * 1.5 + user * 0.9))
+    added = (plain * 2 - 2 * 1.5 * 1.5**2) / 2
+    tolerated = 24 * 200 * 1.5**2 * (reference * 1.2 + user * 0.81)
+    assert k3 == pytest.approx(8 * 1.2 * 1.5**3 + 5 / 200 + 8 * added**1.5 + tolerated)
+
+
+def test_the_strength_of_a_reading_is_that_of_the_formula(reference, topics):
+    rule = Rule(reference.constants, settings(page=1e300, warn=1e300))
+    blocks = reference.summaries(topics.draw(20 * BLOCK, np.random.default_rng(20), bias=0.05, prior=3.0), BLOCK)
+    level, shape, mix = run(rule, blocks[:12])[1][-1]
+    windows = most_windows(256)
+    assert level.p_value < 0.01 and mix.p_value < 0.01
+    assert level.strength == pytest.approx(np.log10(0.4 / (2 * windows)) - np.log10(level.p_value))
+    assert mix.strength == pytest.approx(np.log10(0.2 / (2 * windows)) - np.log10(mix.p_value))
+    assert shape.strength == pytest.approx(np.log10(0.4 / 2) + shape.statistic)
+
+
+def test_dependence_in_the_baseline_slows_every_expert_down(topics):
+    random = np.random.default_rng(21)
+    sessions = Baseline(topics.draw(20_000, random, copies=8), random, prototypes=50)
+    rule = Rule(sessions.constants, settings())
+    factors = rule.experts.phi[:, -1] / rule.gain[-1]
+    assert factors.min() > 4
+    assert (factors == factors.min()).sum() >= 21  # the lower half has that of the median
+    assert rule.cost == pytest.approx(rule.experts.psi / factors)
 
 
 # --- payoffs ---------------------------------------------------------------------------------------------------------
@@ -369,6 +414,9 @@ def test_a_page_uses_up_the_evidence_and_the_next_needs_new_evidence(reference, 
     pages = [index for index, found in enumerate(readings) if any(reading.page for reading in found)]
     assert len(pages) >= 2
     assert np.diff(pages).min() > 10
+    state, _ = run(rule, blocks[: pages[0] + 1])
+    assert len(state.windows) == 0
+    assert np.isneginf(state.page_wealth).all() and np.isneginf(state.warn_wealth).all()
     for reading in readings[pages[1]]:
         assert reading.onset is None or reading.onset > pages[0]
         assert reading.channel == "shape" or reading.onset is None or reading.window_start > pages[0] + 10
@@ -381,6 +429,10 @@ def test_a_warning_does_not_use_up_the_evidence_for_a_page(reference, topics):
     assert first_page(with_warnings)[0] == first_page(without)[0] is not None
     warnings = [index for index, found in enumerate(with_warnings) if any(reading.warn for reading in found)]
     assert warnings[0] < first_page(without)[0]
+    # Its own evidence is used up: 16 blocks of hold-off, and the next warning begins from nothing.
+    assert np.diff(warnings).min() > 16
+    at_rest = [reading.warn_strength for reading in with_warnings[warnings[0] + 1]]
+    assert max(at_rest) < 0 < max(reading.strength for reading in with_warnings[warnings[0] + 1])
 
 
 def test_stored_strengths_answer_for_any_other_run_length_until_its_first_alarm(reference, topics):
@@ -417,6 +469,28 @@ def test_a_state_is_bounded(reference, topics):
     blocks = reference.summaries(topics.draw(64_000, np.random.default_rng(14)), 32)
     state, _ = run(rule, blocks)
     assert len(state.to_bytes()) <= most_windows(256) * (rule.width + 3) * 8 + 42 * 4 * 8 + 256
+
+
+def test_bytes_of_format_1_are_read_for_ever():
+    windows = Windows(np.array([[1.5, -2.0], [0.25, 3.0]]), np.array([300, 40]), np.array([7, 9]), np.array([1, 0]))
+    state = FoldState(
+        reference=3,
+        block=10,
+        windows=windows,
+        page_from=2,
+        warn_from=8,
+        page_wealth=np.array([-np.inf, 0.5]),
+        warn_wealth=np.array([0.125, -1.0]),
+        excursion=np.array([0.0, 2.5]),
+        excursion_start=np.array([10, 4]),
+        alarm_records=np.array([0, 256, 0]),
+    )
+    numbers = struct.pack("<9sHqqqqI", b"driftfold", 1, 3, 10, 2, 8, 2)
+    numbers += struct.pack("<6d5q", -np.inf, 0.5, 0.125, -1.0, 0.0, 2.5, 10, 4, 0, 256, 0)
+    numbers += struct.pack("<II4d6q", 2, 2, 1.5, -2.0, 0.25, 3.0, 300, 40, 7, 9, 1, 0)
+    assert state.to_bytes() == numbers
+    assert FoldState.from_bytes(numbers).to_bytes() == numbers
+    assert FoldState.from_bytes(numbers).windows.sums[1, 1] == 3.0
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "version"])
