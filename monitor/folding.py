@@ -7,6 +7,7 @@ the same records give the same readings, incidents and notification ids, live or
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -162,11 +163,13 @@ class Folder:
             bound, closure = self._bound(step.partitions, idle, assigned, now_ms, everything=everything)
             if first is None or bound is None or first >= bound:
                 if late:
-                    outcome.late += _records(late)
-                    step.commit(FoldResult(step.next_block or 0, [], [], [], [], []))
+                    with contextlib.suppress(OwnershipLost):  # another worker counts them
+                        step.commit(FoldResult(step.next_block or 0, [], [], [], [], []))
+                        outcome.late += _records(late)
                 return False
             below = min(bound, first + BLOCKS_AT_A_TIME)
-            result = self._fold(step.deltas(below), step.states(), step.incidents(open_only=False), below)
+            incidents = step.incidents(resolved_since_ms=first * self._block_ms - self._policy.cooldown_ms)
+            result = self._fold(step.deltas(below), step.states(), incidents, below)
             if closure is not None:
                 result = replace(result, closure=replace(closure, block=below))
             try:

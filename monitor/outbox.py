@@ -31,7 +31,7 @@ DEPTH_EVERY_MS = 5_000
 class OutboxStore(Protocol):
     """What the sender needs of the database; `connectors.database.store.Store` has it. Called from several threads."""
 
-    def outbox_due(self, now_ms: int, limit: int) -> list[OutboxRow]: ...
+    def outbox_due(self, now_ms: int, limit: int, *, sink: str | None = None) -> list[OutboxRow]: ...
     def outbox_sent(self, sink: str, notification_id: str, now_ms: int) -> None: ...
     def outbox_failed(self, sink: str, notification_id: str, due_ms: int, error: str) -> None: ...
     def outbox_dead(self, sink: str, notification_id: str, error: str) -> None: ...
@@ -102,7 +102,7 @@ class SinkQueue:
         """
         sent = 0
         while not stopping.is_set() and clock() >= self.paused_until_ms:
-            rows = self._due(clock())
+            rows = self._store.outbox_due(clock(), LIMIT, sink=self.name)
             if not rows:
                 break
             for row in rows:
@@ -111,16 +111,6 @@ class SinkQueue:
                 sent += self._deliver(row, clock)
         self._show_age(clock())
         return sent
-
-    def _due(self, now_ms: int) -> list[OutboxRow]:
-        """Rows of this sink. The store lists all sinks, so rows of one that is down may stand before ours: ask on."""
-        limit = LIMIT
-        while True:
-            rows = self._store.outbox_due(now_ms, limit)
-            ours = [row for row in rows if row.sink == self.name]
-            if ours or len(rows) < limit:
-                return ours
-            limit *= 4
 
     def _deliver(self, row: OutboxRow, clock: Callable[[], int]) -> int:
         """Send one, and mark it. Returns 1 if it was sent now."""

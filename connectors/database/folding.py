@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from connectors.database import schema
@@ -98,11 +98,12 @@ class Fold:
         )
         return rows_of(self._snapshot.execute(query), state_row)
 
-    def incidents(self, *, open_only: bool = True) -> list[IncidentRow]:
-        """The model's incidents in the order of their opening."""
-        query = select(_INCIDENTS).where(_INCIDENTS.c.model == self._model)
-        if open_only:
-            query = query.where(_INCIDENTS.c.status == "open")
+    def incidents(self, *, resolved_since_ms: int | None = None) -> list[IncidentRow]:
+        """The model's open incidents, and those resolved at that time or later, in the order of their opening."""
+        wanted = _INCIDENTS.c.status == "open"
+        if resolved_since_ms is not None:
+            wanted = or_(wanted, _INCIDENTS.c.resolved_ms >= resolved_since_ms)
+        query = select(_INCIDENTS).where(_INCIDENTS.c.model == self._model, wanted)
         return rows_of(self._snapshot.execute(query.order_by(_INCIDENTS.c.opened_ms, _INCIDENTS.c.id)), incident_row)
 
     def commit(self, result: FoldResult) -> None:

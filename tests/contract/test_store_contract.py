@@ -669,7 +669,7 @@ def test_incidents_are_updated_in_place(store: Store) -> None:
     assert store.incidents("other") == []
     with store.begin_fold("m") as step:
         assert [row.id for row in step.incidents()] == ["i0"]
-        assert [row.id for row in step.incidents(open_only=False)] == ["i0", "i1"]
+        assert [row.id for row in step.incidents(resolved_since_ms=0)] == ["i0", "i1"]
 
 
 def test_readings_are_found_by_place_and_time(store: Store) -> None:

@@ -311,7 +311,7 @@ def test_incidents_go_on_from_what_the_database_holds(store: Store) -> None:
     for index, mark in enumerate(marks):
         found = evidence(START + index, mark)  # type: ignore[arg-type]
         with store.begin_fold("triage") as fold:
-            known = fold.incidents(open_only=False)
+            known = fold.incidents(resolved_since_ms=0)
             changed, notes = advance(known, [found] if found else [], POLICY, (START + index + 1) * BLOCK_MS)
             outbox = [("pager", note) for note in notes]
             fold.commit(FoldResult(START + index + 1, [], [], [], changed, outbox))
