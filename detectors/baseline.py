@@ -38,6 +38,21 @@ FORMAT = 1
 TICK = 2.0**-FRACTION_BITS  # one step of the fixed-point sums in a block summary
 SHRINKAGE = 0.3  # lambda as a share of the mean eigenvalue; delays are flat between 0.1 and 1
 MAX_GROUPS = 256
+_NAMES = (
+    "level_mean",
+    "level_map",
+    "level_moments",
+    "level_inflation",
+    "mix_groups",
+    "mix_shares",
+    "mix_scale",
+    "mix_moments",
+    "mix_inflation",
+    "calibration",
+    "calibration_above",
+    "block_histogram",
+    "inflation_measured",
+)
 # Columns that never vary in the baseline have no scale of their own: a deviation of 32 fixed-point steps counts as
 # one sigma.
 SMALLEST_LAMBDA = (32.0 * TICK) ** 2
@@ -248,13 +263,14 @@ def measure_reference(reference: _Measured) -> dict[str, npt.NDArray[np.generic]
 
 
 def check_format(constants: Constants) -> None:
-    """Raise InvalidReference unless the constants are of the format that this version reads."""
+    """Raise InvalidReference unless the constants are complete and of the format that this version reads."""
+    hint = "Build the reference again: driftd reference build ..."
     found = int(constants["format"][0]) if "format" in constants else None
     if found != FORMAT:
-        raise InvalidReference(
-            f"The drift constants have format {found}, expected {FORMAT}.",
-            hint="Build the reference again: driftd reference build ...",
-        )
+        raise InvalidReference(f"The drift constants have format {found}, expected {FORMAT}.", hint=hint)
+    missing = [name for name in _NAMES if name not in constants]
+    if missing:
+        raise InvalidReference(f"The drift constants lack {', '.join(missing)}.", hint=hint)
 
 
 # --- level -----------------------------------------------------------------------------------------------------------

@@ -192,6 +192,9 @@ def test_constants_of_another_format_are_refused(small):
         baseline.check_format(dict(small.constants, format=np.array([7])))
     with pytest.raises(InvalidReference, match="format None"):
         baseline.check_format({})
+    for name in set(small.constants) - {"format"}:
+        with pytest.raises(InvalidReference, match=f"lack {name}"):
+            baseline.check_format({key: array for key, array in small.constants.items() if key != name})
 
 
 @pytest.mark.parametrize("name", ["covariance", "sample", "centroids", "counts", "block_s", "block_h", "block_c"])
