@@ -133,7 +133,7 @@ class _Shape:
 def _stem(tokens: Tokens) -> Tokens:
     """The part of a pointer that a struct can hold: names that msgspec accepts and that index no array."""
     for end, token in enumerate(tokens):
-        if token in ("", "-") or is_index(token) or re.search(r'["\\\x00-\x1f]', token):
+        if token == "-" or is_index(token) or re.search(r'["\\\x00-\x1f]', token):
             return tokens[:end]
     return tokens
 

@@ -260,6 +260,7 @@ def test_times_are_bounded_around_the_brokers_time() -> None:
     events = decode([{"t": t} for t in times], time="/t", max_past_days=2, max_future_s=60)
     assert events.time_ms.tolist() == times[1:3]
     assert reasons(events) == ["time_past", "time_future", "time_past", "time_future", "time_future"]
+    assert reasons(decode([{"t": -1}, {"t": 0}], time="/t", max_past_days=1e6)) == ["time_past"]
 
 
 def test_without_a_brokers_time_the_clock_bounds_times_and_without_a_clock_only_the_calendar() -> None:

