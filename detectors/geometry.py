@@ -149,7 +149,10 @@ def column_scale(tiles: Callable[[], Iterator[Floats]]) -> tuple[Floats, Floats]
 
 
 def soft_whitening(covariance: npt.NDArray[np.float64], power: float) -> Floats:
-    """V (w + 0.1 mean(w))^(-power/2), float32 (d, d), with (w, V) the eigenvalues and eigenvectors; (0, 0) for power 0.
+    """The lower triangular L with L L' = V (w + 0.1 mean(w))^(-power) V', float32 (d, d); (0, 0) for power 0.
+
+    (w, V) are the eigenvalues and eigenvectors of the covariance. x L is a rotation of x V (...)^(-power/2), so that
+    distances are the same; a triangular product takes half the time.
 
     Args:
         covariance: float64 (d, d), not all zeros.
@@ -159,4 +162,5 @@ def soft_whitening(covariance: npt.NDArray[np.float64], power: float) -> Floats:
         return np.zeros((0, 0), np.float32)
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 0.0)
-    return np.ascontiguousarray(vectors * (values + _RIDGE * values.mean()) ** (-power / 2), np.float32)
+    metric = (vectors * (values + _RIDGE * values.mean()) ** -power) @ vectors.T
+    return np.ascontiguousarray(np.linalg.cholesky((metric + metric.T) / 2), np.float32)

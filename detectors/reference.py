@@ -6,11 +6,12 @@ The baseline is cut into two halves by blocks. The *fit* half gives the mean, th
     vectors ──► x (unit length, or standardised and clipped) ──► y (softly whitened) ──► distance to the nearest
     prototype, float32, a multiple of 1e-5 ──► p-value and its bin
 
-Soft whitening is y = (x - mean) V (w + 0.1 mean(w))^(-a/2) with (w, V) the eigenvalues and eigenvectors of the
-covariance: a = 0 leaves distances as they are, a = 1 gives the Mahalanobis distance; in between, directions with little
-variance count for more without noise taking over. Prototypes are centroids of k-means in the space of y.
+Soft whitening is y = (x - mean) V (w + 0.1 mean(w))^(-a/2), up to a rotation, with (w, V) the eigenvalues and
+eigenvectors of the covariance: a = 0 leaves distances as they are, a = 1 gives the Mahalanobis distance; in between,
+directions with little variance count for more without noise taking over. Prototypes are centroids of k-means in the
+space of y.
 
-Results are the same to the last bit however records are cut into batches (`index.stable_product`,
+Results are the same to the last bit however records are cut into batches (`index.triangular_product`,
 `index.NearestIndex.search`).
 """
 
@@ -29,7 +30,7 @@ import numpy.typing as npt
 from detectors import conformal
 from detectors.errors import InvalidReference
 from detectors.geometry import ANGULAR, STANDARD, TEXT, Geometry, as_vectors, prepare
-from detectors.index import NearestIndex, stable_product
+from detectors.index import NearestIndex, triangular_product
 
 __all__ = ["ANGULAR", "STANDARD", "TEXT", "Blocks", "EmbedderState", "Geometry", "Reference", "Scored"]
 
@@ -120,6 +121,7 @@ class Reference:
         centre, scale: float32 (d,), what standardised vectors are made with; zeros and ones for unit vectors.
         mean: float64 (d,), and
         covariance: float64 (d, d): moments of the prepared vectors of the fit half.
+        whitening: float32 (d, d), lower triangular, what makes y = (x - mean) whitening; (0, 0) where y is x.
         prototypes: float32 (K, d), in the whitened space.
         prototype_counts: int64 (K,), records of the fit half nearest to each.
         calibration_scores: float32 (n_calibration,), ascending.
@@ -185,6 +187,10 @@ class Reference:
         return float(scores[len(scores) // 2] or scores[-1] or 1.0)
 
     @functools.cached_property
+    def _centre_of_search(self) -> Floats:
+        return self.mean.astype(np.float32)
+
+    @functools.cached_property
     def prototype_index(self) -> NearestIndex:
         """Index of the prototypes, in the whitened space."""
         return NearestIndex(self.prototypes)
@@ -222,7 +228,7 @@ class Reference:
         """Prepared vectors, softly whitened: float32 (n, d), in which distances to prototypes are Euclidean."""
         if self.geometry.whitening == 0.0:
             return x
-        return stable_product(x - self.mean.astype(np.float32), self.whitening)
+        return triangular_product(x - self._centre_of_search, self.whitening)
 
     def score(self, vectors: npt.ArrayLike) -> Scored:
         """Distance to normal, p-value and bin of every record; see `Scored`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from detectors import conformal
 from detectors.baseline import measure_reference
 from detectors.errors import InvalidInput
 from detectors.geometry import Geometry, as_vectors, column_scale, prepare, soft_whitening
-from detectors.index import NearestIndex, k_means, stable_product
+from detectors.index import NearestIndex, k_means, triangular_product
 from detectors.reference import Blocks, EmbedderState, Progress, Reference, nearest_prototypes
 from detectors.summary import FRACTION_BITS, fixed_point_sum
 
@@ -83,7 +83,7 @@ def build_reference(
     for tile in _tiles(len(fit), _TILE):
         fit[tile] = search_space.of(fit[tile])  # in place: the fit half is in memory once
     wanted = _prototype_count(len(fit)) if prototypes is None else min(prototypes, len(fit))
-    trained, nearest_fit = _prototypes(fit, wanted, seed)
+    trained, nearest_fit = _prototypes(fit, wanted, seed, lambda share: tell("prototypes", 0.1 + 0.6 * share))
     del fit
 
     tell("calibration", 0.75)
@@ -177,7 +177,7 @@ class _SearchSpace:
     whitening: Floats
 
     def of(self, x: Floats) -> Floats:
-        return stable_product(x - self.mean, self.whitening) if len(self.whitening) else x
+        return triangular_product(x - self.mean, self.whitening) if len(self.whitening) else x
 
 
 def _silent(step: str, share: float) -> None:
@@ -261,13 +261,15 @@ def _prototype_count(n: int) -> int:
     return max(1, min(2000, max(n // 100, min(n // 20, 1000))))
 
 
-def _prototypes(y: Floats, count: int, seed: int) -> tuple[Floats, npt.NDArray[np.int32]]:
+def _prototypes(
+    y: Floats, count: int, seed: int, progress: Callable[[float], None]
+) -> tuple[Floats, npt.NDArray[np.int32]]:
     """Prototypes, float32 (K, d), and the nearest one of every row; those with too few members are dropped.
 
     Plain k-means in the space that is searched; spherical k-means before whitening is no better (AUROC of foreign
     sentences .980 against .983).
     """
-    trained = k_means(y, count, seed=seed, iterations=_ITERATIONS)
+    trained = k_means(y, count, seed=seed, iterations=_ITERATIONS, progress=progress)
     _, nearest = nearest_prototypes(NearestIndex(trained), y)
     members = np.bincount(nearest, minlength=count)
     kept = members >= min(MIN_MEMBERS, members.max())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detectors.errors import InvalidInput
-from detectors.index import NearestIndex, k_means, squared_lengths, stable_product
+from detectors.index import NearestIndex, k_means, squared_lengths, stable_product, triangular_product
 
 CUTS = (1, 2, 3, 31, 63, 64, 65, 1000)
 
@@ -45,15 +45,18 @@ def test_a_result_is_the_same_bit_for_bit_in_every_batch(k_vectors: int, d: int)
             assert np.array_equal(part_indices, indices[cut])
 
 
-@pytest.mark.parametrize("d", [1, 2, 9, 15, 16, 17, 64, 100, 200, 384])
+@pytest.mark.parametrize("d", [1, 2, 9, 15, 16, 17, 64, 100, 200, 384, 385, 400])
 def test_a_product_is_the_same_bit_for_bit_in_every_batch(d: int) -> None:
     random = np.random.default_rng(d)
     matrix = random.standard_normal((d, d)).astype(np.float32)
     rows = random.standard_normal((2500, d)).astype(np.float32)
-    whole, lengths = stable_product(rows, matrix), squared_lengths(rows)
+    lower = np.tril(matrix)
+    whole, triangular, lengths = stable_product(rows, matrix), triangular_product(rows, lower), squared_lengths(rows)
     assert np.allclose(whole, rows.astype(np.float64) @ matrix, atol=1e-3)
+    assert np.allclose(triangular, rows.astype(np.float64) @ lower, atol=1e-3)
     for cut in cuts(len(rows), seed=d):
         assert np.array_equal(stable_product(rows[cut], matrix), whole[cut])
+        assert np.array_equal(triangular_product(rows[cut], lower), triangular[cut])
         assert np.array_equal(squared_lengths(rows[cut]), lengths[cut])
 
 
