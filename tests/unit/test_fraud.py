@@ -93,6 +93,19 @@ def test_cleared_records_lower_the_score_of_their_like(table: Reference) -> None
     assert np.median(cleared) < 0.2 * np.median(suspicious)
 
 
+@pytest.mark.parametrize(("cleared", "cases", "of_cleared"), [(0, 10, 0.0), (2, 8, 0.1), (500, 8, 0.25)])
+def test_cleared_records_weigh_as_cases_do_up_to_half_of_the_normal_class(
+    table: Reference, cleared: int, cases: int, of_cleared: float
+) -> None:
+    normal = fraud._Normal(table, fraud_ring(cleared, 2))
+    everyone = np.ones(len(normal.negatives), bool)
+
+    weights = normal.weights(everyone, cases)
+
+    assert weights.sum() == pytest.approx(0.5)
+    assert weights[len(weights) - cleared :].sum() == pytest.approx(of_cleared)
+
+
 def test_copies_of_a_case_count_once(angular: Reference, table: Reference) -> None:
     ring = fraud_ring(6, 1, 24)
     campaign = np.concatenate([ring, np.repeat(ring[:1], 50, axis=0) * np.float32(1.5), ring[1:2] + 1e-3])
