@@ -130,9 +130,7 @@ class SinkError(RetryableError):
         retry_after_s: seconds that the receiver asked us to wait, if it did.
     """
 
-    def __init__(
-        self, message: str, *, retryable: bool, retry_after_s: float | None = None, hint: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, retryable: bool, retry_after_s: float | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.retryable = retryable
         self.retry_after_s = retry_after_s
