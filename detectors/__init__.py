@@ -44,8 +44,8 @@ KINDS = (
 )
 
 __all__ = [
-    "KINDS",
     "ANGULAR",
+    "KINDS",
     "STANDARD",
     "TEXT",
     "DriftMonitor",
