@@ -111,7 +111,7 @@ class Source(Protocol):
         """Records (or bytes, for files) not yet read, per assigned partition, from local knowledge; never blocks."""
 
     def read_range(self, start_ms: int | None, end_ms: int | None) -> Iterator[RawBatch]:
-        """All records with start_ms <= broker's time < end_ms, without touching the group; ends are fixed at the start."""
+        """Records with start_ms <= broker's time < end_ms, without touching the group; ends are fixed at the start."""
 
     def close(self) -> None:
         """Leave within 5 seconds, whatever the outside system does."""

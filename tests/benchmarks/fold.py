@@ -19,12 +19,12 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from detectors.baseline import measure  # noqa: E402
-from detectors.conformal import N_BINS, P_EDGES  # noqa: E402
-from detectors.fold import FoldSettings, FoldState, Rule, fold  # noqa: E402
-from detectors.summary import BlockSummary  # noqa: E402
+from detectors.baseline import measure
+from detectors.conformal import N_BINS, P_EDGES
+from detectors.fold import FoldSettings, FoldState, Rule, fold
+from detectors.summary import BlockSummary
 
 DIMENSION, PROTOTYPES, BLOCK, BLOCKS = 384, 1000, 256, 2000
 
