@@ -281,6 +281,7 @@ def reference_build(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder to make, with --vectors")] = None,
     field: Annotated[str, typer.Option("--field", help="column of the vectors in .parquet and .jsonl")] = "vector",
     standardised: Annotated[bool, typer.Option("--table", help="columns of a table, not an encoder's vectors")] = False,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="the rows' order means nothing: mix them")] = False,
     settings: SettingsPath = DEFAULT_SETTINGS,
     model: Annotated[str | None, typer.Option("--model", help="which model, if there are several")] = None,
     start: Annotated[
@@ -300,7 +301,9 @@ def reference_build(
         if output is None:
             raise InvalidInput("Where shall the reference go?", hint="Add: --output DIR")
         with steps() as progress:
-            built = references.from_vectors(vectors, output, field=field, standardised=standardised, progress=progress)
+            built = references.from_vectors(
+                vectors, output, field=field, standardised=standardised, shuffle=shuffle, progress=progress
+            )
         say(f"Built {output}: {built}.")
         return
     from monitor.settings import load_settings
