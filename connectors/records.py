@@ -42,6 +42,18 @@ class RawBatch:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def rows(self, first: int, after: int) -> RawBatch:
+        """The records first <= row < after, as a batch of their own."""
+        return RawBatch(
+            partition=self.partition,
+            offsets=self.offsets[first:after],
+            timestamps_ms=self.timestamps_ms[first:after],
+            keys=self.keys[first:after],
+            values=self.values[first:after],
+            headers=self.headers[first:after],
+            next_offset=int(self.offsets[after]) if after < len(self) else self.next_offset,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:

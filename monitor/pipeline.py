@@ -183,7 +183,7 @@ class Pipeline:
             self._keep(space, events, blocks, scored)
             began = self.phases.add("keep", began)
         self._count(batch, events, blocks, late, newest)
-        position.next_offset = batch.next_offset
+        position.next_offset = max(batch.next_offset, position.next_offset)
         position.max_time_ms = int(newest[-1])
         position.records += len(batch)
         position.dead += len(events.dead)
@@ -411,17 +411,7 @@ def _taken(scored: Scored, rows: npt.NDArray[np.int64]) -> Scored:
 def _from(batch: RawBatch, next_offset: int) -> RawBatch:
     """The batch without records that were counted already: a source may hand a record over twice."""
     skip = int(np.searchsorted(batch.offsets, next_offset))
-    if skip == 0:
-        return batch
-    return RawBatch(
-        partition=batch.partition,
-        offsets=batch.offsets[skip:],
-        timestamps_ms=batch.timestamps_ms[skip:],
-        keys=batch.keys[skip:],
-        values=batch.values[skip:],
-        headers=batch.headers[skip:],
-        next_offset=max(batch.next_offset, next_offset),
-    )
+    return batch.rows(skip, len(batch)) if skip else batch
 
 
 def _take(events: EventBatch, rows: npt.NDArray[np.int64], dead: list[DeadLetter]) -> EventBatch:

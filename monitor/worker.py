@@ -87,6 +87,7 @@ class Worker:
         self._last_record: dict[Partition, float] = {}
         self._assigned: frozenset[Partition] = frozenset()
         self._open: dict[str, IncidentRow] = {}
+        self._held: list[RawBatch] = []  # fetched with the last records of the baseline, to be scored
         self._next_block: int | None = None
         self.records = self.dead = 0  # since the start
 
@@ -176,6 +177,10 @@ class Worker:
             began = time.perf_counter()
             if self.collector is not None:
                 written = self._finish_collecting(now_ms)
+                if written is not None:
+                    held, self._held = self._held, []
+                    for batch in held:
+                        self._take(batch, now_ms, clock_s)
             elif self._due(clock_s):
                 written = self._commit()
             if written is not None:
@@ -275,17 +280,25 @@ class Worker:
     def _take(self, batch: RawBatch, now_ms: int, clock_s: float) -> None:
         self._last_record[batch.partition] = clock_s
         if self.collector is not None:
-            before = len(self.collector.dead)
-            self.collector.add(batch, now_ms)
-            dead = len(self.collector.dead) - before
-        else:
-            assert self.pipeline is not None
-            before = len(self.pipeline.pending_dead)
-            self.pipeline.process(batch, now_ms)
-            dead = len(self.pipeline.pending_dead) - before
-            if self._checkpoint_began is None:
-                self._checkpoint_began = clock_s
-        self._watch_dead_letters(len(batch), dead)
+            self._collect(self.collector, batch, now_ms)
+            return
+        assert self.pipeline is not None
+        before = len(self.pipeline.pending_dead)
+        self.pipeline.process(batch, now_ms)
+        if self._checkpoint_began is None:
+            self._checkpoint_began = clock_s
+        self._watch_dead_letters(len(batch), len(self.pipeline.pending_dead) - before)
+
+    def _collect(self, collector: Collector, batch: RawBatch, now_ms: int) -> None:
+        """Into the baseline up to exactly the wanted number of records; the rest waits for the reference."""
+        while len(batch) and collector.collected < collector.wanted:
+            before = len(collector.dead)
+            taken = min(len(batch), collector.wanted - collector.collected)
+            collector.add(batch.rows(0, taken), now_ms)
+            batch = batch.rows(taken, len(batch))
+            self._watch_dead_letters(taken, len(collector.dead) - before)
+        if len(batch):
+            self._held.append(batch)
 
     def _watch_dead_letters(self, records: int, dead: int) -> None:
         limits = self.model.dead_letters
@@ -330,6 +343,7 @@ class Worker:
     def _start_over(self) -> None:
         """Forget what was not written, and read on from the stored offsets."""
         self._checkpoint_began = None
+        self._held = []
         if self.pipeline is not None:
             self.pipeline.discard()
         if self.collector is not None:

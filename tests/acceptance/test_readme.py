@@ -79,7 +79,7 @@ def test_five_minutes_with_kafka(
     name = topic()
     with KafkaProducer(bootstrap_servers=kafka.brokers) as producer:
         for row, vector in enumerate(np.random.default_rng(5).normal(size=(3_000, 8)).round(4).tolist()):
-            record = {"id": str(row), "ts": 1_772_438_400_000 + 10 * row, "embedding": vector}
+            record = {"id": str(row), "ts": 1_772_438_400_000 + 100 * row, "embedding": vector}
             producer.send(name, json.dumps(record).encode())
         producer.flush(timeout=60)
     for key, value in {
