@@ -82,8 +82,19 @@ class Collector:
         """Records to collect."""
         return self._settings.collect
 
-    def add(self, batch: RawBatch, now_ms: int | None) -> None:
-        """Take in one batch."""
+    def take(self, batch: RawBatch, now_ms: int | None) -> RawBatch:
+        """Take in records up to exactly the wanted number of usable ones, however the polls cut the stream.
+
+        Returns:
+            The records that are left over.
+        """
+        while len(batch) and self.collected < self.wanted:
+            some = min(len(batch), self.wanted - self.collected)
+            self._add(batch.rows(0, some), now_ms)
+            batch = batch.rows(some, len(batch))
+        return batch
+
+    def _add(self, batch: RawBatch, now_ms: int | None) -> None:
         events = self._decoder.decode(batch, now_ms)
         good = np.ones(len(events), dtype=np.bool_)
         embedded: dict[str, npt.NDArray[np.float32]] = {}

@@ -93,7 +93,7 @@ def from_source(
     )
     source = build_source(name, chosen)
     for batch in source.read_range(start_ms, end_ms):
-        collector.add(batch, now_ms())
+        collector.take(batch, now_ms())
         progress("reading", min(collector.collected / collector.wanted, 1.0))
         if collector.collected >= collector.wanted:
             break

@@ -280,7 +280,11 @@ class Worker:
     def _take(self, batch: RawBatch, now_ms: int, clock_s: float) -> None:
         self._last_record[batch.partition] = clock_s
         if self.collector is not None:
-            self._collect(self.collector, batch, now_ms)
+            before = len(self.collector.dead)
+            rest = self.collector.take(batch, now_ms)
+            if len(rest):
+                self._held.append(rest)
+            self._watch_dead_letters(len(batch) - len(rest), len(self.collector.dead) - before)
             return
         assert self.pipeline is not None
         before = len(self.pipeline.pending_dead)
@@ -288,17 +292,6 @@ class Worker:
         if self._checkpoint_began is None:
             self._checkpoint_began = clock_s
         self._watch_dead_letters(len(batch), len(self.pipeline.pending_dead) - before)
-
-    def _collect(self, collector: Collector, batch: RawBatch, now_ms: int) -> None:
-        """Into the baseline up to exactly the wanted number of records; the rest waits for the reference."""
-        while len(batch) and collector.collected < collector.wanted:
-            before = len(collector.dead)
-            taken = min(len(batch), collector.wanted - collector.collected)
-            collector.add(batch.rows(0, taken), now_ms)
-            batch = batch.rows(taken, len(batch))
-            self._watch_dead_letters(taken, len(collector.dead) - before)
-        if len(batch):
-            self._held.append(batch)
 
     def _watch_dead_letters(self, records: int, dead: int) -> None:
         limits = self.model.dead_letters

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.acceptance.command import Running, wait_until
+from tests.acceptance.command import Running, driftd, wait_until
 from tests.servers.kafka import KafkaServer
+from tests.servers.postgres import PostgresServer
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 START_MS = 1_772_438_400_000
@@ -23,7 +24,7 @@ def running(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Makes a `driftd run`; whatever the test leaves running is ended."""
     made: list[Running] = []
 
-    def make(brokers: str, topic: str, **model: Any) -> Running:
+    def make(brokers: str, topic: str, *, top: dict[str, Any] | None = None, **model: Any) -> Running:
         settings = {
             "source": {
                 "kind": "kafka",
@@ -38,7 +39,7 @@ def running(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             "drift": {"idle": "2s", "lateness": "5s"},
             **model,
         }
-        made.append(Running(tmp_path, {"models": {"orders": settings}}))
+        made.append(Running(tmp_path, {"models": {"orders": settings}, **(top or {})}))
         return made[-1]
 
     yield make
@@ -136,3 +137,78 @@ def test_a_broker_lost_midway_costs_no_record(own_kafka: KafkaServer, running: C
     produce(own_kafka.brokers, name, records(3_000, 2_000))
     daemon.wait_for_records(5_000)
     assert daemon.terminate()[0] == 0
+
+
+def test_dead_letters_reach_their_topic(
+    kafka: KafkaServer, topic: Callable[..., str], running: Callable[..., Running]
+) -> None:
+    from kafka import KafkaConsumer
+
+    name, graveyard = topic(), topic()
+    produce(kafka.brokers, name, [*records(0, 2_500), b"{broken", *records(2_500, 10)])
+    daemon = running(kafka.brokers, name, dead_letters={"topic": graveyard})
+    daemon.start()
+    daemon.wait_for_records(2_511)
+    consumer = KafkaConsumer(graveyard, bootstrap_servers=kafka.brokers, auto_offset_reset="earliest")
+    try:
+        (letter,) = wait_until(
+            lambda: [record for batch in consumer.poll(500).values() for record in batch], "a letter in the topic"
+        )
+    finally:
+        consumer.close()
+    assert letter.value == b"{broken"
+    headers = dict(letter.headers)
+    assert (headers["reason"], headers["source_topic"], headers["source_offset"]) == (
+        b"bad_json",
+        name.encode(),
+        b"2500",
+    )
+
+
+def test_a_reference_from_a_range_of_the_topic_is_used_at_once(
+    kafka: KafkaServer, topic: Callable[..., str], running: Callable[..., Running]
+) -> None:
+    name = topic(partitions=2)
+    produce(kafka.brokers, name, records(0, 4_000), partitions=2)
+    daemon = running(kafka.brokers, name, reference={"collect": 3_000})
+    built = driftd("reference", "build", "--from", "2020-01-01", "--to", "2100-01-01", cwd=daemon.folder)
+    assert built.returncode == 0, built.stderr
+    listed = driftd("reference", "list", "--json", cwd=daemon.folder)
+    (row,) = json.loads(listed.stdout)
+    assert (row["version"], row["records"], row["active"]) == (1, 3_000, True)
+    shown = driftd("reference", "show", row["path"], "--json", cwd=daemon.folder)
+    assert json.loads(shown.stdout)["dimension"] == 8
+    daemon.start()
+    daemon.wait_for_records(4_000)
+    daemon.terminate()
+    assert daemon.one("select count(*) from reference_versions") == 1
+
+
+@pytest.mark.postgres
+def test_the_same_on_postgresql(
+    kafka: KafkaServer, topic: Callable[..., str], running: Callable[..., Running], postgres: PostgresServer
+) -> None:
+    import psycopg
+
+    url = postgres.new_database()
+    name = topic(partitions=2)
+    produce(kafka.brokers, name, records(0, 12_000), partitions=2)
+    daemon = running(kafka.brokers, name, top={"database": url})
+
+    def counted() -> int:
+        with psycopg.connect(url.replace("+psycopg", "")) as connection:
+            known = connection.execute("select to_regclass('partitions')").fetchone()
+            if known is None or known[0] is None:
+                return 0
+            row = connection.execute("select coalesce(sum(records), 0) from partitions").fetchone()
+            return int(row[0]) if row else 0
+
+    for enough in (1, 4_000):
+        daemon.start()
+        wait_until(lambda enough=enough: counted() >= enough, f"{enough} records counted")
+        daemon.kill()
+    daemon.start()
+    daemon.url()
+    wait_until(lambda: counted() == 12_000, f"12,000 records counted:\n{daemon.log()}")
+    assert daemon.terminate()[0] == 0
+    assert counted() == 12_000
