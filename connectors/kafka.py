@@ -53,6 +53,7 @@ _FETCH_MAX_BYTES = 16 << 20  # the default of 50 MB peaks at 300 MB resident wit
 _CLOSE_S = 4.5  # a source leaves within 5 s
 _PROBE_EVERY_S = 5.0
 _SILENCE_S = 30.0  # without records for so long, ask whether the topic is still there
+_JOIN_S = 2.0  # a signal must be heard in between
 _STUCK_S = 30.0  # not a word from brokers that answer others: the client is stuck
 _COMMIT_EVERY_S = 10.0
 _ATTEMPTS = 3  # the same failure in a row, before it is called lasting
@@ -242,7 +243,7 @@ class KafkaSource:
         consumer = self._consumer if self._consumer is not None else self._connect()
         self._place()
         try:
-            polled = consumer.poll(timeout_ms=max(_MIN_POLL_MS, int(timeout_s * 1000)), max_records=max_records)
+            polled = _poll(consumer, max_records, timeout_s)
         except Exception as error:
             self._after_failure(error)
             polled = {}
@@ -389,16 +390,10 @@ class KafkaSource:
 
     def _new_consumer(self, *, group: str | None, instance: str | None) -> KafkaConsumer:
         from kafka import KafkaConsumer
-        from kafka.net.compat import KafkaNetClient
 
         settings = self._settings
         throttle("kafka")
         clients: list[Any] = []
-
-        def client(**options: Any) -> Any:
-            clients.append(KafkaNetClient(**options))
-            return clients[-1]
-
         session_ms = int(settings.session_timeout_s * 1000)
         try:
             consumer = KafkaConsumer(
@@ -418,7 +413,7 @@ class KafkaSource:
                 reconnect_backoff_max_ms=1000,  # the default of 30 s lengthens every outage
                 metadata_max_age_ms=60_000,  # a partition that is added is seen within a minute
                 bootstrap_timeout_ms=self._rpc_ms,
-                kafka_client=client,
+                kafka_client=client_factory(clients),
                 **settings.security.client_options(),
             )
         except Exception as error:
@@ -433,6 +428,13 @@ class KafkaSource:
             raise SourceError("The Kafka source is not open.", hint="Call open(positions) before poll().")
         consumer = self._new_consumer(group=self.group, instance=self.instance)
         consumer.subscribe([self._settings.topic], listener=_listener(self._on_assigned))
+        try:
+            # Makes the client learn of the topic's partitions before it joins. Otherwise a member that leads the group
+            # may share out none at all, and think better of it only with the next look at the metadata.
+            self._ask(lambda: consumer.end_offsets(self._topic_partitions([0]), timeout_ms=self._rpc_ms))
+        except SourceError:
+            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
+            raise
         self._heard = self._received = self._told = time.monotonic()
         self._asked = float("-inf")
         with self._lock:
@@ -779,6 +781,42 @@ class KafkaSource:
 
 
 _CODEC_HINT = "Install them all: pip install 'kafka-python[crc32c,lz4,snappy,zstd]'"
+
+
+def client_factory(made: list[Any]) -> Callable[..., Any]:
+    """The class of the client's connections, as its ``kafka_client`` takes it; every one goes into ``made``.
+
+    kafka-python 3.0 keeps ``allow_auto_create_topics=False`` to itself: its questions for metadata let the broker make
+    the topic all the same. Here the setting is put where it counts.
+    """
+    from kafka.net.compat import KafkaNetClient
+
+    def client(**options: Any) -> Any:
+        new = KafkaNetClient(**options)
+        new.cluster.config["allow_auto_create_topics"] = False
+        made.append(new)
+        return new
+
+    return client
+
+
+def _poll(consumer: KafkaConsumer, max_records: int, timeout_s: float) -> dict[TopicPartition, list[Any]]:
+    """The client's poll, and longer while a rebalance is under way, when there is nothing to read anyway.
+
+    An assignment that arrives between two polls is dropped by kafka-python 3.0. A member then joins once more, which
+    makes the whole group rebalance again; or, if it joined as the leader because the topic's partitions changed, it
+    finds that it need not join any more, and goes on without records, heartbeats or an error. So wait for it inside,
+    and hold on to the need to join until the client says that it has joined.
+    """
+    coordinator = consumer._coordinator
+    deadline = time.monotonic() + _JOIN_S
+    while True:
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
+        timeout_ms = max(_MIN_POLL_MS, int(timeout_s * 1000))
+        polled: dict[TopicPartition, list[Any]] = consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+        if polled or not coordinator.rejoining or time.monotonic() >= deadline:
+            return polled
 
 
 def require_codecs() -> None:

@@ -123,6 +123,8 @@ class KafkaDeadLetterTopic:
         self.check()
         from kafka import KafkaProducer
 
+        from connectors.kafka import client_factory
+
         throttle("kafka")
         timeout_ms = int(self._timeout_s * 1000)
         try:
@@ -135,7 +137,7 @@ class KafkaDeadLetterTopic:
                 max_block_ms=timeout_ms,
                 request_timeout_ms=timeout_ms,
                 delivery_timeout_ms=timeout_ms + 5,
-                allow_auto_create_topics=False,
+                kafka_client=client_factory([]),  # never makes the topic
                 reconnect_backoff_max_ms=1000,
                 bootstrap_timeout_ms=int(self._connect_timeout_s * 1000),
                 **self._security.client_options(),

@@ -123,6 +123,47 @@ def read(
     return batches
 
 
+class Reader:
+    """Polls a source on a thread of its own, as each member of a group does."""
+
+    def __init__(self, source: KafkaSource, positions: Positions, *, store: bool = True) -> None:
+        self.source = source
+        self.batches: list[RawBatch] = []
+        self._positions = positions
+        self._store = store
+        self._stop = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Reader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                new = self.source.poll(100, 0.2)
+                if self._store:
+                    self._positions.store(new)
+                self.batches += new
+        except Exception as error:
+            self._error = error
+
+
+def wait_for(condition: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:
+    """Wait until ``condition`` holds; the readers' threads are at work meanwhile."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.01)
+
+
 def records(n: int) -> Callable[[list[RawBatch]], bool]:
     return lambda batches: sum(map(len, batches)) >= n
 
@@ -412,66 +453,78 @@ def test_an_empty_range_is_empty(kafka, topic, make_source) -> None:
 # Sharing the work
 
 
+def shares(*sources: KafkaSource) -> Callable[[], bool]:
+    """All partitions of the topic have one of these owners each, and each owner one partition."""
+    return lambda: (
+        [len(source.assignment()) for source in sources] == [1] * len(sources)
+        and len(frozenset().union(*(source.assignment() for source in sources))) == len(sources)
+    )
+
+
 def test_two_members_share_the_partitions_and_hand_over_at_the_stored_offsets(kafka, topic, make_source) -> None:
     name = topic(partitions=2)
     positions = Positions()
-    first = make_source(name, client_id="first")
-    first.open(positions)
     for partition in (0, 1):
         produce(kafka.brokers, name, numbered(10), partition=partition)
-    seen = read(first, records(20), positions=positions)
-    assert first.assignment() == {Partition(name, 0), Partition(name, 1)}
-
-    second = make_source(name, client_id="second")
-    second.open(positions)
-    deadline = time.monotonic() + DEADLINE_S
-    while not (len(first.assignment()) == len(second.assignment()) == 1):
-        assert time.monotonic() < deadline
-        for source in (first, second):
-            # The new owner must not begin where the first one was when the look-up was made at the very start.
-            seen += (new := source.poll(100, 0.1))
-            positions.store(new)
-    assert first.assignment() | second.assignment() == {Partition(name, 0), Partition(name, 1)}
-
-    for partition in (0, 1):
-        produce(kafka.brokers, name, numbered(5, first=10), partition=partition)
-    while sum(map(len, seen)) < 30:
-        assert time.monotonic() < deadline, offsets_of(seen)
-        for source in (first, second):
-            seen += (new := source.poll(100, 0.1))
-            positions.store(new)
-    assert {number: sorted(found) for number, found in offsets_of(seen).items()} == {
-        0: list(range(15)),
-        1: list(range(15)),
-    }
+    first, second = (make_source(name, client_id=client_id) for client_id in ("first", "second"))
+    first.open(positions)
+    with Reader(first, positions) as one:
+        wait_for(lambda: records(20)(one.batches))
+        second.open(positions)
+        with Reader(second, positions) as two:
+            wait_for(shares(first, second))
+            for partition in (0, 1):
+                produce(kafka.brokers, name, numbered(5, first=10), partition=partition)
+            wait_for(lambda: records(30)(one.batches + two.batches), lambda: offsets_of(one.batches + two.batches))
+    assert offsets_of(one.batches + two.batches) == {0: list(range(15)), 1: list(range(15))}
+    assert sum(map(len, two.batches)) == 5
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_partition_that_stays_ours_goes_on_unless_another_wrote_its_offset(
-    kafka, topic, make_source, elsewhere
-) -> None:
+def test_a_partition_that_stays_ours_goes_on_unless_another_wrote_it(kafka, topic, make_source, elsewhere) -> None:
     """A rebalance between two checkpoints must not hand over again what waits for the next one."""
     name = topic(partitions=2)
     partitions = [Partition(name, 0), Partition(name, 1)]
     for partition in partitions:
         produce(kafka.brokers, name, numbered(4), partition=partition.number)
     positions = Positions(dict.fromkeys(partitions, 0))
-    first = make_source(name, client_id="first")
+    first, second = (make_source(name, client_id=client_id) for client_id in ("first", "second"))
     first.open(positions)
     seen = read(first, records(8))  # not stored
     if elsewhere:  # another owner, alive by mistake, wrote a checkpoint
         positions.stored = dict.fromkeys(partitions, 3)
-    second = make_source(name, client_id="second")
     second.open(positions)
-    deadline = time.monotonic() + DEADLINE_S
-    while len(first.assignment()) > 1:
-        assert time.monotonic() < deadline
-        seen += first.poll(100, 0.1)
-        second.poll(100, 0.1)
-    (kept,) = first.assignment()
-    produce(kafka.brokers, name, [b"new"], partition=kept.number)
-    seen += read(first, lambda batches: any(4 in batch.offsets for batch in [*seen, *batches]))
-    assert offsets_of(seen)[kept.number] == ([0, 1, 2, 3, 3, 4] if elsewhere else [0, 1, 2, 3, 4])
+    with Reader(first, positions, store=False) as one, Reader(second, positions, store=False):
+        wait_for(shares(first, second))
+        (kept,) = first.assignment()
+        produce(kafka.brokers, name, [b"new"], partition=kept.number)
+        wait_for(lambda: any(4 in batch.offsets for batch in one.batches))
+    assert offsets_of(seen + one.batches)[kept.number] == ([0, 1, 2, 3, 3, 4] if elsewhere else [0, 1, 2, 3, 4])
+
+
+def test_a_leader_takes_an_assignment_that_was_agreed_between_two_of_its_polls(kafka, topic, make_source) -> None:
+    """The client itself drops it, and goes on without partitions, heartbeats or an error."""
+    name = topic(partitions=1)
+    positions = Positions()
+    first, second = (make_source(name, client_id=client_id) for client_id in ("first", "second"))
+    first.open(positions)
+    read(first, placed(1))  # alone, so the leader
+    second.open(positions)
+    joined = [source._consumer.group_metadata for source in (first, second)]
+    with Reader(second, positions) as two:
+        with Reader(first, positions) as one:
+            wait_for(lambda: all(member().state == "<stable>" and member().generation_id > 1 for member in joined))
+        with kafka.admin() as admin:
+            admin.create_partitions({name: 2})
+        # The leader begins a rebalance in one short poll, and the others join while it is busy with something else.
+        first._consumer._client.cluster.request_update()
+        wait_for(lambda: first._consumer.poll(timeout_ms=100) == {} and first._consumer._coordinator.rejoining)
+        wait_for(lambda: second.assignment() == {Partition(name, 1)})
+        for partition in (0, 1):
+            produce(kafka.brokers, name, numbered(1), partition=partition)
+        with Reader(first, positions) as one:
+            wait_for(lambda: records(2)(one.batches + two.batches), lambda: offsets_of(one.batches))
+            assert offsets_of(one.batches)[0] == [0]
 
 
 def test_a_restarted_static_member_has_its_partitions_back_at_once(kafka, topic, make_source) -> None:
@@ -764,7 +817,8 @@ def test_a_topic_that_goes_away_is_told_while_running(kafka, topic, make_source,
 @pytest.fixture(scope="module")
 def own_kafka(kafka: KafkaServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     """One broker for the outages of this file: each leaves it running again. ``kafka`` skips where there is none."""
-    server = KafkaServer(tmp_path_factory.mktemp("own-kafka"))
+    settings = {"auto.create.topics.enable": "true"}  # as many brokers have it
+    server = KafkaServer(tmp_path_factory.mktemp("own-kafka"), settings=settings)
     try:
         server.start()
         yield server
@@ -830,6 +884,32 @@ def test_a_broker_that_says_nothing_is_told_and_closing_does_not_wait_for_it(own
         began = time.monotonic()
         letters.close()
         assert time.monotonic() - began < 5
+
+
+def test_a_topic_that_is_gone_is_not_made_anew_by_asking_for_it(own_kafka: KafkaServer, monkeypatch) -> None:
+    monkeypatch.setattr("connectors.kafka._SILENCE_S", 0.5)
+    name = own_kafka.create_topic("gone")
+    settings = KafkaSettings(brokers=own_kafka.brokers, topic=name)
+    letters = settings.dead_letter_topic(name, client_id="writer")
+    letter = DeadLetter(Partition(name, 0), 1, -1, "bad_json", "not JSON", b"{", 1)
+    letters.send([letter])
+    source = settings.build(client_id="reader")
+    source.open(Positions())
+    try:
+        read(source, records(1))
+        with own_kafka.admin() as admin:
+            admin.delete_topics([name])
+        # The client asks the broker for the topic's leader, again and again.
+        source._consumer._client.cluster.request_update()
+        with pytest.raises(UnknownTopic):
+            read(source, records(1))
+        with pytest.raises(SinkError):
+            KafkaDeadLetterTopic([own_kafka.brokers], name, client_id="late", timeout_s=2).send([letter])
+        with own_kafka.admin() as admin:
+            assert name not in admin.list_topics()
+    finally:
+        source.close()
+        letters.close()
 
 
 # Dead letters

@@ -34,7 +34,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,8 +123,9 @@ def make_certificates(directory: Path) -> tuple[Path, Path]:
 class KafkaServer:
     """One broker with its own directory, ports and cluster id; see the top of this file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory
+        self._settings = dict(settings or {})  # lines of server.properties that replace ours
         self.cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         self._ports = {name: free_port() for name in ("PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL", "CONTROLLER")}
         self._process: subprocess.Popen[bytes] | None = None
@@ -273,6 +274,7 @@ log.retention.ms=-1
 log.retention.check.interval.ms=1000
 log.initial.task.delay.ms=1000
 """
+            + "".join(f"{name}={value}\n" for name, value in self._settings.items())
         )
         done = subprocess.run(
             [
