@@ -285,7 +285,7 @@ class Reference:
             geometry: how vectors are compared: ANGULAR, TEXT or STANDARD, or another.
             block: records in a block, where ``block_ids`` is not given.
             block_ids: int64 (n,), the event-time block of each record, of about the length that live blocks have.
-            prototypes: how many to train; by default one for every 20 records of the fit half up to 1,000, then one
+            prototypes: how many to train; by default one for every 20 records of the fit half up to 500, then one
                 for every 100 up to 2,000. Those with fewer than 5 members are dropped.
             exemplars: at most so many vectors of the fit half are kept, chosen by hash.
             excerpts: n texts that show a person the record; kept for exemplars, cut at 500 characters.

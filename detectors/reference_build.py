@@ -254,11 +254,12 @@ def _moments(x: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
 
 
 def _prototype_count(n: int) -> int:
-    """One for every 20 records up to 1,000, then one for every 100 up to 2,000.
+    """One for every 20 records up to 500, then one for every 100 up to 2,000.
 
-    On sentence vectors of 150 intents, one for 20 gives an AUROC of foreign records of .983, one for 100 gives .972.
+    On 10,000 sentence vectors of 150 intents, 500 give an AUROC of foreign records of .983, 100 give .972; more than
+    500 gain less than a search of twice the time costs.
     """
-    return max(1, min(2000, max(n // 100, min(n // 20, 1000))))
+    return max(1, min(2000, max(n // 100, min(n // 20, 500))))
 
 
 def _prototypes(

@@ -86,8 +86,8 @@ class Worker:
         self._recent: list[tuple[int, int]] = []  # (records, dead) of the last batches, for the dead-letter limit
         self._last_record: dict[Partition, float] = {}
         self._assigned: frozenset[Partition] = frozenset()
+        self._rewind_due = False
         self._open: dict[str, IncidentRow] = {}
-        self._held: list[RawBatch] = []  # fetched with the last records of the baseline, to be scored
         self._next_block: int | None = None
         self.records = self.dead = 0  # since the start
 
@@ -158,32 +158,31 @@ class Worker:
         began = time.perf_counter()
         batches: list[RawBatch] = []
         try:
+            if self._rewind_due:
+                self.source.rewind()
+                self._rewind_due = False
             batches = self.source.poll(self._settings.checkpoint.poll_records, wait_s)
-        except SourceError as error:
+        except (SourceError, StoreError) as error:  # a source asks the database where to begin
             if not error.retryable:
                 raise
             failure = str(error)
         seconds = {"poll": time.perf_counter() - began}
-        self._notice_assignment(clock_s)
-        for batch in batches:
-            self._take(batch, now_ms, clock_s)
-        if self.pipeline is not None:
-            seconds |= self.pipeline.phases.taken()
+        if self._lost_partitions(clock_s):
+            batches = []  # they come again, from the stored offsets on
         records = sum(len(batch) for batch in batches)
         self.records += records
         written: Checkpoint | None = None
         commit_s = folded = None
         try:
-            began = time.perf_counter()
             if self.collector is not None:
+                batches = self._collect(self.collector, batches, now_ms)
                 written = self._finish_collecting(now_ms)
-                if written is not None:
-                    held, self._held = self._held, []
-                    for batch in held:
-                        self._take(batch, now_ms, clock_s)
-            elif self._due(clock_s):
+            if self.pipeline is not None:
+                self._score(self.pipeline, batches, now_ms, clock_s)
+                seconds |= self.pipeline.phases.taken()
+            if written is None and self._due(clock_s):
+                began = time.perf_counter()
                 written = self._commit()
-            if written is not None:
                 commit_s = seconds["commit"] = time.perf_counter() - began
             began = time.perf_counter()
             folded = self._fold(now_ms, clock_s)
@@ -263,35 +262,39 @@ class Worker:
         )
         self.folder = Folder(self.name, self._settings, spaces=spaces)
 
-    def _notice_assignment(self, clock_s: float) -> None:
+    def _lost_partitions(self, clock_s: float) -> bool:
+        """Take note of the assignment. Whether partitions went away, so that everything pending was forgotten."""
         assigned = self.source.assignment()
-        if assigned == self._assigned:
-            return
         gone = self._assigned - assigned
         self._assigned = assigned
         for partition in assigned:
             self._last_record.setdefault(partition, clock_s)
         for partition in gone:
             self._last_record.pop(partition, None)
-        if gone and self.pipeline is not None:
+        if gone:
             # The new owner reads on from the stored offsets, so what is pending of these partitions is its work now.
             self._start_over()
+        return bool(gone)
 
-    def _take(self, batch: RawBatch, now_ms: int, clock_s: float) -> None:
-        self._last_record[batch.partition] = clock_s
-        if self.collector is not None:
-            before = len(self.collector.dead)
-            rest = self.collector.take(batch, now_ms)
+    def _collect(self, collector: Collector, batches: Sequence[RawBatch], now_ms: int) -> list[RawBatch]:
+        """Into the baseline, up to exactly the wanted number of records. Returns what is left over, to be scored."""
+        left = []
+        for batch in batches:
+            before = len(collector.dead)
+            rest = collector.take(batch, now_ms)
             if len(rest):
-                self._held.append(rest)
-            self._watch_dead_letters(len(batch) - len(rest), len(self.collector.dead) - before)
-            return
-        assert self.pipeline is not None
-        before = len(self.pipeline.pending_dead)
-        self.pipeline.process(batch, now_ms)
-        if self._checkpoint_began is None:
-            self._checkpoint_began = clock_s
-        self._watch_dead_letters(len(batch), len(self.pipeline.pending_dead) - before)
+                left.append(rest)
+            self._watch_dead_letters(len(batch) - len(rest), len(collector.dead) - before)
+        return left
+
+    def _score(self, pipeline: Pipeline, batches: Sequence[RawBatch], now_ms: int, clock_s: float) -> None:
+        for batch in batches:
+            self._last_record[batch.partition] = clock_s
+            if self._checkpoint_began is None:
+                self._checkpoint_began = clock_s
+            before = len(pipeline.pending_dead)
+            pipeline.process(batch, now_ms)
+            self._watch_dead_letters(len(batch), len(pipeline.pending_dead) - before)
 
     def _watch_dead_letters(self, records: int, dead: int) -> None:
         limits = self.model.dead_letters
@@ -336,12 +339,11 @@ class Worker:
     def _start_over(self) -> None:
         """Forget what was not written, and read on from the stored offsets."""
         self._checkpoint_began = None
-        self._held = []
         if self.pipeline is not None:
             self.pipeline.discard()
         if self.collector is not None:
             self._collect_again()
-        self.source.rewind()
+        self._rewind_due = True
 
     def _collect_again(self) -> None:
         """Begin the collection anew; its records were never counted."""

@@ -9,6 +9,7 @@ the machine with the broker. Resident memory is read at the end.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -75,8 +76,8 @@ def memory_mb(pid: int) -> tuple[float, float]:
     return int(fields["VmRSS"].split()[0]) / 1024, int(fields["VmHWM"].split()[0]) / 1024
 
 
-def through_driftd(folder: Path, brokers: str, topic: str) -> tuple[float, float, float]:
-    """Records per second after the baseline, and resident memory now and at its peak in MB."""
+def through_driftd(folder: Path, brokers: str, topic: str) -> tuple[float, float, float, dict[str, float]]:
+    """Records per second after the baseline, resident memory now and at its peak in MB, microseconds per phase."""
     daemon = Running(
         folder,
         {
@@ -94,16 +95,25 @@ def through_driftd(folder: Path, brokers: str, topic: str) -> tuple[float, float
     try:
         daemon.wait_for_records(1, at_least=True)
         assert daemon.process is not None
-        first, began = daemon.counted(), time.perf_counter()
-        while (seen := daemon.counted()) < RECORDS:
+        samples = [(time.perf_counter(), daemon.counted())]
+        while samples[-1][1] < RECORDS:
             assert daemon.process.poll() is None, daemon.log()
-            time.sleep(0.1)
-        rate = (seen - first) / (time.perf_counter() - began)
+            time.sleep(0.05)
+            samples.append((time.perf_counter(), daemon.counted()))
+        # From one checkpoint to another: not the second after the baseline, nor the wait for more at the end.
+        grown = [now for before, now in itertools.pairwise(samples) if now[1] > before[1]]
+        (began, first), (ended, last) = grown[0], grown[-2]
+        rate = (last - first) / (ended - began)
         now, peak = memory_mb(daemon.process.pid)
+        phases = {
+            line.split('phase="')[1].split('"')[0]: round(float(line.split()[-1]) / (RECORDS - BASELINE) * 1e6, 1)
+            for line in daemon.get("/metrics")[1].splitlines()
+            if line.startswith("driftd_phase_seconds_total")
+        }
         daemon.terminate()
     finally:
         daemon.kill()
-    return rate, now, peak
+    return rate, now, peak, phases
 
 
 def main() -> None:
@@ -118,7 +128,7 @@ def main() -> None:
             produce(server.brokers, topic, RECORDS)
             polled = [bare(server.brokers, topic, RECORDS, "bare-1")]
             (Path(folder) / "driftd").mkdir()
-            rate, now, peak = through_driftd(Path(folder) / "driftd", server.brokers, topic)
+            rate, now, peak, phases = through_driftd(Path(folder) / "driftd", server.brokers, topic)
             polled.append(bare(server.brokers, topic, RECORDS, "bare-2"))
         finally:
             server.stop()
@@ -133,6 +143,7 @@ def main() -> None:
         "records": RECORDS,
         "resident_mb": round(now),
         "peak_resident_mb": round(peak),
+        "phase_us": phases,
     }
     print(json.dumps(result))
 
