@@ -899,7 +899,7 @@ def _raw_batch(partition: Partition, records: Sequence[Any], next_offset: int | 
 
 def _headers(records: Sequence[Any]) -> Sequence[Headers]:
     headers: list[Headers] = list(map(_HEADERS, records))
-    if not any(headers):
+    if not any(value is None for row in headers for _, value in row):
         return headers
     # Kafka knows headers without a value; ours are bytes.
     return [[(name, value if value is not None else b"") for name, value in row] if row else row for row in headers]

@@ -6,6 +6,7 @@ for each sink and one for dead letters, so that a slow receiver never delays sco
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -101,6 +102,9 @@ class Daemon:
         for worker in workers:
             self._insist(f"model {worker.name}", worker.start, model=worker.name)
             self._show(worker)
+        # What was made so far lives as long as the process: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         running = list(workers)
         while running and not self._stopping:
             for worker in list(running):
