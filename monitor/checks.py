@@ -11,9 +11,9 @@ from connectors.database.store import Store
 from detectors.errors import DriftdError
 from detectors.reference import Reference
 from monitor.app import build_sinks, build_source, check_references_folder, open_store
-from monitor.budget import share_of_segment, threshold
+from monitor.budget import RATE_SHARE, share_of_segment, threshold
 from monitor.decode import Decoder
-from monitor.folding import MIN_RECORDS_TO_PAGE
+from monitor.folding import MIN_RECORDS_TO_PAGE, segment_names
 from monitor.settings import ModelSettings, Settings
 
 
@@ -89,7 +89,7 @@ def diagnose(settings: Settings) -> list[Finding]:
                 _look(f"model {name}, reference {space}", _reference(store, name, space)) for space in model.spaces
             ]
             findings.append(_dead_letters(store, name, model))
-            findings += _budget(settings, name, model)
+            findings += _budget(settings, store, name, model)
         depth = store.outbox_depth()
         findings.append(Finding("outbox", depth < 100, f"{depth} notifications wait to be sent"))
     finally:
@@ -126,20 +126,20 @@ def _dead_letters(store: Store, name: str, model: ModelSettings) -> Finding:
     return Finding(f"model {name}, dead letters", not too_many, detail)
 
 
-def _budget(settings: Settings, name: str, model: ModelSettings) -> list[Finding]:
+def _budget(settings: Settings, store: Store, name: str, model: ModelSettings) -> list[Finding]:
     """How the one budget of false pages is divided."""
     drift = model.drift
     findings = []
     for space in model.spaces:
-        share = share_of_segment(settings, name, "", segments=0)
-        pages = threshold(drift.page_every_days, drift.block, share)
-        warns = threshold(drift.warn_every_days, drift.block, share)
-        findings.append(
-            Finding(
-                f"model {name}, alarm budget {space}",
-                True,
-                f"share {share:.3f} of one false page in {drift.page_every_days:g} days; pages at strength "
-                f"{pages:.2f}, warns at {warns:.2f}",
-            )
-        )
+        row = store.active_reference(name, space)
+        names = segment_names(Reference.load(Path(row.path)).segments) if row is not None else []
+        parts = []
+        for segment in ["", *names[:1]]:
+            share = share_of_segment(settings, name, segment, segments=len(names)) * (1.0 - RATE_SHARE)
+            pages = threshold(drift.page_every_days, drift.block, share)
+            warns = threshold(drift.warn_every_days, drift.block, share)
+            whose = "all records" if segment == "" else f"each of {len(names)} segments"
+            parts.append(f"{whose}: share {share:.4f}, pages at strength {pages:.2f}, warns at {warns:.2f}")
+        detail = f"one false page in {drift.page_every_days:g} days for all together. {'; '.join(parts)}"
+        findings.append(Finding(f"model {name}, alarm budget {space}", True, detail))
     return findings

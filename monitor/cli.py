@@ -365,7 +365,9 @@ def reference_show(path: Annotated[Path, typer.Argument(help="folder of the refe
     if json:
         put_json(facts)
     else:
-        put_table(["", ""], [[name, str(value)] for name, value in facts.items()])
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            put(f"{name:<{width}}  {value}")
 
 
 @app.callback(invoke_without_command=True)

@@ -222,6 +222,8 @@ class Daemon:
         metrics, name = self._metrics, worker.name
         metrics.blocks_folded.labels(name).inc(folded.blocks)
         metrics.late.labels(name).inc(folded.late)
+        for space, count in folded.flagged.items():
+            metrics.outliers.labels(name, space).inc(count)
         if folded.next_block is not None:
             metrics.watermark.labels(name).set(folded.next_block * worker.model.drift.block)
         for reading in folded.readings:

@@ -61,6 +61,7 @@ class Outcome:
 
     blocks: int = 0
     late: int = 0
+    flagged: Counter[str] = field(default_factory=Counter)  # outliers, by space
     readings: list[ReadingRow] = field(default_factory=list)
     incidents: list[IncidentRow] = field(default_factory=list)
     next_block: int | None = None
@@ -173,7 +174,7 @@ class Folder:
             if closure is not None:
                 result = replace(result, closure=replace(closure, block=below))
             try:
-                step.commit(result)
+                outcome.flagged += step.commit(result)
             except OwnershipLost:
                 return True  # another worker did this step; look again
             outcome.late += _records(late)

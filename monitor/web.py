@@ -320,7 +320,7 @@ th { color: var(--soft); font-weight: 600; font-size: .85rem; }
 ul { list-style: none; padding: 0; margin: 0; }
 li { padding: .25rem 0; overflow-wrap: anywhere; }
 td { white-space: nowrap; }
-td:nth-child(2), td:nth-child(7) { white-space: normal; overflow-wrap: anywhere; }
+td:nth-child(2), td:nth-child(7) { white-space: normal; overflow-wrap: break-word; }
 nav a { margin-right: 1rem; }
 a { color: inherit; }
 .ok { color: var(--ok); font-weight: 600; }

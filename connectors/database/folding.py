@@ -7,6 +7,7 @@ What is deleted is exactly what was handed out: a delta that arrives in between 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -106,8 +107,11 @@ class Fold:
         query = select(_INCIDENTS).where(_INCIDENTS.c.model == self._model, wanted)
         return rows_of(self._snapshot.execute(query.order_by(_INCIDENTS.c.opened_ms, _INCIDENTS.c.id)), incident_row)
 
-    def commit(self, result: FoldResult) -> None:
+    def commit(self, result: FoldResult) -> Counter[str]:
         """Write the step, all of it or nothing.
+
+        Returns:
+            How many kept candidates were flagged as outliers, by space.
 
         Raises:
             OwnershipLost: another worker folded first; nothing is written, and the next `begin_fold` sees its work.
@@ -120,8 +124,9 @@ class Fold:
         self._snapshot.rollback()
         with self._database.writing() as connection:
             self._take_turn(connection, result.next_block)
-            self._write(connection, result)
+            flagged = self._write(connection, result)
         self._committed = True
+        return flagged
 
     def _take_turn(self, connection: Connection, next_block: int) -> None:
         lost = OwnershipLost(
@@ -142,7 +147,7 @@ class Fold:
         if connection.execute(change).rowcount != 1:
             raise lost
 
-    def _write(self, connection: Connection, result: FoldResult) -> None:
+    def _write(self, connection: Connection, result: FoldResult) -> Counter[str]:
         model, dialect, now_ms = self._model, self._database.dialect, self._database.now_ms()
 
         def write(statement: Any, columns: Iterable[dict[str, Any]]) -> None:
@@ -183,12 +188,10 @@ class Fold:
             )
             .values(flagged=True)
         )
-        write(
-            flag,
-            (
-                {"in_space": space, "in_block": block, "at_least": score}
-                for (space, block), score in sorted(result.flag_at.items())
-            ),
-        )
+        flagged: Counter[str] = Counter()
+        for (space, block), score in sorted(result.flag_at.items()):
+            found = connection.execute(flag, {"in_space": space, "in_block": block, "at_least": score})
+            flagged[space] += found.rowcount
         if result.closure is not None:
             write(insert(schema.closures), [closure_columns(model, result.closure)])
+        return flagged

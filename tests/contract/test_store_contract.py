@@ -195,10 +195,11 @@ def result(next_block: int, **more: Any) -> FoldResult:
     return FoldResult(next_block=next_block, **(values | more))
 
 
-def fold(store: Store, next_block: int, **more: Any) -> None:
+def fold(store: Store, next_block: int, **more: Any) -> dict[str, int]:
+    """One step of the fold; how many candidates it flagged."""
     with store.begin_fold("m") as step:
         step.deltas(below_block=next_block)
-        step.commit(result(next_block, **more))
+        return step.commit(result(next_block, **more))
 
 
 def content(store: Store) -> dict[str, list[Any]]:
@@ -646,7 +647,7 @@ def test_a_fold_flags_the_candidates_above_the_threshold_of_their_block(store: S
         candidate(5, score=9.0, block=1),
     ]
     store.commit(Checkpoint("m", [advance()], kept=rows))
-    fold(store, 1, flag_at={("input", 0): 2.0})
+    assert fold(store, 1, flag_at={("input", 0): 2.0}) == {"input": 1}
     assert [row.offset for row in store.kept("m", flagged=True)] == [1]
     assert len(store.kept("m", flagged=False)) == 4
     assert store.totals("m") == Totals(records=10, dead=0, late=0, kept=5, flagged=1)
