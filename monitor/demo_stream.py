@@ -18,7 +18,6 @@ bytes.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,24 +244,6 @@ def make_demo(
         broken={kind: list(breakage_of.values()).count(kind) for kind in BREAKAGES if per_breakage},
         accuracy=right / max(onset, 1),
     )
-
-
-def picture(pixels: str) -> Pixels:
-    """The field ``pixels`` of a record as a picture for a person: uint8 (8, 8), dark ink on light paper.
-
-    >>> picture(base64.b64encode(bytes(64)).decode()).min()
-    np.uint8(255)
-
-    Raises:
-        InvalidInput: the text is no base64 of 64 bytes.
-    """
-    try:
-        raw = base64.b64decode(pixels, validate=True)
-    except binascii.Error as error:
-        raise InvalidInput(f"The pixels are no base64: {error}.", hint="Give the record's own field.") from error
-    if len(raw) != SIDE * SIDE:
-        raise InvalidInput(f"The pixels are {len(raw)} bytes, not {SIDE * SIDE}.", hint="Give the record's own field.")
-    return np.bitwise_not(np.frombuffer(raw, np.uint8)).reshape(SIDE, SIDE)
 
 
 def distort(images: Floats, chance: np.random.Generator) -> Pixels:

@@ -184,13 +184,12 @@ class OutboxSender:
 
         sender = OutboxSender(store, {"pager": sink}, metrics=metrics)
         sender.start()
-        sender.wake()       # after a commit that wrote outbox rows; without it they leave within a second
         sender.stop()       # what is being sent may finish; what is not sent stays in the outbox
 
     Args:
         store: the database; its calls must be safe from several threads.
         clock: wall clock, milliseconds since 1970.
-        look_every_s: how often the outbox is looked at, besides `wake`.
+        look_every_s: how often the outbox is looked at.
     """
 
     def __init__(
@@ -209,7 +208,6 @@ class OutboxSender:
         self._clock = clock
         self._look_every_s = look_every_s
         self._stopping = threading.Event()
-        self._wake = {name: threading.Event() for name in self._sinks}
         self._queues = {
             name: SinkQueue(name, sink, store, policy=policy or RetryPolicy(), metrics=metrics)
             for name, sink in self._sinks.items()
@@ -223,18 +221,12 @@ class OutboxSender:
             self._threads.append(thread)
             thread.start()
 
-    def wake(self) -> None:
-        """There may be something new in the outbox."""
-        for waiting in self._wake.values():
-            waiting.set()
-
     def stop(self, timeout_s: float = 5.0) -> list[str]:
         """Send nothing new and leave within ``timeout_s``. Returns the sinks that were still busy; they are left alone.
 
         A notification that was on its way then may be sent again at the next start, under the same id.
         """
         self._stopping.set()
-        self.wake()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
@@ -246,11 +238,10 @@ class OutboxSender:
         return sorted(busy)
 
     def _run(self, name: str) -> None:
-        queue, wake = self._queues[name], self._wake[name]
+        queue = self._queues[name]
         database = RepeatingFailure(log, "outbox cannot be read or written")
         next_depth_ms = 0
         while not self._stopping.is_set():
-            wake.clear()
             try:
                 queue.pump(self._clock, self._stopping)
                 if self._metrics is not None and self._clock() >= next_depth_ms:
@@ -261,5 +252,4 @@ class OutboxSender:
                 database.happened(describe(error), sink=name)
             except Exception:  # a thread that ends in silence would be alerts that never come
                 log.exception(event("sender failed", sink=name))
-            if not self._stopping.is_set():
-                wake.wait(self._look_every_s)
+            self._stopping.wait(self._look_every_s)

@@ -13,7 +13,7 @@ import pytest
 
 from detectors.errors import InvalidInput
 from monitor import demo_stream
-from monitor.demo_stream import DAMAGES, DemoTruth, make_demo, picture
+from monitor.demo_stream import DAMAGES, DemoTruth, make_demo
 
 
 def _small(directory: Path, *, seed: int = 7, baseline_records: int = 4_000) -> DemoTruth:
@@ -174,19 +174,6 @@ def test_the_unknown_digit_reaches_its_share_in_one_scanner_only(truth: DemoTrut
     others = next(scanner for scanner in demo_stream.SCANNERS if scanner != drift.scanner)
     assert confidence(drift.scanner, in_drift=True) < confidence(drift.scanner, in_drift=False) - 0.02
     assert abs(confidence(others, in_drift=True) - confidence(others, in_drift=False)) < 0.02
-
-
-def test_a_picture_shows_dark_ink_on_light_paper(truth: DemoTruth) -> None:
-    first = next(record for record in _records(truth.baseline) if record)
-    image = picture(first["pixels"])
-    assert image.shape == (8, 8)
-    assert image[:, 0].mean() > 200 > image[:, 3:5].mean()
-
-
-@pytest.mark.parametrize("pixels", ["no base64!", base64.b64encode(bytes(10)).decode()])
-def test_a_picture_of_something_else_is_refused(pixels: str) -> None:
-    with pytest.raises(InvalidInput, match="pixels"):
-        picture(pixels)
 
 
 def test_a_share_beyond_one_scanner_s_traffic_is_refused(tmp_path: Path) -> None:
