@@ -79,8 +79,8 @@ class FilesSettings(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("stdin is read until it ends; leave follow out")
         return self
 
-    def build(self, *, client_id: str) -> FilesSource:
-        """Make the source. Nothing is opened yet. ``client_id`` is for sources that tell their server who they are."""
+    def build(self, *, client_id: str, group: str = "driftd") -> FilesSource:
+        """Make the source. Nothing is opened yet. The names are for sources that tell their server who they are."""
         return FilesSource(self)
 
 

@@ -113,17 +113,15 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     def addresses(self) -> list[str]:
         return _addresses(self.brokers)
 
-    def build(self, *, client_id: str, group: str = "") -> KafkaSource:
+    def build(self, *, client_id: str, group: str = "driftd") -> KafkaSource:
         """The source.
 
         Args:
             client_id: one for each running reader, stable over restarts: "driftd-MODEL-HOST-ORDINAL".
-            group: the group where the settings name none; "" takes what stands before -HOST-ORDINAL in ``client_id``.
+            group: what all readers of the model share, on whatever host; the settings' own name comes first.
         """
         instance = None if self.instance == "none" else (self.instance or client_id)
-        return KafkaSource(
-            self, client_id=client_id, group=self.group or group or _group_of(client_id), instance=instance
-        )
+        return KafkaSource(self, client_id=client_id, group=self.group or group, instance=instance)
 
     def dead_letter_topic(self, topic: str, *, client_id: str) -> KafkaDeadLetterTopic:
         """Where unusable records of this source go, on the same cluster and with the same rights."""
@@ -836,13 +834,6 @@ def require_codecs() -> None:
 def _addresses(brokers: str | list[str]) -> list[str]:
     parts = brokers.split(",") if isinstance(brokers, str) else brokers
     return [part.strip() for part in parts if part.strip()]
-
-
-def _group_of(client_id: str) -> str:
-    """The part of "driftd-MODEL-HOST-ORDINAL" that all readers of a model share, on whatever host they run."""
-    import socket
-
-    return re.sub(rf"-{re.escape(socket.gethostname())}-\d+$", "", client_id) or "driftd"
 
 
 def _listener(on_assigned: Callable[[Iterable[TopicPartition]], None]) -> Any:

@@ -25,7 +25,8 @@ def open_store(settings: Settings) -> Store:
 
 def build_source(name: str, model: ModelSettings, *, ordinal: int = 0) -> Source:
     """The source of one model. The client id is stable over restarts, so that a static group member comes back."""
-    return model.source.build(client_id=f"driftd-{name}-{socket.gethostname()}-{ordinal}")
+    group = f"driftd-{name}"
+    return model.source.build(client_id=f"{group}-{socket.gethostname()}-{ordinal}", group=group)
 
 
 def build_workers(settings: Settings, store: Store) -> list[Worker]:
