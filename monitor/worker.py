@@ -279,12 +279,15 @@ class Worker:
     def _collect(self, collector: Collector, batches: Sequence[RawBatch], now_ms: int) -> list[RawBatch]:
         """Into the baseline, up to exactly the wanted number of records. Returns what is left over, to be scored."""
         left = []
+        tenths = 10 * collector.collected // collector.wanted
         for batch in batches:
             before = len(collector.dead)
             rest = collector.take(batch, now_ms)
             if len(rest):
                 left.append(rest)
             self._watch_dead_letters(len(batch) - len(rest), len(collector.dead) - before)
+        if 10 * collector.collected // collector.wanted > tenths:
+            log.info(event("baseline grows", model=self.name, records=collector.collected, of=collector.wanted))
         return left
 
     def _score(self, pipeline: Pipeline, batches: Sequence[RawBatch], now_ms: int, clock_s: float) -> None:
