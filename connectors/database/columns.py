@@ -157,6 +157,7 @@ def kept_columns(model: str, record: KeptRecord, stored_ms: int) -> Columns:
         "fields": to_json(record.kept),
         "flagged": False,
         "stored_ms": stored_ms,
+        "vector": record.vector,
     }
 
 
@@ -178,6 +179,7 @@ def kept_row(row: Any) -> KeptRecord:
         from_json(row.segments),
         from_json(row.fields),
         bool(row.flagged),
+        row.vector,
     )
 
 

@@ -66,6 +66,7 @@ class KeptRecord:
     segments: dict[str, str]
     kept: dict[str, object]  # fields that settings allow to keep, after redaction
     flagged: bool = False  # set by the fold; ignored when a checkpoint writes the record
+    vector: bytes | None = None  # float16 little-endian, as prepared by the reference; None where not kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,8 @@ class ReadingRow:
     reference: int
     page: bool
     warn: bool
+    onset_from_ms: int | None = None  # the onset lies between these two, as far as one can say
+    onset_to_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

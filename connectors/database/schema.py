@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The newest file in migrations/versions. Four digits: a greater text is a newer schema.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s"})
 
@@ -93,6 +93,19 @@ summary_deltas = Table(
     UniqueConstraint("model", "block", "space", "segment", "reference", "topic", "number", "first_offset"),
 )
 
+# Hashes of the keys that one checkpoint met first in a block that is still open, where records are thinned by key.
+thinned_keys = Table(
+    "thinned_keys",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("block"),
+    _int("first_offset"),
+    _blob("blob"),
+    PrimaryKeyConstraint("model", "topic", "number", "block", "first_offset"),
+)
+
 # One merged summary per closed block: for replay and the report.
 summaries = Table(
     "summaries",
@@ -131,6 +144,7 @@ kept = Table(
     _text("fields"),
     _bool("flagged"),
     _int("stored_ms"),
+    Column("vector", LargeBinary, nullable=True),
     UniqueConstraint("model", "space", "topic", "number", "position"),
     Index("ix_kept_block", "model", "space", "block"),
     Index("ix_kept_time", "model", "time_ms"),
@@ -224,6 +238,8 @@ readings = Table(
     _bool("page"),
     _bool("warn"),
     _int("stored_ms"),
+    Column("onset_from_ms", BigInteger, nullable=True),
+    Column("onset_to_ms", BigInteger, nullable=True),
     UniqueConstraint("model", "space", "segment", "block", "channel", "reference"),
     Index("ix_readings_time", "model", "start_ms"),
 )
