@@ -348,9 +348,17 @@ class Rule:
         self.inflation_measured = bool(np.all(constants["inflation_measured"]))
         self.supports_page = level.n >= MIN_BASELINE_TO_PAGE and size >= MIN_BASELINE_TO_PAGE
 
-    def project(self, summary: Summary) -> Floats:
-        """What a block adds to every window: whitened sum (d,), scaled group counts (G,), histogram (49,), in one
-        row.
+    def mean_at(self, block: int) -> Floats:
+        """(d,), the mean of the vectors that block number ``block`` is compared with."""
+        return self.mean
+
+    def shares_at(self, block: int) -> Floats:
+        """(G,), the shares of the prototype groups that block number ``block`` is compared with."""
+        return self.shares
+
+    def project(self, summary: Summary, block: int) -> Floats:
+        """What block number ``block`` adds to every window: whitened sum (d,), scaled group counts (G,), histogram
+        (49,), in one row.
         """
         if len(summary.s) != self.dimension or len(summary.c) != len(self.groups):
             raise InvalidReference(
@@ -360,9 +368,9 @@ class Rule:
             )
         n = float(summary.n)
         values = np.empty(self.width)
-        values[: self.dimension] = (np.asarray(summary.s, dtype=np.float64) * TICK - n * self.mean) @ self.map
+        values[: self.dimension] = (np.asarray(summary.s, dtype=np.float64) * TICK - n * self.mean_at(block)) @ self.map
         grouped = np.bincount(self.groups, weights=summary.c, minlength=self.group_count)
-        values[self.dimension : -N_BINS] = self.scale * (grouped - n * self.shares)
+        values[self.dimension : -N_BINS] = self.scale * (grouped - n * self.shares_at(block))
         values[-N_BINS:] = summary.h
         return values
 
@@ -503,7 +511,7 @@ def fold(state: FoldState, summary: Summary | None, rule: Rule) -> tuple[FoldSta
             hint="Start a new state for a new reference.",
         )
     block, n = state.block, 0 if summary is None else int(summary.n)
-    values = np.zeros(rule.width) if summary is None or n == 0 else rule.project(summary)
+    values = np.zeros(rule.width) if summary is None or n == 0 else rule.project(summary, block)
     windows = state.windows.push(
         values, n, block=block, max_blocks=rule.settings.max_blocks, max_records=rule.max_records
     )

@@ -163,7 +163,7 @@ def test_p_values_of_null_windows_are_at_most_as_small_as_they_say(reference, to
     rule = Rule(reference.constants, settings())
     blocks = reference.summaries(topics.draw(400_000, np.random.default_rng(2)), 256)
     for null, part in ((rule.level, slice(0, 32)), (rule.mix, slice(32, -N_BINS))):
-        t = np.array([(rule.project(block)[part] ** 2).sum() / 256 for block in blocks])
+        t = np.array([(rule.project(block, 0)[part] ** 2).sum() / 256 for block in blocks])
         p = np.exp(null.log_p(t, np.full(len(t), 256.0)))
         assert (p <= 0.01).mean() <= 0.016  # 1,562 windows: 0.01 + 2.4 standard errors
         assert (p <= 0.01).mean() >= 0.002  # and the bound is not void
@@ -278,6 +278,25 @@ def test_tolerated_tail_shares_gain_nothing():
     gain = np.log(np.exp(experts.phi) @ heavier) - experts.psi
     rising = [index for index, name in enumerate(experts.names) if name not in ("down", "near")]
     assert gain[rising].max() <= 0
+
+
+def test_a_block_is_compared_with_the_mean_and_the_shares_of_its_own_number(reference, topics):
+    class Alternating(Rule):
+        def mean_at(self, block):
+            return self.mean + (block % 2)
+
+        def shares_at(self, block):
+            return self.shares * (1.0 - block % 2)
+
+    constant, seasonal = (kind(reference.constants, settings()) for kind in (Rule, Alternating))
+    block = reference.summaries(topics.draw(BLOCK, np.random.default_rng(15)), BLOCK)[0]
+    assert np.array_equal(seasonal.project(block, 4), constant.project(block, 4))
+    odd = seasonal.project(block, 5) - constant.project(block, 5)
+    assert odd[:32] == pytest.approx(-BLOCK * constant.map.sum(axis=0))
+    assert odd[32:-N_BINS] == pytest.approx(BLOCK * constant.scale * constant.shares)
+    states = [FoldState.start(rule, block=5) for rule in (constant, seasonal)]
+    ours, theirs = (fold(state, block, rule)[0] for state, rule in zip(states, (constant, seasonal), strict=True))
+    assert not np.array_equal(ours.windows.sums, theirs.windows.sums)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
