@@ -250,6 +250,23 @@ def test_several_processes_migrate_a_new_database_at_once(url: str, new_store: C
     assert new_store().partition_states("m") == []
 
 
+def test_a_database_of_the_first_schema_is_brought_up_to_date_with_its_rows(new_store: Callable[[], Store]) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    store = new_store()
+    with store._database.writing() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(ROOT / "connectors" / "database" / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        columns = "model,topic,number,next_offset,max_time_ms,records,dead,late"
+        connection.execute(sa.text(f"INSERT INTO partitions ({columns}) VALUES ('m', 't', 0, 7, 5, 7, 1, 0)"))
+    store.migrate()
+    assert [state.next_offset for state in store.partition_states("m")] == [7]
+    assert f"schema {schema.REVISION}" in store.check()
+
+
 def test_the_migrations_make_the_tables_of_the_schema(store: Store) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
