@@ -198,13 +198,20 @@ class NearestIndex:
 
 
 def k_means(
-    vectors: Floats, k: int, *, seed: int = 0, iterations: int = 10, progress: Callable[[float], None] | None = None
+    vectors: Floats,
+    k: int,
+    *,
+    weights: Floats | None = None,
+    seed: int = 0,
+    iterations: int = 10,
+    progress: Callable[[float], None] | None = None,
 ) -> Floats:
     """Centroids of k-means, float32 (k, d): the same for the same vectors, seed and build.
 
     Args:
         vectors: float32 (n, d), finite.
         k: 1 <= k <= n.
+        weights: float32 (n,), records that each vector stands for; one by default.
         seed: of the first centroids.
         iterations: of Lloyd's rule.
         progress: called with the share done after every iteration.
@@ -225,7 +232,7 @@ def k_means(
     )
     centroids: Floats | None = None
     for done in range(1, iterations + 1):
-        training.train(vectors, init_centroids=centroids)
+        training.train(vectors, weights=weights, init_centroids=centroids)
         centroids = np.array(training.centroids, np.float32)
         if progress is not None:
             progress(done / iterations)
