@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from connectors.database.store import Store
 from detectors.errors import DriftdError
+from detectors.fold import Rule
 from detectors.reference import Reference
 from monitor.app import build_sinks, build_source, check_references_folder, open_store
-from monitor.budget import RATE_SHARE, share_of_segment, threshold
+from monitor.budget import fold_settings, shares, smallest_shift, threshold
 from monitor.decode import Decoder
 from monitor.folding import MIN_RECORDS_TO_PAGE, segment_names
 from monitor.settings import ModelSettings, Settings
+
+FOUND_IN = (1_000, 10_000)  # lengths of windows, in records, for which the doctor says what shift they find
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmShare:
+    """One alarm's part of the budget, and what follows from it.
+
+    Attributes:
+        segment: "" for the whole traffic of the space.
+        channel: level, shape, mix or outlier_rate.
+        share: part of the deployment's budget.
+        muted: it may not alarm, and nobody else gets its share.
+        pages_at, warns_at: strengths, log10 of blocks.
+        may_page: False where the baseline is too small; None where there is no reference yet.
+        finds: for some lengths of windows, in records, the shift of the mean, in whitened standard deviations, that
+            pages on average; None where windows are not that long. Of the level channel only.
+    """
+
+    model: str
+    space: str
+    segment: str
+    channel: str
+    share: float
+    muted: bool
+    pages_at: float
+    warns_at: float
+    may_page: bool | None
+    finds: dict[int, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +55,13 @@ class Finding:
     name: str
     ok: bool
     detail: str
+    alarms: tuple[AlarmShare, ...] = ()
 
 
-def _look(name: str, action: Callable[[], str]) -> Finding:
+def _look(name: str, action: Callable[[], str | Finding]) -> Finding:
     try:
-        return Finding(name, True, action())
+        found = action()
+        return found if isinstance(found, Finding) else Finding(name, True, found)
     except DriftdError as error:
         return Finding(name, False, str(error))
 
@@ -89,7 +122,7 @@ def diagnose(settings: Settings) -> list[Finding]:
                 _look(f"model {name}, reference {space}", _reference(store, name, space)) for space in model.spaces
             ]
             findings.append(_dead_letters(store, name, model))
-            findings += _budget(settings, store, name, model)
+        findings.append(_look("alarm budget", partial(_budget, settings, store)))
         depth = store.outbox_depth()
         findings.append(Finding("outbox", depth < 100, f"{depth} notifications wait to be sent"))
     finally:
@@ -126,20 +159,74 @@ def _dead_letters(store: Store, name: str, model: ModelSettings) -> Finding:
     return Finding(f"model {name}, dead letters", not too_many, detail)
 
 
-def _budget(settings: Settings, store: Store, name: str, model: ModelSettings) -> list[Finding]:
-    """How the one budget of false pages is divided."""
-    drift = model.drift
-    findings = []
-    for space in model.spaces:
-        row = store.active_reference(name, space)
-        names = segment_names(Reference.load(Path(row.path)).segments) if row is not None else []
-        parts = []
-        for segment in ["", *names[:1]]:
-            share = share_of_segment(settings, name, segment, segments=len(names)) * (1.0 - RATE_SHARE)
-            pages = threshold(drift.page_every_days, drift.block, share)
-            warns = threshold(drift.warn_every_days, drift.block, share)
-            whose = "all records" if segment == "" else f"each of {len(names)} segments"
-            parts.append(f"{whose}: share {share:.4f}, pages at strength {pages:.2f}, warns at {warns:.2f}")
-        detail = f"one false page in {drift.page_every_days:g} days for all together. {'; '.join(parts)}"
-        findings.append(Finding(f"model {name}, alarm budget {space}", True, detail))
-    return findings
+def _budget(settings: Settings, store: Store) -> Finding:
+    """How the one budget of false alarms is divided over everything that may alarm."""
+    rows = {(model, space): store.active_reference(model, space) for model, space in _spaces(settings)}
+    references = {key: Reference.load(Path(row.path)) for key, row in rows.items() if row is not None}
+    segments = {key: segment_names(reference.segments) for key, reference in references.items()}
+    alarms: list[AlarmShare] = []
+    rules: dict[tuple[str, str, str], Rule] = {}
+    for entry in shares(settings, segments):
+        place = (entry.model, entry.space, entry.segment)
+        reference = references.get(place[:2])
+        if reference is not None and entry.channel == "level":
+            rules[place] = Rule(reference.drift, fold_settings(settings, entry.model, entry.alarm_share))
+        rule = rules.get(place)
+        block = settings.models[entry.model].drift.block
+        alarms.append(
+            AlarmShare(
+                *place,
+                channel=entry.channel,
+                share=entry.share,
+                muted=entry.muted,
+                pages_at=threshold(settings.page_every_days, block, entry.alarm_share),
+                warns_at=threshold(settings.warn_every_days, block, entry.alarm_share),
+                may_page=None if rule is None else rule.supports_page,
+                finds={n: smallest_shift(rule, n) for n in FOUND_IN} if rule and entry.channel == "level" else {},
+            )
+        )
+    return Finding("alarm budget", True, budget_in_words(settings, alarms), tuple(alarms))
+
+
+def _spaces(settings: Settings) -> list[tuple[str, str]]:
+    return [(name, space) for name, model in settings.models.items() for space in model.spaces]
+
+
+def budget_in_words(settings: Settings, alarms: Sequence[AlarmShare]) -> str:
+    """What the settings promise, and how much of it is nobody's."""
+    unused = math.fsum(alarm.share for alarm in alarms if alarm.muted)
+    return (
+        f"at most one false page in {settings.page_every_days:g} days and one false warning in "
+        f"{settings.warn_every_days:g} days of event time, all alarms together"
+        + (f"; {unused:.0%} of that is left unused by muted channels" if unused else "")
+    )
+
+
+def budget_table(alarms: Sequence[AlarmShare]) -> tuple[list[str], list[list[str]]]:
+    """The shares as columns and rows for people: one row for each segment."""
+    columns = ["model", "space", "segment", "share", "level", "shape", "mix", "outlier rate"]
+    columns += ["pages at", "warns at", *(f"finds in {n:,}" for n in FOUND_IN), ""]
+    grouped: dict[tuple[str, str, str], dict[str, AlarmShare]] = {}
+    for alarm in alarms:
+        grouped.setdefault((alarm.model, alarm.space, alarm.segment), {})[alarm.channel] = alarm
+    rows = []
+    for (model, space, segment), by_channel in grouped.items():
+        level = by_channel["level"]
+        rows.append(
+            [
+                model,
+                space,
+                segment or "all records",
+                _small(math.fsum(alarm.share for alarm in by_channel.values())),
+                *("muted" if alarm.muted else _small(alarm.share) for alarm in by_channel.values()),
+                f"{level.pages_at:.2f}",
+                f"{level.warns_at:.2f}",
+                *("-" if not (shift := level.finds.get(n)) else f"{shift:.2f} sigma" for n in FOUND_IN),
+                "only warns" if level.may_page is False else "",
+            ]
+        )
+    return columns, rows
+
+
+def _small(share: float) -> str:
+    return f"{share:.4f}" if share >= 0.001 else f"{share:.1e}"

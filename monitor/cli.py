@@ -262,7 +262,7 @@ def demo(
 @app.command()
 def doctor(settings: SettingsPath = DEFAULT_SETTINGS, json: AsJson = False) -> None:
     """What is wrong, and what to do: checks, references, dead letters, alarm budget. Example: driftd doctor"""
-    from monitor.checks import diagnose
+    from monitor.checks import budget_table, diagnose
     from monitor.settings import load_settings
 
     findings = diagnose(load_settings(settings))
@@ -271,6 +271,8 @@ def doctor(settings: SettingsPath = DEFAULT_SETTINGS, json: AsJson = False) -> N
     else:
         for finding in findings:
             put(f"{'ok    ' if finding.ok else 'LOOK  '} {finding.name}: {finding.detail}")
+            if finding.alarms:
+                put_table(*budget_table(finding.alarms))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

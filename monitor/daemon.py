@@ -97,8 +97,7 @@ class Daemon:
             closing.callback(worker.source.close)
             self._metrics.watch(worker.name, list(worker.model.spaces))
             self._status.model(worker.name, state="starting")
-        drift = [worker.model.drift for worker in workers]
-        self._metrics.expected_false_pages.set(max(1.0 / entry.page_every_days for entry in drift))
+        self._metrics.expected_false_pages.set(1.0 / self._settings.page_every_days)
         for worker in workers:
             self._insist(f"model {worker.name}", worker.start, model=worker.name)
             self._show(worker)
@@ -208,6 +207,8 @@ class Daemon:
             metrics.dead_letters.labels(name, reason).inc(count)
         metrics.late.labels(name).inc(step.late)
         metrics.kept.labels(name).inc(step.kept)
+        metrics.thinned.labels(name).inc(step.thinned)
+        metrics.thinning_unchecked.labels(name).inc(step.unchecked)
         metrics.lag.labels(name).set(sum(worker.source.lag().values()))
         for phase, seconds in step.seconds.items():
             metrics.phase_seconds.labels(name, phase).inc(seconds)

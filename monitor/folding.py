@@ -17,17 +17,20 @@ import msgspec
 import numpy as np
 
 from connectors.database import rows
+from connectors.database.folding import Fold
 from connectors.database.rows import Closure, FoldResult, IncidentRow, PartitionState, ReadingRow, SummaryDelta
 from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Partition
 from detectors.conformal import P_EDGES
 from detectors.errors import OwnershipLost
-from detectors.fold import FoldSettings, FoldState, Reading, Rule, fold
+from detectors.fold import FoldState, Reading, Rule, fold
 from detectors.rate import RateReading, RateRule, RateState, fold_rate
 from detectors.summary import BlockSummary, score_at_share
-from monitor.budget import RATE_SHARE, share_of_segment
+from monitor.budget import RATE_SHARE, fold_settings, segment_shares
+from monitor.causes import ClosedBlocks, cause_of
 from monitor.incidents import (
+    CauseOf,
     Evidence,
     IncidentPolicy,
     advance,
@@ -97,21 +100,13 @@ class Folder:
         )
         self._alarms: dict[tuple[str, str], _Alarm] = {}
         for space in spaces:
-            names = segment_names(space.segments)
-            for segment in (EVERYTHING, *names):
-                share = share_of_segment(settings, model, segment, segments=len(names))
-                self._alarms[space.name, segment] = self._alarm(space, segment, share)
+            shares = segment_shares(settings, model, space.name, segment_names(space.segments))
+            for segment, share in shares.items():
+                self._alarms[space.name, segment] = self._alarm(settings, space, segment, share)
 
-    def _alarm(self, space: Space, segment: str, share: float) -> _Alarm:
-        drift = self._settings.drift
+    def _alarm(self, settings: Settings, space: Space, segment: str, share: float) -> _Alarm:
         constants = space.reference.drift
-        rule = FoldSettings.in_days(
-            drift.page_every_days,
-            drift.warn_every_days,
-            block_s=drift.block,
-            share=share * (1.0 - RATE_SHARE),
-            tolerance=drift.tolerance,
-        )
+        rule = fold_settings(settings, self.model, share * (1.0 - RATE_SHARE))
         rate = RateRule(
             calibration=space.reference.n_calibration,
             alpha=float(P_EDGES[_candidate_bin()]),
@@ -170,7 +165,7 @@ class Folder:
                 return False
             below = min(bound, first + BLOCKS_AT_A_TIME)
             incidents = step.incidents(resolved_since_ms=first * self._block_ms - self._policy.cooldown_ms)
-            result = self._fold(step.deltas(below), step.states(), incidents, below)
+            result = self._fold(step, incidents, below)
             if closure is not None:
                 result = replace(result, closure=replace(closure, block=below))
             try:
@@ -221,13 +216,12 @@ class Folder:
 
     def _fold(
         self,
-        deltas: Sequence[SummaryDelta],
-        states: Sequence[rows.FoldState],
+        step: Fold,
         incidents: Sequence[IncidentRow],
         below: int,
     ) -> FoldResult:
-        counts, merged = _merge(deltas)
-        current = {(state.space, state.segment): state for state in states}
+        counts, merged = _merge(step.deltas(below))
+        current = {(state.space, state.segment): state for state in step.states()}
         readings: list[ReadingRow] = []
         evidence: dict[int, list[Evidence]] = {}
         flag_at: dict[tuple[str, int], float] = {}
@@ -257,7 +251,7 @@ class Folder:
             window.push(block, count)
             evidence.setdefault(block, []).extend(self._dead_letters(block, window))
         changed.append(window.row())
-        held, notifications = self._incidents(incidents, evidence, below)
+        held, notifications = self._incidents(incidents, evidence, below, self._causes(ClosedBlocks(step, merged)))
         kept = [
             SummaryDelta(space, segment, block, version, Partition("", -1), 0, summary.to_bytes())
             for (space, segment, block, version), summary in sorted(merged.items(), key=lambda item: item[0])
@@ -270,12 +264,24 @@ class Folder:
         return FoldResult(below, kept, changed, readings, held, outbox, flag_at)
 
     def _incidents(
-        self, known: Sequence[IncidentRow], evidence: Mapping[int, list[Evidence]], below: int
+        self, known: Sequence[IncidentRow], evidence: Mapping[int, list[Evidence]], below: int, cause: CauseOf
     ) -> tuple[list[IncidentRow], list[Notification]]:
         """The incidents that changed, and what to tell of them."""
         found = [entry for entries in evidence.values() for entry in entries]
         last = max(evidence) if evidence else below - 1
-        return advance(known, found, self._policy, (last + 1) * self._block_ms)
+        return advance(known, found, self._policy, (last + 1) * self._block_ms, cause=cause)
+
+    def _causes(self, blocks: ClosedBlocks) -> CauseOf:
+        """What tells the cause of an incident when it is told."""
+
+        def cause(row: IncidentRow) -> Mapping[str, object] | None:
+            alarm = self._alarms.get((row.space, row.segment))
+            if alarm is None or alarm.space.version != row.reference:
+                return None  # of dead letters, or of a reference that has been replaced
+            segments = [name for space, name in self._alarms if space == row.space and name != EVERYTHING]
+            return cause_of(row, alarm.space, blocks, segments=segments, block_ms=self._block_ms)
+
+        return cause
 
     def _reading(self, alarm: _Alarm, reading: Reading) -> ReadingRow:
         may_page = alarm.drift.supports_page

@@ -33,7 +33,7 @@ from dashboards.report_data import (
 from detectors.errors import InvalidInput
 from detectors.reference import Reference
 from detectors.summary import BlockSummary, score_bins, score_edges
-from monitor.budget import RATE_SHARE, run_length, share_of_segment
+from monitor.budget import RATE_SHARE, run_length, segment_shares
 from monitor.embedders import Embedder
 from monitor.embedders.pixels import PixelsEmbedder
 from monitor.folding import segment_names
@@ -98,7 +98,7 @@ def report_of(
         maps=tuple(flat for space in spaces.values() if (flat := space.map()) is not None),
         strangest=tuple(found for space in spaces.values() for found in space.strangest(notes or {})),
         comparisons=tuple(comparisons),
-        settings=_settings(chosen),
+        settings=_settings(settings, chosen),
     )
 
 
@@ -167,8 +167,10 @@ def _timelines(
     for (space, segment), rows in sorted(by_alarm.items()):
         starts = np.unique([row.start_ms for row in rows]).astype(np.int64)
         at = {start: index for index, start in enumerate(starts.tolist())}
-        names = segment_names(spaces[space].reference.segments)
-        share = share_of_segment(settings, model, segment, segments=len(names)) * (1.0 - RATE_SHARE)
+        shares = segment_shares(settings, model, space, segment_names(spaces[space].reference.segments))
+        if segment not in shares:
+            continue  # a segment of an earlier reference, which has no alarm now
+        share = shares[segment] * (1.0 - RATE_SHARE)
         channels = []
         for name in DRIFT_CHANNELS:
             strength = np.full(len(starts), np.nan)
@@ -185,8 +187,8 @@ def _timelines(
                 block_ms=block_ms,
                 channels=tuple(channels),
                 n=spaces[space].records_of(segment, starts // block_ms),
-                page=float(np.log10(run_length(drift.page_every_days, drift.block))),
-                warn=float(np.log10(run_length(drift.warn_every_days, drift.block))),
+                page=float(np.log10(run_length(settings.page_every_days, drift.block))),
+                warn=float(np.log10(run_length(settings.warn_every_days, drift.block))),
                 marks=tuple(_marks(incidents, space, segment)),
                 truth=tuple(truth),
             )
@@ -341,12 +343,12 @@ class _Space:
         return Excerpt(text=json.dumps(kept, ensure_ascii=False, sort_keys=True) if kept else "")
 
 
-def _settings(model: ModelSettings) -> tuple[tuple[str, str], ...]:
+def _settings(settings: Settings, model: ModelSettings) -> tuple[tuple[str, str], ...]:
     shown = {
         "source": model.source.kind,
         "block": f"{model.drift.block:g} s",
-        "one false page in": f"{model.drift.page_every_days:g} days",
-        "one false warning in": f"{model.drift.warn_every_days:g} days",
+        "one false page in": f"{settings.page_every_days:g} days, all models together",
+        "one false warning in": f"{settings.warn_every_days:g} days, all models together",
         "tolerance": f"{model.drift.tolerance:g} sigmas",
         "outlier budget": f"{model.outliers.budget:g}",
         "candidates": f"p <= {model.outliers.alpha:g}",

@@ -37,6 +37,7 @@ def _seconds(value: object) -> object:
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Weight = Annotated[float, Field(gt=0, le=1_000_000)]
 
 
 class _Section(BaseModel, frozen=True, extra="forbid"):
@@ -61,6 +62,7 @@ class SpaceSettings(_Section):
     """One embedding of a record."""
 
     embedder: EmbedderSettings
+    weight: Weight = Field(1.0, description="its share of the alarm budget, relative to other spaces")
 
 
 class ReferenceSettings(_Section):
@@ -83,16 +85,39 @@ class OutlierSettings(_Section):
         description="rates of candidates up to (1 + tolerance) times the calibrated one are no incident",
     )
     sample: float = Field(0.0005, ge=0, le=0.1, description="share of all records kept as a random sample")
+    keep_vectors: bool = Field(True, description="keep the vectors of kept records, 2 bytes a dimension: for explain")
+
+
+class AlarmSettings(_Section):
+    """The one budget of false alarms: it holds for everything that is watched together, in days of event time."""
+
+    page_every_days: float = Field(90.0, gt=0, description="days between false pages, on average, at least")
+    warn_every_days: float = Field(1.0, gt=0, description="days between false warnings, on average, at least")
 
 
 class DriftSettings(_Section):
-    """The drift alarm. A run length of D days: by chance, one false alarm in D days on average, for the deployment."""
+    """The drift alarm of one model, and how its share of the alarm budget is divided."""
 
     block: Duration = Field(10.0, description="event time of one block")
-    page_every_days: float = Field(90.0, gt=0, description="days between false pages, on average, at least")
-    warn_every_days: float = Field(1.0, gt=0, description="days between false warnings, on average, at least")
+    page_every_days: float | None = Field(
+        None, gt=0, description="the same as alarms.page_every_days, for a settings file with one model"
+    )
+    warn_every_days: float | None = Field(None, gt=0, description="the same as alarms.warn_every_days")
+    channels: dict[Literal["level", "shape", "mix"], bool] = Field(
+        default_factory=dict, description="{mix: 0} mutes a channel; nobody else gets its share of the budget"
+    )
+    segment_weights: dict[str, Weight] = Field(
+        default_factory=dict,
+        description='shares among the segments, 1 where not named: {"country": 2, "country=de": 4}; a value counts '
+        "before its field",
+    )
     tolerance: float = Field(0.05, ge=0, le=5, description="ignore shifts of the mean below this many sigmas")
     lateness: Duration = Field(30.0, description="how far a record may lie behind the newest of its partition")
+    thin_by_key: bool | None = Field(
+        None,
+        description="at most one record of a key enters the drift summaries of a block, in each partition; by default "
+        "where record.key is mapped",
+    )
     idle: Duration = Field(60.0, description="a partition without records for so long does not hold blocks open")
     resolve_after: Duration = Field(300.0, description="event time without evidence after which an incident resolves")
     repeat_every: Duration = Field(4 * 3600.0, description="event time between notices of an incident that goes on")
@@ -114,6 +139,7 @@ class ModelSettings(_Section):
     source: SourceSettings
     record: RecordSettings = RecordSettings()
     spaces: dict[str, SpaceSettings] = Field(min_length=1)
+    weight: Weight = Field(1.0, description="its share of the alarm budget, relative to other models")
     reference: ReferenceSettings = ReferenceSettings()
     outliers: OutlierSettings = OutlierSettings()
     drift: DriftSettings = DriftSettings()
@@ -124,11 +150,45 @@ class ModelSettings(_Section):
     def _names_of_spaces(cls, value: dict[str, SpaceSettings]) -> dict[str, SpaceSettings]:
         return _check_names(value)
 
+    @property
+    def thins_by_key(self) -> bool:
+        """Whether drift counts at most one record of a key in a block."""
+        return self.record.key is not None and self.drift.thin_by_key is not False
+
+    @model_validator(mode="after")
+    def _thinning_needs_a_key(self) -> ModelSettings:
+        if self.drift.thin_by_key and self.record.key is None:
+            raise ValueError("drift.thin_by_key needs record.key: map what names a session, such as key: /session_id")
+        return self
+
     @model_validator(mode="after")
     def _topic_needs_kafka(self) -> ModelSettings:
         if self.dead_letters.topic is not None and self.source.kind != "kafka":
             raise ValueError("dead_letters.topic needs a source of kind kafka; leave it out, the table holds them")
         return self
+
+    @model_validator(mode="after")
+    def _something_may_alarm(self) -> ModelSettings:
+        if all(self.drift.channels.get(name) is False for name in ("level", "shape", "mix")):
+            raise ValueError("drift.channels mutes all of level, shape and mix; leave one on")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_known_segments(self) -> ModelSettings:
+        known = self.segment_fields
+        for name in self.drift.segment_weights:
+            if name.partition("=")[0] not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                raise ValueError(
+                    f"drift.segment_weights: there is no segment field {name.partition('=')[0]}"
+                    f"{f', did you mean {near[0]}?' if near else ''}; fields: {', '.join(known) or 'none'}"
+                )
+        return self
+
+    @property
+    def segment_fields(self) -> dict[str, str]:
+        """The fields whose values are watched by themselves: name to place in the record."""
+        return dict(self.record.segments)
 
 
 class RetentionSettings(_Section):
@@ -167,6 +227,7 @@ class Settings(BaseSettings):
     references: Path = Field(Path("references"), description="folder of the references")
     http: HttpSettings = HttpSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    alarms: AlarmSettings = AlarmSettings()
     retention: RetentionSettings = RetentionSettings()
     log_format: Literal["text", "json"] = "text"
     models: dict[str, ModelSettings] = Field(min_length=1)
@@ -176,6 +237,38 @@ class Settings(BaseSettings):
     @classmethod
     def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
         return _check_names(value)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Settings:
+        for level in ("page", "warn"):
+            stated = self._stated(f"{level}_every_days")
+            if len(set(stated.values())) > 1:
+                raise ValueError(_one_budget_hint(level, stated, self))
+        if self.page_every_days < self.warn_every_days:
+            raise ValueError(
+                f"alarms: pages ({self.page_every_days:g} days) must be rarer than warnings "
+                f"({self.warn_every_days:g} days)"
+            )
+        return self
+
+    @property
+    def page_every_days(self) -> float:
+        """Days of event time between two false pages of the whole deployment, on average, at least."""
+        return self._every_days("page_every_days")
+
+    @property
+    def warn_every_days(self) -> float:
+        """Days of event time between two false warnings of the whole deployment, on average, at least."""
+        return self._every_days("warn_every_days")
+
+    def _every_days(self, key: str) -> float:
+        return float(next(iter(self._stated(key).values()), getattr(self.alarms, key)))
+
+    def _stated(self, key: str) -> dict[str, float]:
+        """Where the settings state a run length, and which."""
+        places = {"alarms": getattr(self.alarms, key)} if key in self.alarms.model_fields_set else {}
+        models = {f"models.{name}.drift": getattr(model.drift, key) for name, model in self.models.items()}
+        return places | {place: days for place, days in models.items() if days is not None}
 
     @classmethod
     def settings_customise_sources(
@@ -193,6 +286,20 @@ def _console_sink() -> dict[str, Any]:
     from connectors.console import ConsoleSettings
 
     return {"console": ConsoleSettings()}
+
+
+def _one_budget_hint(level: str, stated: dict[str, float], settings: Settings) -> str:
+    """Several models state several run lengths: what one budget with weights would be."""
+    key = f"{level}_every_days"
+    said = ", ".join(f"{place}: {days:g}" for place, days in stated.items())
+    # Each model may have had its part of the budget at its own rate; as many false alarms in all, as one number.
+    alone = {name: stated.get(f"models.{name}.drift", getattr(settings.alarms, key)) for name in settings.models}
+    together = len(alone) / sum(1.0 / days for days in alone.values())
+    weights = ", ".join(f"models.{name}.weight: {together / days:.3g}" for name, days in alone.items())
+    return (
+        f"{key} is one number for the whole deployment, but found {said}. "
+        f"State it once: alarms: {{{key}: {together:.3g}}}, and give more of it to a model by its weight: {weights}"
+    )
 
 
 def _check_names(named: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_a_missing_file_says_what_to_type(tmp_path: Path) -> None:
 def test_defaults_fill_in(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, GOOD))
     model = settings.models["support"]
-    assert (model.drift.block, model.drift.page_every_days, model.outliers.budget) == (60.0, 90.0, 0.001)
+    assert (model.drift.block, settings.page_every_days, model.outliers.budget) == (60.0, 90.0, 0.001)
     assert settings.http.bind == "127.0.0.1:9464"
 
 
