@@ -8,8 +8,9 @@ nothing changes. What it needs for that is measured here, from arrays alone:
   / n over n records;
 * mix: the same with the one-hot vector of a record's prototype group in place of x, groups being up to 256 clusters of
   prototypes;
-* inflation: by how much sessions, bursts and seasons inflate the mean and the variance of those statistics, measured
-  on the baseline's own blocks in the order of time, for windows of every geometric length;
+* season: the mean and the shares at each phase of a period, where the baseline shows one (`detectors.seasons`);
+* inflation: by how much sessions, bursts and what is left of seasons inflate the mean and the variance of those
+  statistics, measured on the baseline's own blocks in the order of time, for windows of every geometric length;
 * calibration: how far the true distribution of the p-values may lie from the uniform one, given that the calibration
   set is finite (Clopper and Pearson, 1934).
 
@@ -19,8 +20,8 @@ of a few hundred records have the right tail. scipy.special is not needed here; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ import numpy.typing as npt
 
 from detectors.conformal import N_BINS, P_EDGES
 from detectors.errors import InvalidInput, InvalidReference
+from detectors.seasons import Design, seek, trials_array
 from detectors.summary import FRACTION_BITS
 
 Floats = npt.NDArray[np.float64]
@@ -120,6 +122,8 @@ def measure(
     block_s: npt.NDArray[np.integer],
     block_h: npt.NDArray[np.integer],
     block_c: npt.NDArray[np.integer],
+    block_at: npt.NDArray[np.floating] | None = None,
+    seasons: Sequence[float] = (),
     seed: int = 0,
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Measure every constant of the drift rule on a baseline.
@@ -136,12 +140,17 @@ def measure(
         block_n, block_s, block_h, block_c: (N,), (N, d) in fixed point 2^-20, (N, 49) and (N, K): the summaries of the
             baseline's blocks in the order of time, of about the length that live blocks have. N may be 0. Rows of
             ``block_h`` may count fewer records than the block has, or none, where the others made the prototypes.
+        block_at: (N,), ascending: the middle of each block's time, in live blocks, so that live block number b has its
+            middle at b + 1/2. By default those of N live blocks from number 0 on.
+        seasons: periods to look for, in live blocks. At most one of them is followed, and none of which the baseline
+            holds fewer than two cycles.
         seed: seed of the clustering of prototypes into groups.
 
     Returns:
         Named arrays, to be stored with the reference and handed to `detectors.fold.Rule`. ``inflation_measured`` holds
         three flags (level, mix, shape): False means that the baseline has too few blocks to see sessions or seasons,
-        and that the rule trusts records to be independent.
+        and that the rule trusts records to be independent. ``season_trials`` is there if ``seasons`` were given, the
+        other ``season_...`` if one was found.
 
     Raises:
         InvalidInput: shapes that do not fit together, or values that are not finite.
@@ -149,6 +158,7 @@ def measure(
     mean64, covariance64 = np.asarray(mean, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
     sample64 = np.asarray(sample, dtype=np.float64)
     dimension, prototypes, blocks = len(mean64), len(centroids), len(block_n)
+    middles = np.asarray(np.arange(blocks) + 0.5 if block_at is None else block_at, dtype=np.float64)
     expected = {
         "covariance": (covariance64, (dimension, dimension)),
         "sample": (sample64, (len(sample64), dimension)),
@@ -157,6 +167,7 @@ def measure(
         "block_s": (np.asarray(block_s), (blocks, dimension)),
         "block_h": (np.asarray(block_h), (blocks, N_BINS)),
         "block_c": (np.asarray(block_c), (blocks, prototypes)),
+        "block_at": (middles, (blocks,)),
     }
     for name, (array, shape) in expected.items():
         if array.shape != shape:
@@ -166,6 +177,11 @@ def measure(
     if n0 < 2 or prototypes < 1:
         raise InvalidInput(
             f"A baseline of {n0} records and {prototypes} prototypes is too small.", hint="Give more records."
+        )
+    if (np.diff(middles) <= 0).any() or not all(1.0 < period < np.inf for period in seasons):
+        raise InvalidInput(
+            "Middles of blocks must ascend, and the period of a season must be longer than a block.",
+            hint="Give blocks in the order of time, and periods in blocks.",
         )
     if not (np.isfinite(mean64).all() and np.isfinite(covariance64).all() and np.isfinite(sample64).all()):
         raise InvalidInput(
@@ -178,12 +194,31 @@ def measure(
     level_map, spectrum = whitening(covariance64)
     level = level_moments(spectrum, (sample64 - mean64) @ level_map, n0=n0, held_out=sample_held_out)
     sums = np.asarray(block_s)[kept].astype(np.float64) * TICK
-    level_inflation = quadratic_inflation((sums - sizes[:, None] * mean64) @ level_map, sizes, level)
+    level_sums = (sums - sizes[:, None] * mean64) @ level_map
 
     groups = merge_prototypes(np.asarray(centroids, dtype=np.float64), np.asarray(counts), seed=seed)
     shares, scale, mix = shares_moments(group_sums(np.asarray(counts), groups))
     grouped = group_sums(np.asarray(block_c)[kept], groups)
-    mix_inflation = quadratic_inflation((grouped - sizes[:, None] * shares) * scale, sizes, mix)
+    mix_sums = (grouped - sizes[:, None] * shares) * scale
+
+    season: dict[str, npt.NDArray[np.generic]] = {}
+    design: Design | None = None
+    if len(seasons):
+        trials, design = seek(middles[kept], sizes, (level_sums, mix_sums), seasons)
+        season["season_trials"] = trials_array(trials)
+    if design is not None:
+        # Both forecasts are fitted to all records of the blocks, whatever the plain mean was taken from.
+        level, mix = (replace(moments, n=float(sizes.sum())) for moments in (level, mix))
+        level_sums, mix_sums = design.residuals(level_sums), design.residuals(mix_sums)
+        season |= {
+            "season_period": np.array([design.period]),
+            "season_harmonics": np.array(design.harmonics, dtype=np.int64),
+            "season_level": design.coefficients(sums),
+            "season_mix": design.coefficients(grouped),
+            "season_error": design.error(),
+        }
+    level_inflation = quadratic_inflation(level_sums, sizes, level, design)
+    mix_inflation = quadratic_inflation(mix_sums, sizes, mix, design)
 
     scores = np.asarray(calibration_scores, dtype=np.float64)
     histogram = np.asarray(block_h)[kept].astype(np.int32)
@@ -204,12 +239,15 @@ def measure(
         "calibration_above": scores_above_edges(scores),
         "block_histogram": histogram,
         "inflation_measured": np.array([level_inflation.measured, mix_inflation.measured, shape_measured]),
+        **season,
     }
 
 
 class _Blocks(Protocol):
     """The blocks of a baseline as `measure_reference` reads them."""
 
+    @property
+    def number(self) -> npt.NDArray[np.int64]: ...
     @property
     def n(self) -> npt.NDArray[np.int64]: ...
     @property
@@ -237,8 +275,8 @@ class _Measured(Protocol):
     def blocks(self) -> _Blocks: ...
 
 
-def measure_reference(reference: _Measured) -> dict[str, npt.NDArray[np.generic]]:
-    """`measure` on a reference's own arrays.
+def measure_reference(reference: _Measured, seasons: Sequence[float] = ()) -> dict[str, npt.NDArray[np.generic]]:
+    """`measure` on a reference's own arrays; ``seasons`` are periods to look for, in blocks.
 
     The mean and the shares of the prototypes are taken over all records of the baseline: those that calibrate the
     scores halve their error.
@@ -258,8 +296,19 @@ def measure_reference(reference: _Measured) -> dict[str, npt.NDArray[np.generic]
         block_s=blocks.s,
         block_h=blocks.h,
         block_c=blocks.c,
+        block_at=_middles(np.asarray(blocks.number)),
+        seasons=seasons,
         seed=reference.seed,
     )
+
+
+def _middles(number: Ints) -> Floats:
+    """Middle of each block's time, in live blocks, from the first of the live blocks that were merged in each."""
+    if len(number) < 2:
+        return np.asarray(number + 0.5, dtype=np.float64)
+    gaps = np.append(np.diff(number), np.iinfo(np.int64).max)
+    # Where no records came for a while, a block is not longer for that.
+    return np.asarray(number + np.minimum(gaps, np.median(gaps[:-1])) / 2.0)
 
 
 def check_format(constants: Constants) -> None:
@@ -406,13 +455,15 @@ def scores_above_edges(scores: Floats) -> Ints:
 # --- dependence ------------------------------------------------------------------------------------------------------
 
 
-def quadratic_inflation(z: Floats, records: Floats, moments: Moments) -> Inflation:
+def quadratic_inflation(z: Floats, records: Floats, moments: Moments, season: Design | None = None) -> Inflation:
     """Inflation of T = |sum z|^2 / n over windows of 1, 2, 4, ... blocks, against independent records.
 
     Args:
         z: (N, D), sums of whitened, centred records per block, in the order of time.
         records: (N,), records per block.
         moments: of a single z.
+        season: each block was centred by the forecast of the other folds of this design: windows then lie within a
+            fold, and their T is larger by that forecast's error.
     """
     blocks, total = len(records), float(records.sum())
     if blocks < MIN_WINDOWS or moments.t1 <= 0 or moments.t2 <= 0:
@@ -423,10 +474,17 @@ def quadratic_inflation(z: Floats, records: Floats, moments: Moments) -> Inflati
     width, greatest = 1, 1.0
     while blocks // width >= MIN_WINDOWS:
         starts = np.arange(0, blocks - width + 1, max(1, width // 4))
+        if season is not None:
+            starts, error_of_forecast = season.windows(starts, width)
+            if len(starts) < MIN_WINDOWS:
+                break
         n = counts[starts + width] - counts[starts]
         delta = sums[starts + width] - sums[starts]
-        # The mean has an error of its own, and it was taken from these very records, or from a part of them.
-        overlap = 1.0 + n / moments.n - 2.0 * n * min(1.0, moments.n / total) / moments.n
+        if season is not None:
+            overlap = 1.0 + error_of_forecast
+        else:
+            # The mean has an error of its own, and it was taken from these very records, or from a part of them.
+            overlap = 1.0 + n / moments.n - 2.0 * n * min(1.0, moments.n / total) / moments.n
         t = np.einsum("ij,ij->i", delta, delta) / n / overlap
         windows = blocks // width
         error = float(np.sqrt(2.0 * moments.t2 / windows)) / moments.t1

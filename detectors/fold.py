@@ -28,7 +28,7 @@ that evidence for a page keeps growing behind it. scipy.special is used for the 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, log, log10, sqrt
 from typing import Literal, Protocol
 
@@ -39,6 +39,7 @@ from detectors.baseline import TICK, Constants, Moments, check_format, payoff_in
 from detectors.conformal import N_BINS, P_EDGES
 from detectors.errors import InvalidInput, InvalidReference
 from detectors.payoffs import build_experts
+from detectors.seasons import Season, widened
 from detectors.windows import Windows, most_windows
 
 Floats = npt.NDArray[np.float64]
@@ -325,6 +326,10 @@ class Rule:
         self.mix = QuadraticNull.build(
             mix, np.asarray(constants["mix_inflation"], dtype=np.float64), tolerance=0.0, rounding=0.0
         )
+        self.season = Season.read(constants)
+        if self.season is not None:
+            self.level = _with_season(self.level, self.season)
+            self.mix = _with_season(self.mix, self.season)
         size, effective = (float(value) for value in np.asarray(constants["calibration"], dtype=np.float64))
         usable = {"level": True, "mix": mix.t1 > 0, "shape": size >= 1}
         chosen = [name for name in CHANNELS if name in settings.channels and usable[name]]
@@ -350,11 +355,11 @@ class Rule:
 
     def mean_at(self, block: int) -> Floats:
         """(d,), the mean of the vectors that block number ``block`` is compared with."""
-        return self.mean
+        return self.mean if self.season is None else self.season.level_at(block)
 
     def shares_at(self, block: int) -> Floats:
         """(G,), the shares of the prototype groups that block number ``block`` is compared with."""
-        return self.shares
+        return self.shares if self.season is None else self.season.shares_at(block)
 
     def project(self, summary: Summary, block: int) -> Floats:
         """What block number ``block`` adds to every window: whitened sum (d,), scaled group counts (G,), histogram
@@ -373,6 +378,11 @@ class Rule:
         values[self.dimension : -N_BINS] = self.scale * (grouped - n * self.shares_at(block))
         values[-N_BINS:] = summary.h
         return values
+
+
+def _with_season(null: QuadraticNull, season: Season) -> QuadraticNull:
+    """The law of what the season's forecast leaves over, with the error of that forecast."""
+    return replace(null, inflation=widened(null.inflation, season.error, null.eta_reference * null.moments.n))
 
 
 def _normal_scores() -> Floats:
