@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from detectors.rate import RateReading
 
 Key = tuple[str, str, str, str]  # model, kind, space, segment
+CauseOf = Callable[[IncidentRow], Mapping[str, object] | None]
 Severity = Literal["page", "warn"]
 EventName = Literal["opened", "raised", "repeated", "resolved", "reopened"]
 
@@ -91,7 +92,12 @@ class IncidentPolicy:
 
 
 def advance(
-    incidents: Sequence[IncidentRow], evidence: Iterable[Evidence], policy: IncidentPolicy, closed_ms: int
+    incidents: Sequence[IncidentRow],
+    evidence: Iterable[Evidence],
+    policy: IncidentPolicy,
+    closed_ms: int,
+    *,
+    cause: CauseOf = lambda row: None,
 ) -> tuple[list[IncidentRow], list[Notification]]:
     """Take in newly closed blocks.
 
@@ -103,12 +109,14 @@ def advance(
         incidents: the model's open incidents, and those resolved within the cooldown; older ones are passed over.
         evidence: of the newly closed blocks, in any order, at most one entry for a key and block.
         closed_ms: event time of the end of the last of these blocks.
+        cause: asked why an incident is there whenever it is told; must be a function of the blocks up to then. Its
+            answer, JSON-compatible, is kept in the incident's detail and put into words.
 
     Returns:
         The incidents that are new or changed, in their last state, by id; and the notifications in the order of blocks
         and keys.
     """
-    board = _Board(incidents, policy)
+    board = _Board(incidents, policy, cause)
     blocks: dict[int, list[Evidence]] = {}
     for entry in evidence:
         blocks.setdefault(entry.end_ms, []).append(entry)
@@ -123,10 +131,11 @@ def advance(
 class _Board:
     """The incidents while blocks are taken in, one after the other."""
 
-    def __init__(self, incidents: Sequence[IncidentRow], policy: IncidentPolicy) -> None:
+    def __init__(self, incidents: Sequence[IncidentRow], policy: IncidentPolicy, cause: CauseOf) -> None:
         self.changed: dict[str, IncidentRow] = {}
         self.notifications: list[Notification] = []
         self._policy = policy
+        self._cause = cause
         # The latest incident of each key: only that one can go on or come back.
         self._latest: dict[Key, IncidentRow] = {}
         for row in sorted(incidents, key=lambda row: (row.status == "open", row.opened_ms, row.id)):
@@ -212,6 +221,8 @@ class _Board:
     def _tell(self, row: IncidentRow, name: EventName, at_ms: int) -> None:
         """Count the revision, write title and text, and notify."""
         row = replace(row, revision=row.revision + 1, detail={**row.detail, "last_told_ms": at_ms})
+        if (cause := self._cause(row)) is not None:
+            row = replace(row, detail={**row.detail, "cause": cause})
         row = replace(row, title=title_of(row))
         row = replace(row, text=text_of_incident(row))
         self._keep(row)

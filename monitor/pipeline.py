@@ -107,6 +107,7 @@ class Pipeline:
         lateness_ms: a record is late when its block ended so long before the newest event time of its partition.
         alpha: p-value up to which a record is kept as a candidate outlier.
         sample: share of records kept at random, chosen by a hash of their position.
+        keep_vectors: keep the prepared vectors of such records, too, as float16.
         stored: looks up what the database holds of partitions; called when a partition is first seen.
     """
 
@@ -120,6 +121,7 @@ class Pipeline:
         lateness_ms: int,
         alpha: float,
         sample: float,
+        keep_vectors: bool = True,
         stored: Callable[[Sequence[Partition]], Mapping[Partition, PartitionState]],
     ) -> None:
         self.model = model
@@ -130,6 +132,7 @@ class Pipeline:
         self._lateness_ms = lateness_ms
         self._alpha = alpha
         self._sample = sample
+        self._keep_vectors = keep_vectors
         self._stored = stored
         self.discard()
 
@@ -180,7 +183,7 @@ class Pipeline:
             began = self.phases.add("score", began)
             self._summarise(space, batch.partition, events, blocks, on_time, scored)
             began = self.phases.add("summarise", began)
-            self._keep(space, events, blocks, scored)
+            self._keep(space, events, blocks, late, scored)
             began = self.phases.add("keep", began)
         self._count(batch, events, blocks, late, newest)
         position.next_offset = max(batch.next_offset, position.next_offset)
@@ -342,15 +345,25 @@ class Pipeline:
             before = self._summaries.get(key)
             self._summaries[key] = summary if before is None else before.merge(summary)
 
-    def _keep(self, space: Space, events: EventBatch, blocks: npt.NDArray[np.int64], scored: Scored) -> None:
+    def _keep(
+        self,
+        space: Space,
+        events: EventBatch,
+        blocks: npt.NDArray[np.int64],
+        late: npt.NDArray[np.bool_],
+        scored: Scored,
+    ) -> None:
+        """Keep candidates and the sample. Not late ones: their block may be closed, and its outliers flagged."""
         topic, number = events.partition
         candidates = scored.p_value <= self._alpha
         sampled = position_uniforms(topic, number, events.offsets, purpose="sample") < self._sample
-        rows = np.flatnonzero(candidates | sampled)
+        rows = np.flatnonzero((candidates | sampled) & ~late)
         if len(rows) == 0:
             return
-        self._kept_x.setdefault(space.name, []).append((len(self._kept), scored.x[rows]))
-        for row in rows.tolist():
+        x = scored.x[rows]
+        self._kept_x.setdefault(space.name, []).append((len(self._kept), x))
+        vectors = [half.tobytes() for half in x.astype("<f2")] if self._keep_vectors else [None] * len(rows)
+        for row, vector in zip(rows.tolist(), vectors, strict=True):
             confidence = None if events.confidence is None else float(events.confidence[row])
             self._kept.append(
                 KeptRecord(
@@ -369,6 +382,7 @@ class Pipeline:
                     confidence=None if confidence is None or np.isnan(confidence) else confidence,
                     segments={name: values[row] for name, values in events.segments.items()},
                     kept={} if events.kept is None else events.kept[row],
+                    vector=vector,
                 )
             )
 

@@ -74,6 +74,9 @@ def text_of_incident(row: IncidentRow) -> str:
     if row.kind != "dead_letters":
         strength, block_ms = _number(detail, "strength"), round(_number(detail, "block_ms"))
         sentences.append(f"By chance, such evidence appears {chance(strength, block_ms)}.")
+    cause = detail.get("cause")
+    if isinstance(cause, Mapping) and (why := cause_in_words(cause, row.segment)):
+        sentences.append(why)
     flaps = round(_number(detail, "flaps"))
     if flaps:
         sentences.append(f"It came back {'once' if flaps == 1 else f'{flaps} times'} after it had resolved.")
@@ -82,6 +85,42 @@ def text_of_incident(row: IncidentRow) -> str:
         sentences.append(f"Last seen at {last}; resolved at {text_of(row.resolved_ms)}.")
     sentences.append(f"Next: driftd incidents {row.id}")
     return " ".join(sentences)
+
+
+def cause_in_words(cause: Mapping[str, object], segment: str = "") -> str:
+    """One sentence of a stored cause: where the change comes from, and what there is more of now; "" if unknown.
+
+    Args:
+        cause: as `monitor.causes.cause_of` gives it.
+        segment: of the incident; "" for the whole traffic.
+    """
+    parts = []
+    # A segment is named where it carries clearly more than its share of the traffic would.
+    for row in _rows(cause, "segments")[:1]:
+        part, share = _number(row, "part"), _number(row, "share")
+        if part >= 0.3 and part >= share + 0.1:
+            size = "the change" if part >= 0.95 else f"{percent(part)} of the change"
+            place = "here" if row.get("segment") == segment else str(row.get("segment"))
+            if segment:
+                size += " of all records"
+            parts.append(f"{size} comes from {place}")
+            if abs(_number(row, "moved")) > abs(_number(row, "own")):
+                parts[-1] += f", which went from {percent(_number(row, 'before'))} to {percent(share)} of the records"
+    prototypes = _rows(cause, "prototypes")
+    grown = [row for row in prototypes if _number(row, "z") > 0]
+    for row in (grown or prototypes)[:1]:
+        exemplar = row.get("exemplar")
+        like = str(exemplar.get("id") or "") if isinstance(exemplar, Mapping) else ""
+        went = "grew" if grown else "shrank"
+        parts.append(
+            f"prototype {row.get('prototype')}{f' (like record {like})' if like else ''} {went} from "
+            f"{percent(_number(row, 'expected'))} to {percent(_number(row, 'share'))}"
+        )
+    strangest = [str(row.get("id")) for row in _rows(cause, "strangest")[:3]]
+    if not prototypes and strangest:
+        parts.append(f"the strangest records since then: {', '.join(strangest)}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def describe(row: IncidentRow) -> str:
@@ -144,6 +183,11 @@ def _shift(channel: str, effect: float, place: str, reference: int) -> str:
 def _number(values: Mapping[str, object], name: str, default: float = 0.0) -> float:
     value = values.get(name, default)
     return float(value) if isinstance(value, int | float) else default
+
+
+def _rows(values: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    rows = values.get(name)
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
 
 
 def _plain(value: object) -> str:

@@ -258,6 +258,7 @@ class Worker:
             lateness_ms=round(drift.lateness * 1000),
             alpha=outliers.alpha,
             sample=outliers.sample,
+            keep_vectors=outliers.keep_vectors,
             stored=self._stored,
         )
         self.folder = Folder(self.name, self._settings, spaces=spaces)

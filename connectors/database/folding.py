@@ -8,18 +8,20 @@ What is deleted is exactly what was handed out: a delta that arrives in between 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from connectors.database import schema
 from connectors.database.columns import (
+    clean,
     closure_columns,
     delta_row,
     incident_columns,
     incident_row,
+    kept_row,
     outbox_columns,
     partition_state,
     reading_columns,
@@ -27,9 +29,10 @@ from connectors.database.columns import (
     state_columns,
     state_row,
     summary_columns,
+    summary_row,
 )
 from connectors.database.connection import Database
-from connectors.database.rows import FoldResult, FoldState, IncidentRow, PartitionState, SummaryDelta
+from connectors.database.rows import FoldResult, FoldState, IncidentRow, KeptRecord, PartitionState, SummaryDelta
 from detectors.errors import OwnershipLost, StoreError
 
 _FOLDS, _DELTAS, _STATES, _INCIDENTS = schema.folds, schema.summary_deltas, schema.fold_states, schema.incidents
@@ -106,6 +109,54 @@ class Fold:
             wanted = or_(wanted, _INCIDENTS.c.resolved_ms >= resolved_since_ms)
         query = select(_INCIDENTS).where(_INCIDENTS.c.model == self._model, wanted)
         return rows_of(self._snapshot.execute(query.order_by(_INCIDENTS.c.opened_ms, _INCIDENTS.c.id)), incident_row)
+
+    def blocks(self, space: str, reference: int, *, from_block: int, to_block: int, most: int) -> list[int]:
+        """The newest ``most`` closed blocks with records, from_block <= block < to_block, ascending."""
+        table = schema.summaries
+        query = (
+            select(table.c.block)
+            .where(table.c.model == self._model, table.c.space == space, table.c.segment == "")
+            .where(table.c.block >= from_block, table.c.block < to_block, table.c.reference == reference)
+            .order_by(table.c.block.desc())
+            .limit(most)
+        )
+        return sorted(self._snapshot.execute(query).scalars())
+
+    def summaries(
+        self, space: str, reference: int, *, segment: str, from_block: int, to_block: int
+    ) -> Iterator[SummaryDelta]:
+        """Merged summaries of closed blocks with from_block <= block < to_block, one at a time, in their order."""
+        table = schema.summaries
+        query = (
+            select(table)
+            .where(table.c.model == self._model, table.c.space == space, table.c.segment == clean(segment))
+            .where(table.c.block >= from_block, table.c.block < to_block, table.c.reference == reference)
+            .order_by(table.c.block)
+        )
+        return map(summary_row, self._snapshot.execute(query, execution_options={"yield_per": 100}))
+
+    def kept(
+        self,
+        space: str,
+        reference: int,
+        *,
+        from_block: int,
+        to_block: int,
+        most: int,
+        order: Literal["score", "time"],
+    ) -> list[KeptRecord]:
+        """Records kept from blocks with from_block <= block < to_block; at most so many, the strangest or newest."""
+        table = schema.kept
+        query = select(table).where(
+            table.c.model == self._model,
+            table.c.space == space,
+            table.c.block >= from_block,
+            table.c.block < to_block,
+            table.c.reference == reference,
+        )
+        first = table.c.score.desc().nulls_last() if order == "score" else table.c.time_ms.desc()
+        place = (table.c.topic, table.c.number, table.c.position)
+        return rows_of(self._snapshot.execute(query.order_by(first, *place).limit(most)), kept_row)
 
     def commit(self, result: FoldResult) -> Counter[str]:
         """Write the step, all of it or nothing.

@@ -1,0 +1,208 @@
+"""The cause that is stored with an incident: what the blocks since its onset say, as JSON that a person can be shown.
+
+A function of closed blocks and of the records kept from them: the same records give the same bytes, however the fold
+was cut into steps, live or in a replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+
+from connectors.database.folding import Fold
+from connectors.database.rows import IncidentRow, KeptRecord
+from detectors.cause import EVERYTHING, MOST_ROWS, Cause, Sums, find_cause, nearest_exemplars
+from detectors.reference import Reference, nearest_prototypes
+from detectors.summary import BlockSummary
+from monitor.pipeline import OTHER, Space
+
+# Blocks with records that are read at most: three quarters since the onset, the latest; one quarter before it.
+MOST_BLOCKS = 512
+MOST_SUMMARIES = 16_384  # blocks times segments: about half a second
+MOST_RECORDS = 2_000  # kept records that are looked at, the strangest first
+RECORDS_OF_PROTOTYPE = 3
+MAX_EXCERPT = 120
+
+Key = tuple[str, str, int, int]  # space, segment, block, version of the reference
+
+
+class ClosedBlocks:
+    """Closed blocks of one model, as one step of its fold sees them.
+
+    Args:
+        fold: gives the blocks that are stored.
+        closing: merged summaries of those that this step closes, and which are not stored yet.
+    """
+
+    def __init__(self, fold: Fold, closing: Mapping[Key, BlockSummary] | None = None) -> None:
+        self.fold = fold
+        self._closing = closing or {}
+
+    def newest(self, space: Space, *, from_block: int, to_block: int, most: int) -> list[int]:
+        """The newest blocks with records with from_block <= block < to_block, at most so many, ascending."""
+        found = {
+            block
+            for (name, segment, block, version) in self._closing
+            if (name, segment, version) == (space.name, EVERYTHING, space.version) and from_block <= block < to_block
+        }
+        found |= set(self.fold.blocks(space.name, space.version, from_block=from_block, to_block=to_block, most=most))
+        return sorted(found)[-most:]
+
+    def sums(self, space: Space, segments: Sequence[str], *, from_block: int, to_block: int) -> dict[str, Sums]:
+        """Sums over the blocks with from_block <= block < to_block, for each of the segments, in their order."""
+        reference = space.reference
+        total = {name: Sums.empty(reference.dimension, len(reference.prototypes)) for name in segments}
+        for segment in segments:
+            for row in self.fold.summaries(
+                space.name, space.version, segment=segment, from_block=from_block, to_block=to_block
+            ):
+                total[segment].add(BlockSummary.from_bytes(row.blob))
+        for (name, segment, block, version), summary in self._closing.items():
+            if (name, version) == (space.name, space.version) and segment in total and from_block <= block < to_block:
+                total[segment].add(summary)
+        return total
+
+
+def cause_of(
+    row: IncidentRow, space: Space, blocks: ClosedBlocks, *, segments: Sequence[str], block_ms: int
+) -> dict[str, object] | None:
+    """Why an incident is there: its cause from the onset up to the block in which it was last seen.
+
+    Args:
+        row: the incident; of a kind that has a space.
+        space: that space, with the reference that the incident names.
+        blocks: where the summaries come from.
+        segments: every segment of the space, without "".
+
+    Returns:
+        JSON-compatible; None where no block since the onset is left.
+    """
+    onset, end = row.onset_ms // block_ms, _last_seen(row) // block_ms
+    # Of an incident in one segment, only that one is held against the whole: who else changed is the whole's to say.
+    names = [EVERYTHING, *segments] if row.segment == EVERYTHING else [EVERYTHING, row.segment]
+    most = max(min(MOST_BLOCKS, MOST_SUMMARIES // len(names)), 4)
+    since = blocks.newest(space, from_block=onset, to_block=end, most=most * 3 // 4)
+    if not since:
+        return None
+    earlier = blocks.newest(space, from_block=0, to_block=onset, most=most // 4)
+    now = blocks.sums(space, names, from_block=since[0], to_block=end)
+    before = blocks.sums(space, names, from_block=earlier[0], to_block=onset) if earlier else {}
+    cause = find_cause(
+        space.reference, now, before=before, segment=row.segment, channel=str(row.detail.get("channel", ""))
+    )
+    kept = [
+        record
+        for record in blocks.fold.kept(
+            space.name, space.version, from_block=since[0], to_block=end, most=MOST_RECORDS, order="score"
+        )
+        if in_segment(record, row.segment, space)
+    ]
+    detail = {
+        "from_ms": since[0] * block_ms,
+        "to_ms": end * block_ms,
+        **_as_json(cause, space.reference, _prototypes_of(kept, space.reference), kept),
+    }
+    return {name: _rounded(value) for name, value in detail.items()}
+
+
+def in_segment(record: KeptRecord, segment: str, space: Space) -> bool:
+    """Whether a kept record belongs to a segment of its space."""
+    if segment == EVERYTHING:
+        return True
+    name, _, value = segment.partition("=")
+    found = record.segments.get(name)
+    return found not in space.segments.get(name, ()) if value == OTHER else found == value
+
+
+def vectors_of(records: Sequence[KeptRecord], dimension: int) -> tuple[npt.NDArray[np.float32], list[int]]:
+    """The prepared vectors of the records that were kept with theirs: float32 (m, d), and their places."""
+    places = [i for i, record in enumerate(records) if record.vector is not None]
+    blob = b"".join(record.vector or b"" for record in records)
+    return np.frombuffer(blob, "<f2").reshape(-1, dimension).astype(np.float32), places
+
+
+def _last_seen(row: IncidentRow) -> int:
+    last = row.detail.get("last_active_ms")
+    return last if isinstance(last, int) else row.updated_ms
+
+
+def _prototypes_of(records: Sequence[KeptRecord], reference: Reference) -> list[int | None]:
+    """The nearest prototype of each record; None where its vector was not kept."""
+    found: list[int | None] = [None] * len(records)
+    x, places = vectors_of(records, reference.dimension)
+    if places:
+        _, nearest = nearest_prototypes(reference.prototype_index, reference.search_space(x))
+        for place, prototype in zip(places, nearest.tolist(), strict=True):
+            found[place] = prototype
+    return found
+
+
+def _as_json(
+    cause: Cause, reference: Reference, nearest: Sequence[int | None], kept: Sequence[KeptRecord]
+) -> dict[str, object]:
+    shown = [row.prototype for row in cause.prototypes]
+    named = [*shown, *cause.level.towards, *cause.level.away]
+    examples = dict(zip(named, nearest_exemplars(reference, named), strict=True))
+
+    def exemplar(prototype: int) -> dict[str, object] | None:
+        if not examples[prototype]:
+            return None
+        return exemplar_of(reference, examples[prototype][0])
+
+    members: dict[int, list[str]] = {prototype: [] for prototype in shown}
+    for record, prototype in zip(kept, nearest, strict=True):
+        if prototype in members and len(members[prototype]) < RECORDS_OF_PROTOTYPE:
+            members[prototype].append(record.id)
+    gained = set(cause.gained)
+    return {
+        "records": cause.records,
+        "records_before": cause.records_before,
+        "against": cause.against,
+        "changed": cause.changed,
+        "prototypes": [
+            {**asdict(row), "exemplar": exemplar(row.prototype), "records": members[row.prototype]}
+            for row in cause.prototypes
+        ],
+        "level": {
+            "sigmas": cause.level.sigmas,
+            "towards": [{"prototype": j, "exemplar": exemplar(j)} for j in cause.level.towards],
+            "away": [{"prototype": j, "exemplar": exemplar(j)} for j in cause.level.away],
+        },
+        "segments": [asdict(row) for row in cause.segments],
+        "strangest": [
+            {
+                "id": record.id,
+                "time_ms": record.time_ms,
+                "score": record.score,
+                "p_value": record.p_value,
+                "prototype": prototype,
+                "in_gained": prototype in gained,
+                "exemplar": record.exemplar,
+            }
+            for record, prototype in list(zip(kept, nearest, strict=True))[:MOST_ROWS]
+        ],
+    }
+
+
+def exemplar_of(reference: Reference, index: int) -> dict[str, object]:
+    """What is known of an exemplar: its index, and its id and excerpt where the baseline had any."""
+    ids, excerpts = reference.exemplar_ids, reference.exemplar_excerpts
+    return {
+        "index": index,
+        "id": ids[index] if index < len(ids) else "",
+        "excerpt": excerpts[index][:MAX_EXCERPT] if index < len(excerpts) else "",
+    }
+
+
+def _rounded(value: object) -> object:
+    """Floats with six significant digits: enough for a person, and short."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(entry) for entry in value]
+    return value
