@@ -75,6 +75,16 @@ class Metrics:
         self.late = counter(
             "driftd_late_records_total", "Records that came after their block was closed; scored, not counted.", "model"
         )
+        self.thinned = counter(
+            "driftd_thinned_records_total",
+            "Records that did not enter the drift summaries because an earlier one of their key did; scored and kept.",
+            "model",
+        )
+        self.thinning_unchecked = counter(
+            "driftd_thinning_unchecked_records_total",
+            "Records that entered the drift summaries unthinned: their block has more keys than are remembered.",
+            "model",
+        )
         self.kept = counter("driftd_kept_records_total", "Records kept as candidates or as a random sample.", "model")
         self.outliers = counter("driftd_outliers_total", "Records flagged as outliers.", "model", "space")
 
@@ -165,6 +175,8 @@ class Metrics:
             self.records,
             self.late,
             self.kept,
+            self.thinned,
+            self.thinning_unchecked,
             self.blocks_folded,
             self.checkpoint_failures,
             self.segments_dropped,

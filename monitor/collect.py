@@ -22,7 +22,9 @@ from detectors.errors import InvalidInput
 from detectors.reference import EmbedderState, Reference
 from monitor.decode import Decoder
 from monitor.embedders import Embedder
+from monitor.event import EventBatch
 from monitor.settings import ReferenceSettings
+from monitor.thinning import SeenKeys, key_hashes
 
 MIN_SEGMENT_RECORDS = 500  # fewer baseline records than this give a segment no alarm of its own
 Progress = Callable[[str, float], None]
@@ -52,6 +54,9 @@ class Collector:
 
     A record that an embedder cannot use becomes a dead letter as it would later. Nothing is written until the
     references are built: after a crash the collection begins again, at the same records.
+
+    With ``thin_by_key``, only the first record of a key in a block of its partition is collected, as only it would
+    enter the drift summaries later: moments, prototypes, calibration and block sums are all of what the fold will see.
     """
 
     def __init__(
@@ -62,15 +67,19 @@ class Collector:
         embedders: Mapping[str, Embedder],
         settings: ReferenceSettings,
         block_ms: int,
+        thin_by_key: bool = False,
     ) -> None:
         self.model = model
         self.dead: list[DeadLetter] = []
         self.collected = 0
+        self.thinned = 0
         self.spans: dict[Partition, _Span] = {}
         self._decoder = decoder
         self._embedders = dict(embedders)
         self._settings = settings
         self._block_ms = block_ms
+        self._thin_by_key = thin_by_key
+        self._seen: dict[Partition, SeenKeys] = {}
         self._columns = {space: _Columns() for space in embedders}
         self._times: list[npt.NDArray[np.int64]] = []
         self._ids: list[str] = []
@@ -109,7 +118,8 @@ class Collector:
                     good[problem.row] = False
                     offset = int(events.offsets[problem.row])
                     dead.append(self._decoder.dead_letter(batch, offset, problem.reason, problem.detail))
-        chosen = np.flatnonzero(good)
+        usable = np.flatnonzero(good)
+        chosen = self._voting(events, usable)
         rows = chosen.tolist()
         for space, embedder in self._embedders.items():
             columns = self._columns[space]
@@ -124,7 +134,18 @@ class Collector:
             self._segments.setdefault(name, Counter()).update(values[row] for row in rows)
         self.dead += dead
         self.collected += len(rows)
-        self._extend(batch, events.time_ms[chosen], len(dead))
+        self._extend(batch, events.time_ms[usable], len(dead))
+
+    def _voting(self, events: EventBatch, usable: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The usable rows without those whose key has had its vote in the block."""
+        if not self._thin_by_key or events.keys is None:
+            return usable
+        # All blocks stay open: their keys are fewer than the records that are collected.
+        seen = self._seen.setdefault(events.partition, SeenKeys())
+        keys = [events.keys[row] for row in usable.tolist()]
+        votes = seen.vote(events.time_ms[usable] // self._block_ms, key_hashes(keys))
+        self.thinned += votes.thinned
+        return usable[votes.enters]
 
     def _extend(self, batch: RawBatch, times: npt.NDArray[np.int64], dead: int) -> None:
         before = self.spans.get(batch.partition)

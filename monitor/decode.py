@@ -120,6 +120,7 @@ class Decoder:
         settings = self.settings
         ids = self._ids(batch, rows, found)
         time_ms = self._times(batch, rows, now_ms, found)
+        keys = self._keys(rows, found)
         confidence = None
         if settings.confidence is not None:
             confidence = to_numbers(settings.confidence, self._column(settings.confidence, rows, found), found=found)
@@ -136,6 +137,7 @@ class Decoder:
             offsets=batch.offsets,
             time_ms=time_ms,
             ids=ids,
+            keys=keys,
             segments=segments,
             predictions=predictions,
             confidence=confidence,
@@ -208,17 +210,21 @@ class Decoder:
             return self._parser.column(place.tokens, rows.documents)
         if place.kind == "body":
             return list(rows.bodies)
-        encoded: Sequence[bytes | None] = rows.keys
-        if place.kind == "header":
-            encoded = [headers.get(place.header) for headers in rows.headers]
         values: list[str | None] = []
-        for row, value in enumerate(encoded):
+        for row, value in enumerate(self._encoded(place, rows)):
             try:
                 values.append(None if value is None else str(value, "utf-8"))
             except UnicodeDecodeError:
                 values.append(None)
                 found.add(row, "bad_value", f"{name} is not UTF-8 text.")
         return values
+
+    @staticmethod
+    def _encoded(place: Place, rows: _Rows) -> Sequence[bytes | None]:
+        """A header of the records, or their keys, still as bytes."""
+        if place.kind == "header":
+            return [headers.get(place.header) for headers in rows.headers]
+        return rows.keys
 
     def _ids(self, batch: RawBatch, rows: _Rows, found: Problems) -> list[str]:
         name = self.settings.id
@@ -235,6 +241,17 @@ class Decoder:
                 )
             ids.append(text or "")
         return ids
+
+    def _keys(self, rows: _Rows, found: Problems) -> Sequence[str | None] | None:
+        """Whom each record belongs to. Headers and keys of records may be any bytes: they are compared, not read."""
+        name = self.settings.key
+        if name is None:
+            return None
+        place = parse_place(name)
+        if place.kind == "pointer":
+            return to_texts(name, self._column(name, rows, found), kinds=(str, int, float, bool), found=found)
+        encoded = self._encoded(place, rows)
+        return [None if value is None else str(value, "utf-8", "surrogateescape") for value in encoded]
 
     @overload
     def _words(self, name: None, rows: _Rows, found: Problems) -> None: ...
@@ -376,6 +393,7 @@ def _chosen_events(events: EventBatch, rows: Int64s) -> EventBatch:
         offsets=events.offsets[rows],
         time_ms=events.time_ms[rows],
         ids=pick(events.ids),
+        keys=None if events.keys is None else pick(events.keys),
         segments={name: pick(values) for name, values in events.segments.items()},
         predictions=None if events.predictions is None else pick(events.predictions),
         confidence=None if events.confidence is None else events.confidence[rows],

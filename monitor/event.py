@@ -20,6 +20,7 @@ class EventBatch:
         offsets: int64 (n,).
         time_ms: int64 (n,), event time in milliseconds since 1970.
         ids: n texts; "topic/partition/offset" where no id is mapped.
+        keys: n texts, or None where a record has no key; None altogether if no key is mapped.
         segments: for each configured segment field, n texts.
         predictions: n texts or None each; None altogether if no prediction is mapped.
         confidence: float64 (n,), NaN where absent; None if not mapped.
@@ -33,6 +34,7 @@ class EventBatch:
     offsets: npt.NDArray[np.int64]
     time_ms: npt.NDArray[np.int64]
     ids: Sequence[str]
+    keys: Sequence[str | None] | None
     segments: dict[str, Sequence[str]]
     predictions: Sequence[str | None] | None
     confidence: npt.NDArray[np.float64] | None

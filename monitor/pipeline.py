@@ -23,6 +23,7 @@ from detectors.summary import BlockSummary, summarise
 from monitor.decode import Decoder
 from monitor.embedders import Embedder, Problem
 from monitor.event import EventBatch
+from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 
 MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are collected
 EVERYTHING = ""  # the segment that every record belongs to
@@ -73,6 +74,7 @@ class _Position:
     next_offset: int
     first_offset: int
     max_time_ms: int
+    seen: SeenKeys | None
     records: int = 0
     dead: int = 0
     late: int = 0
@@ -109,6 +111,8 @@ class Pipeline:
         sample: share of records kept at random, chosen by a hash of their position.
         keep_vectors: keep the prepared vectors of such records, too, as float16.
         stored: looks up what the database holds of partitions; called when a partition is first seen.
+        stored_keys: looks up the keys that a partition has shown in its open blocks, after ``stored``; None: records
+            are not thinned by key.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Pipeline:
         sample: float,
         keep_vectors: bool = True,
         stored: Callable[[Sequence[Partition]], Mapping[Partition, PartitionState]],
+        stored_keys: StoredKeys | None = None,
     ) -> None:
         self.model = model
         self.spaces = tuple(spaces)
@@ -134,6 +139,7 @@ class Pipeline:
         self._sample = sample
         self._keep_vectors = keep_vectors
         self._stored = stored
+        self._stored_keys = stored_keys
         self.discard()
 
     def discard(self) -> None:
@@ -150,6 +156,8 @@ class Pipeline:
         self._kept_x: dict[str, list[tuple[int, npt.NDArray[np.float32]]]] = {}
         self._dead: list[DeadLetter] = []
         self.records = 0
+        self.thinned = 0  # records since the last checkpoint that had no vote, and those beyond the keys remembered
+        self.unchecked = 0
 
     @property
     def pending_dead(self) -> Sequence[DeadLetter]:
@@ -177,17 +185,20 @@ class Pipeline:
         began = self.phases.add("embed", began)
         blocks, newest = self._blocks(batch, events, position)
         late = (blocks + 1) * self._block_ms <= newest[:-1] - self._lateness_ms
-        on_time = np.flatnonzero(~late)
+        voting = self._voting(events, blocks, np.flatnonzero(~late), position)
+        began = self.phases.add("thin", began)
         for space, rows in zip(self.spaces, vectors, strict=True):
             scored = space.reference.score(rows)
             began = self.phases.add("score", began)
-            self._summarise(space, batch.partition, events, blocks, on_time, scored)
+            self._summarise(space, batch.partition, events, blocks, voting, scored)
             began = self.phases.add("summarise", began)
             self._keep(space, events, blocks, late, scored)
             began = self.phases.add("keep", began)
         self._count(batch, events, blocks, late, newest)
         position.next_offset = max(batch.next_offset, position.next_offset)
         position.max_time_ms = int(newest[-1])
+        if position.seen is not None:
+            position.seen.close((position.max_time_ms - self._lateness_ms) // self._block_ms)
         position.records += len(batch)
         position.dead += len(events.dead)
         position.late += int(np.count_nonzero(late))
@@ -221,7 +232,14 @@ class Pipeline:
             SummaryDelta("", EVERYTHING, block, 0, partition, self._known[partition].first_offset, counts.to_bytes())
             for (block, partition), counts in sorted(self._counts.items(), key=lambda item: item[0])
         ]
-        return Checkpoint(self.model, advances, summaries, self._with_exemplars(), self._dead)
+        keys = [
+            row
+            for partition in sorted(self._touched)
+            for position in [self._known[partition]]
+            if position.seen is not None
+            for row in position.seen.unwritten(partition, position.first_offset)
+        ]
+        return Checkpoint(self.model, advances, summaries, self._with_exemplars(), self._dead, thinned_keys=keys)
 
     def _with_exemplars(self) -> list[KeptRecord]:
         """The kept records with the nearest exemplar of each; one search for all, because single searches are slow."""
@@ -244,6 +262,8 @@ class Pipeline:
             position = self._known[partition]
             position.stored = position.first_offset = moved[partition] = position.next_offset
             position.records = position.dead = position.late = 0
+            if position.seen is not None:
+                position.seen.written()
         self._clear()
         return moved
 
@@ -257,6 +277,7 @@ class Pipeline:
                 next_offset=state.next_offset if state else first,
                 first_offset=state.next_offset if state else first,
                 max_time_ms=state.max_time_ms if state else -1,
+                seen=None if self._stored_keys is None else SeenKeys(self._stored_keys(batch.partition)),
             )
             self._known[batch.partition] = position
         return position
@@ -292,23 +313,39 @@ class Pipeline:
         newest = np.where(broker >= 0, np.minimum(events.time_ms, broker), events.time_ms)
         return blocks, np.maximum.accumulate(np.concatenate([[position.max_time_ms], newest]))
 
+    def _voting(
+        self,
+        events: EventBatch,
+        blocks: npt.NDArray[np.int64],
+        on_time: npt.NDArray[np.int64],
+        position: _Position,
+    ) -> npt.NDArray[np.int64]:
+        """The rows that enter the summaries: those on time, without those whose key has had its vote."""
+        if position.seen is None or events.keys is None:
+            return on_time
+        keys = events.keys if len(on_time) == len(events) else [events.keys[row] for row in on_time]
+        votes = position.seen.vote(blocks[on_time], key_hashes(keys))
+        self.thinned += votes.thinned
+        self.unchecked += votes.unchecked
+        return on_time[votes.enters] if votes.thinned else on_time
+
     def _summarise(
         self,
         space: Space,
         partition: Partition,
         events: EventBatch,
         blocks: npt.NDArray[np.int64],
-        on_time: npt.NDArray[np.int64],
+        voting: npt.NDArray[np.int64],
         scored: Scored,
     ) -> None:
-        if len(on_time) == 0:
+        if len(voting) == 0:
             return
-        everything = len(on_time) == len(events)
+        everything = len(voting) == len(events)
         if not everything:
-            scored = _taken(scored, on_time)
-        numbers, group = np.unique(blocks[on_time], return_inverse=True)
-        confidence = None if events.confidence is None else events.confidence[on_time]
-        predictions = None if events.predictions is None else [events.predictions[row] for row in on_time]
+            scored = _taken(scored, voting)
+        numbers, group = np.unique(blocks[voting], return_inverse=True)
+        confidence = None if events.confidence is None else events.confidence[voting]
+        predictions = None if events.predictions is None else [events.predictions[row] for row in voting]
         self._merge(
             space,
             partition,
@@ -320,7 +357,7 @@ class Pipeline:
             code = {value: index for index, value in enumerate(known)}
             values = events.segments[name]
             which = np.fromiter(
-                (code.get(values[row], len(known)) for row in on_time), dtype=np.int64, count=len(on_time)
+                (code.get(values[row], len(known)) for row in voting), dtype=np.int64, count=len(voting)
             )
             both = which * len(numbers) + group
             result = summarise(both, scored, confidence=confidence, predictions=predictions)
@@ -439,6 +476,7 @@ def _take(events: EventBatch, rows: npt.NDArray[np.int64], dead: list[DeadLetter
         offsets=events.offsets[rows],
         time_ms=events.time_ms[rows],
         ids=pick(events.ids),  # type: ignore[arg-type]
+        keys=None if events.keys is None else pick(events.keys),  # type: ignore[arg-type]
         segments={name: pick(values) for name, values in events.segments.items()},  # type: ignore[misc]
         predictions=None if events.predictions is None else pick(events.predictions),  # type: ignore[arg-type]
         confidence=None if events.confidence is None else events.confidence[rows],

@@ -38,6 +38,9 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
     time: Annotated[TimeSettings | None, BeforeValidator(_time)] = Field(
         None, description="event time, a pointer (milliseconds) or {path, unit}; without it the broker's time"
     )
+    key: FieldName | None = Field(
+        None, description="who or what a record belongs to: a session, user or device; see drift.thin_by_key"
+    )
     prediction: FieldName | None = Field(None, description="what the model answered")
     confidence: FieldName | None = Field(None, description="how sure the model was, a number")
     label: FieldName | None = Field(None, description="what is true, where the record says so")
@@ -63,8 +66,9 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
 
     def all_fields(self) -> Iterable[tuple[str, str]]:
         """Every field that is named, with the key that names it."""
-        named = {"id": self.id, "prediction": self.prediction, "confidence": self.confidence, "label": self.label}
-        yield from ((key, name) for key, name in named.items() if name is not None)
+        for key in ("id", "key", "prediction", "confidence", "label"):
+            if (name := getattr(self, key)) is not None:
+                yield key, name
         if self.time is not None:
             yield "time", self.time.path
         for group in ("segments", "keep"):

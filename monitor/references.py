@@ -90,6 +90,7 @@ def from_source(
         embedders=embedders,
         settings=chosen.reference,
         block_ms=round(chosen.drift.block * 1000),
+        thin_by_key=chosen.thins_by_key,
     )
     source = build_source(name, chosen)
     for batch in source.read_range(start_ms, end_ms):

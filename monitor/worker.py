@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from connectors.database.rows import Advance, Checkpoint, IncidentRow, PartitionState, SummaryDelta
+from connectors.database.rows import Advance, Checkpoint, IncidentRow, PartitionState, SummaryDelta, ThinnedKeys
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, Source
 from detectors.errors import DriftdError, InvalidReference, OwnershipLost, SourceError, StoreError
@@ -41,6 +41,8 @@ class Step:
         failure: what failed and will be tried again, in words; "" if nothing.
         refused: the database refused a transaction.
         late, kept, dead: late records, kept records and dead letters by reason, of the checkpoint that was written.
+        thinned, unchecked: its records that did not enter the drift summaries because of their key, and those that did
+            because their block has more keys than are remembered.
         seconds: time spent, per phase.
         commit_s: seconds that the checkpoint's transaction took; None if none was written.
         folded: what a fold did, if one was due.
@@ -52,6 +54,8 @@ class Step:
     refused: bool = False
     late: int = 0
     kept: int = 0
+    thinned: int = 0
+    unchecked: int = 0
     dead: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     commit_s: float | None = None
@@ -89,6 +93,7 @@ class Worker:
         self._rewind_due = False
         self._open: dict[str, IncidentRow] = {}
         self._next_block: int | None = None
+        self._thinned = self._unchecked = 0  # of the last checkpoint
         self.records = self.dead = 0  # since the start
 
     @property
@@ -128,7 +133,12 @@ class Worker:
         rows = {name: self._store.active_reference(self.name, name) for name in embedders}
         if all(row is None for row in rows.values()):
             self.collector = Collector(
-                self.name, decoder=self._decoder, embedders=embedders, settings=self.model.reference, block_ms=block_ms
+                self.name,
+                decoder=self._decoder,
+                embedders=embedders,
+                settings=self.model.reference,
+                block_ms=block_ms,
+                thin_by_key=self.model.thins_by_key,
             )
             log.info(event("collecting a baseline", model=self.name, records=self.collector.wanted))
         else:
@@ -180,6 +190,7 @@ class Worker:
             if self.pipeline is not None:
                 self._score(self.pipeline, batches, now_ms, clock_s)
                 seconds |= self.pipeline.phases.taken()
+            self._thinned = self._unchecked = 0
             if written is None and self._due(clock_s):
                 began = time.perf_counter()
                 written = self._commit()
@@ -201,6 +212,8 @@ class Worker:
             failure=failure,
             late=sum(advance.late for advance in written.advances) if written else 0,
             kept=len(written.kept) if written else 0,
+            thinned=self._thinned,
+            unchecked=self._unchecked,
             dead=dead,
             seconds=seconds,
             commit_s=commit_s,
@@ -242,6 +255,9 @@ class Worker:
             state.partition: state for state in self._store.partition_states(self.name) if state.partition in wanted
         }
 
+    def _stored_keys(self, partition: Partition) -> Sequence[ThinnedKeys]:
+        return self._store.thinned_keys(self.name, partition)
+
     def _run_with(self, references: Sequence[tuple[str, int, Path]], embedders: Mapping[str, Embedder]) -> None:
         spaces = []
         for name, version, path in references:
@@ -260,6 +276,7 @@ class Worker:
             sample=outliers.sample,
             keep_vectors=outliers.keep_vectors,
             stored=self._stored,
+            stored_keys=self._stored_keys if self.model.thins_by_key else None,
         )
         self.folder = Folder(self.name, self._settings, spaces=spaces)
 
@@ -337,6 +354,7 @@ class Worker:
         checkpoint = self.pipeline.checkpoint()
         self._store.commit(checkpoint)
         self._checkpoint_began = None
+        self._thinned, self._unchecked = self.pipeline.thinned, self.pipeline.unchecked
         self.source.commit(self.pipeline.written())
         return checkpoint
 
@@ -357,6 +375,7 @@ class Worker:
             embedders=self._embedders,
             settings=self.model.reference,
             block_ms=round(self.model.drift.block * 1000),
+            thin_by_key=self.model.thins_by_key,
         )
 
     def _fold(self, now_ms: int, clock_s: float) -> Outcome | None:
@@ -380,7 +399,9 @@ class Worker:
         assert collector is not None
         if collector.collected < collector.wanted and not (self.source.finished and collector.collected):
             return None
-        log.info(event("building the reference", model=self.name, records=collector.collected))
+        log.info(
+            event("building the reference", model=self.name, records=collector.collected, thinned=collector.thinned)
+        )
         versions = {
             space: next_version(
                 [row.version for row in self._store.references(self.name, space)],

@@ -23,6 +23,7 @@ from connectors.database.rows import (
     ReadingRow,
     ReferenceRow,
     SummaryDelta,
+    ThinnedKeys,
 )
 from connectors.notification import Notification
 from connectors.records import DeadLetter, Partition
@@ -118,6 +119,21 @@ def delta_row(row: Any) -> SummaryDelta:
     return SummaryDelta(
         row.space, row.segment, row.block, row.reference, Partition(row.topic, row.number), row.first_offset, row.blob
     )
+
+
+def thinned_columns(model: str, keys: ThinnedKeys) -> Columns:
+    return {
+        "model": model,
+        "topic": keys.partition.topic,
+        "number": keys.partition.number,
+        "block": keys.block,
+        "first_offset": keys.first_offset,
+        "blob": keys.hashes,
+    }
+
+
+def thinned_row(row: Any) -> ThinnedKeys:
+    return ThinnedKeys(Partition(row.topic, row.number), row.block, row.first_offset, row.blob)
 
 
 def summary_columns(model: str, merged: SummaryDelta, stored_ms: int) -> Columns:

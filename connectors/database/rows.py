@@ -47,6 +47,21 @@ class SummaryDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinnedKeys:
+    """Keys that one checkpoint met first in a block that is still open, where records are thinned by key.
+
+    Attributes:
+        first_offset: where the checkpoint began in the partition.
+        hashes: 64-bit hashes of the keys, uint64 little-endian, ascending.
+    """
+
+    partition: Partition
+    block: int
+    first_offset: int
+    hashes: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class KeptRecord:
     """A record that a person may want to see: a candidate outlier, or one of the hash-chosen sample."""
 
@@ -98,6 +113,7 @@ class Checkpoint:
     kept: list[KeptRecord] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     references: list[ReferenceRow] = field(default_factory=list)
+    thinned_keys: list[ThinnedKeys] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

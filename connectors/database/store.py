@@ -31,13 +31,15 @@ from connectors.database.columns import (
     partition_key,
     partition_state,
     rows_of,
+    thinned_columns,
+    thinned_row,
 )
 from connectors.database.connection import Database, wall_clock_ms
 from connectors.database.folding import Fold
 from connectors.database.outbox import Outbox
 from connectors.database.references import References, add_references
 from connectors.database.reports import Reports
-from connectors.database.rows import Advance, Checkpoint, PartitionState, Retention
+from connectors.database.rows import Advance, Checkpoint, PartitionState, Retention, ThinnedKeys
 from connectors.records import Partition
 from detectors.errors import OwnershipLost, StoreError
 
@@ -154,8 +156,21 @@ class Store(Reports, Outbox, References):
         with self._database.reading() as connection:
             return rows_of(connection.execute(query), partition_state)
 
+    def thinned_keys(self, model: str, partition: Partition) -> list[ThinnedKeys]:
+        """The keys that checkpoints met in blocks of the partition that are not folded yet, by block and offset.
+
+        Read them after the partition's position: where another owner writes a checkpoint in between, the position is
+        old, and whoever read it writes nothing.
+        """
+        table = schema.thinned_keys
+        query = select(table).where(
+            table.c.model == model, table.c.topic == partition.topic, table.c.number == partition.number
+        )
+        with self._database.reading() as connection:
+            return rows_of(connection.execute(query.order_by(table.c.block, table.c.first_offset)), thinned_row)
+
     def commit(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint: offsets, counts, summaries, kept records, dead letters, references. All or nothing.
+        """Write a checkpoint: offsets, counts, summaries, keys, kept records, dead letters, references; or nothing.
 
         Raises:
             OwnershipLost: a partition does not stand where this owner left it, because another one moved it, or a
@@ -175,6 +190,10 @@ class Store(Reports, Outbox, References):
             if checkpoint.summaries:
                 connection.execute(
                     insert(schema.summary_deltas), [delta_columns(model, delta) for delta in checkpoint.summaries]
+                )
+            if checkpoint.thinned_keys:
+                connection.execute(
+                    insert(schema.thinned_keys), [thinned_columns(model, keys) for keys in checkpoint.thinned_keys]
                 )
             if checkpoint.kept:
                 key = ("model", "space", "topic", "number", "position")
