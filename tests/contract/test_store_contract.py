@@ -29,6 +29,7 @@ from connectors.database.rows import (
     ReferenceRow,
     Retention,
     SummaryDelta,
+    ThinnedKeys,
     Totals,
 )
 from connectors.database.store import Store
@@ -123,6 +124,11 @@ def candidate(offset: int, *, score: float = 1.0, **more: Any) -> KeptRecord:
         "kept": {"text": "hei", "n": 3},
     }
     return KeptRecord(offset=offset, score=score, **(values | more))
+
+
+def keys(block: int, *hashes: int, partition: Partition = P0, first_offset: int = 0) -> ThinnedKeys:
+    blob = b"".join(number.to_bytes(8, "little") for number in hashes or (1, 2**64 - 1))
+    return ThinnedKeys(partition, block, first_offset, blob)
 
 
 def letter(offset: int, reason: str = "bad_json", partition: Partition = P0) -> DeadLetter:
@@ -330,6 +336,7 @@ def test_a_checkpoint_of_a_former_owner_leaves_no_trace(store: Store, expected: 
         kept=[candidate(12)],
         dead_letters=[letter(13)],
         references=[REFERENCE],
+        thinned_keys=[keys(0, first_offset=10)],
     )
     with pytest.raises(OwnershipLost, match=r"Partition 0 of orders .* stands at offset 10, expected was"):
         store.commit(stale)
@@ -412,6 +419,40 @@ def test_a_worker_killed_at_any_moment_loses_nothing_and_counts_nothing_twice(st
         assert store.dead_letter_counts("m") == {"bad_json": at // 10}
         with store.begin_fold("m") as step:
             assert [row.first_offset for row in step.deltas(below_block=1)] == list(range(0, at, 10))
+
+
+def test_keys_of_open_blocks_come_back_to_the_next_owner_of_their_partition(store: Store) -> None:
+    first = [keys(8, 4), keys(7, 1, 2), keys(7, 9, partition=P1)]
+    store.commit(Checkpoint("m", [advance(P0), advance(P1)], thinned_keys=first))
+    store.commit(Checkpoint("m", [advance(P0, 10, 20)], thinned_keys=[keys(7, 3, first_offset=10)]))
+    store.commit(Checkpoint("n", [advance(P0)], thinned_keys=[keys(7, 5)]))
+    assert store.thinned_keys("m", P0) == [keys(7, 1, 2), keys(7, 3, first_offset=10), keys(8, 4)]
+    assert store.thinned_keys("m", P1) == [keys(7, 9, partition=P1)]
+    assert store.thinned_keys("m", P2) == []
+
+
+def test_the_fold_that_closes_a_block_deletes_its_keys(store: Store) -> None:
+    rows = [keys(7), keys(8), keys(7, partition=P1)]
+    store.commit(Checkpoint("m", [advance(P0), advance(P1)], [delta(7), delta(8)], thinned_keys=rows))
+    store.commit(Checkpoint("n", [advance(P0)], thinned_keys=[keys(7)]))
+    with store.begin_fold("m") as step:
+        step.deltas(below_block=8)
+        # A checkpoint that comes while the fold works: its block is closed with the others, its sums are late.
+        late = keys(7, 3, first_offset=10)
+        store.commit(Checkpoint("m", [advance(P0, 10, 20)], [delta(7, first_offset=10)], thinned_keys=[late]))
+        step.commit(result(8))
+    assert store.thinned_keys("m", P0) == [keys(8)]
+    assert store.thinned_keys("m", P1) == []
+    assert store.thinned_keys("n", P0) == [keys(7)]
+
+
+def test_a_fold_that_lost_its_turn_deletes_no_keys(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance()], [delta(7)], thinned_keys=[keys(7), keys(9)]))
+    with store.begin_fold("m") as loser:
+        fold(store, 8)
+        with pytest.raises(OwnershipLost):
+            loser.commit(result(10))
+    assert store.thinned_keys("m", P0) == [keys(9)]
 
 
 def test_the_same_sums_cannot_be_added_twice(store: Store) -> None:
