@@ -1,9 +1,9 @@
 """The drift alarm: one sequential pass over block summaries.
 
 `fold` takes the state, the merged summary of the next block and the rule, and returns the next state and one reading
-per channel. It is pure: the same summaries in the same order give the same readings, live or in a backfill. Three
-channels look at the same windows, which end at the latest block and begin at every geometric distance
-(`detectors.windows`):
+per channel; `fold_many` does so for many segments at once, to the same bytes. Both are pure: the same summaries in the
+same order give the same readings, live or in a backfill. Three channels look at the same windows, which end at the
+latest block and begin at every geometric distance (`detectors.windows`):
 
 * level: the mean of the vectors moved. T = |A sum(x - mean)|^2 / n, a regularised Hotelling statistic (Hotelling, 1931;
   Chen, Paul, Prentice and Wang, 2011).
@@ -28,8 +28,10 @@ that evidence for a page keeps growing behind it. scipy.special is used for the 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from math import ceil, inf, log, log10, sqrt
+from math import ceil, exp, inf, log, log10, sqrt
 from typing import Literal, Protocol
 
 import numpy as np
@@ -60,6 +62,8 @@ MIN_BASELINE_TO_PAGE = 50_000
 RECENT_FACTOR = 2
 GONE_P = 0.01  # an alarm is over when its recent window has a p-value above this, or an e-value below its inverse
 LN10 = log(10.0)
+# Products of matrices of one and the same shape, whatever the number of segments, so that each is rounded alike.
+ROWS_AT_ONCE = 4
 NO_EVIDENCE = 0.0  # log of 1: what a p-value, or a bet that has not begun, stands at
 
 
@@ -216,7 +220,7 @@ class QuadraticNull:
         moments: of a single z.
         eta_reference, eta_user: squared whitened mean shift per record that counts as none: the error of the baseline's
             mean (spread like the eigenvalues), and what the user tolerates (in the worst direction).
-        inflation: (3, W): records, factor of the mean, factor of the variance.
+        inflation: (3, L): records, factor of the mean, factor of the variance.
         least_unusual: no window has a smaller T and lies two standard deviations above the mean.
     """
 
@@ -239,26 +243,38 @@ class QuadraticNull:
         narrowest = max(2.0 * moments.t2 + min(moments.k4, 0.0) / MIN_RECORDS, 0.0)
         return cls(moments, eta_reference, eta_user, inflation, moments.t1 + 2.0 * sqrt(narrowest))
 
+    def mean(self, n: Floats) -> Floats:
+        """Mean of T over windows of ``n`` records (m,)."""
+        return self._mean(n, self._factor(np.log2(n)))
+
+    def _factor(self, length: Floats) -> Floats:
+        """What dependence and the error of the covariance make of the mean of T, without what is tolerated."""
+        return np.asarray(
+            np.maximum(np.interp(length, np.log2(self.inflation[0]), self.inflation[1]), self.moments.floor)
+        )
+
+    def _mean(self, n: Floats, factor: Floats) -> Floats:
+        return np.asarray(self.moments.t1 * factor + n * (self.eta_reference * self.moments.t1 + self.eta_user))
+
     def cumulants(self, n: Floats) -> tuple[Floats, Floats, Floats]:
         """First three cumulants of T over windows of ``n`` records (m,)."""
-        m, length = self.moments, np.log2(self.inflation[0])
-        v1 = np.maximum(np.interp(np.log2(n), length, self.inflation[1]), m.floor)
-        v2 = np.interp(np.log2(n), length, self.inflation[2])
-        plain = np.maximum(2.0 * m.t2 * v1**2 + m.k4 / n, 0.0)
-        spread = plain * v2
-        k1 = m.t1 * v1 + n * (self.eta_reference * m.t1 + self.eta_user)
-        k2 = spread + 4.0 * n * v1 * (self.eta_reference * m.t2 + self.eta_user * m.s1)
-        # Where dependence adds variance, it adds it as one more, lopsided, chi-square.
-        added = np.where(v2 > 1.0, np.maximum(spread - 2.0 * m.t2 * v1**2, 0.0) / 2.0, 0.0)
-        k3 = (
-            8.0 * m.t3 * v1**3
-            + m.c3 / n
-            + 8.0 * added**1.5
-            + 24.0 * n * v1**2 * (self.eta_reference * m.t3 + self.eta_user * m.s1**2)
-        )
+        m, length = self.moments, np.log2(n)
+        v1 = self._factor(length)
+        v2 = np.interp(length, np.log2(self.inflation[0]), self.inflation[2])
+        square = v1 * v1
+        independent = (2.0 * m.t2) * square
+        spread = np.maximum(independent + m.k4 / n, 0.0) * v2
+        k1 = self._mean(n, v1)
+        k2 = spread + (n * v1) * (4.0 * (self.eta_reference * m.t2 + self.eta_user * m.s1))
+        k3 = (8.0 * m.t3) * (square * v1) + m.c3 / n
+        k3 += (n * square) * (24.0 * (self.eta_reference * m.t3 + self.eta_user * m.s1**2))
+        if (v2 > 1.0).any():
+            # Where dependence adds variance, it adds it as one more, lopsided, chi-square.
+            added = np.where(v2 > 1.0, np.maximum(spread - independent, 0.0) / 2.0, 0.0)
+            k3 += 8.0 * (added * np.sqrt(added))
         # Floors for baselines that hardly vary, where the fixed point alone is left; and a law that never leans left.
         k2 = np.maximum(k2, (1e-3 * k1) ** 2 + 1e-24)
-        return k1, k2, np.maximum(k3, 1e-3 * k2**1.5)
+        return k1, k2, np.maximum(k3, 1e-3 * (k2 * np.sqrt(k2)))
 
     def log_p(self, t: Floats, n: Floats) -> Floats:
         """Natural log of P(T >= t) under the null, (m,); 0 for values within two standard deviations of the mean.
@@ -309,6 +325,7 @@ class Rule:
     def __init__(self, constants: Constants, settings: FoldSettings) -> None:
         check_format(constants)
         self.settings = settings
+        self.family = object()  # the same for all rules that share these constants
         self.mean = np.asarray(constants["level_mean"], dtype=np.float64)
         self.map = np.asarray(constants["level_map"], dtype=np.float64)
         self.groups = np.asarray(constants["mix_groups"], dtype=np.int64)
@@ -353,6 +370,16 @@ class Rule:
         self.inflation_measured = bool(np.all(constants["inflation_measured"]))
         self.supports_page = level.n >= MIN_BASELINE_TO_PAGE and size >= MIN_BASELINE_TO_PAGE
 
+    def with_share(self, share: float) -> Rule:
+        """The same rule with another part of the budget; the constants are not copied.
+
+        Raises:
+            InvalidInput: a share that is not above 0 and at most 1.
+        """
+        other = copy(self)
+        other.settings = replace(self.settings, share=share)
+        return other
+
     def mean_at(self, block: int) -> Floats:
         """(d,), the mean of the vectors that block number ``block`` is compared with."""
         return self.mean if self.season is None else self.season.level_at(block)
@@ -361,22 +388,31 @@ class Rule:
         """(G,), the shares of the prototype groups that block number ``block`` is compared with."""
         return self.shares if self.season is None else self.season.shares_at(block)
 
-    def project(self, summary: Summary, block: int) -> Floats:
-        """What block number ``block`` adds to every window: whitened sum (d,), scaled group counts (G,), histogram
-        (49,), in one row.
+    def project(self, summaries: Sequence[Summary | None], blocks: Sequence[int]) -> Floats:
+        """What blocks of the given numbers add to every window of their segments: (S, d + G + 49).
+
+        Whitened sum (d,), scaled group counts (G,) and histogram (49,) of each; zeros where there are no records.
         """
-        if len(summary.s) != self.dimension or len(summary.c) != len(self.groups):
-            raise InvalidReference(
-                f"The block holds {len(summary.s)}-dimensional sums and {len(summary.c)} prototypes, "
-                f"but the reference has {self.dimension} and {len(self.groups)}.",
-                hint="Fold a block with the reference that scored it.",
-            )
-        n = float(summary.n)
-        values = np.empty(self.width)
-        values[: self.dimension] = (np.asarray(summary.s, dtype=np.float64) * TICK - n * self.mean_at(block)) @ self.map
-        grouped = np.bincount(self.groups, weights=summary.c, minlength=self.group_count)
-        values[self.dimension : -N_BINS] = self.scale * (grouped - n * self.shares_at(block))
-        values[-N_BINS:] = summary.h
+        rows = -(-len(summaries) // ROWS_AT_ONCE) * ROWS_AT_ONCE
+        values, centred = np.zeros((len(summaries), self.width)), np.zeros((rows, self.dimension))
+        for row, sums, summary, block in zip(values, centred, summaries, blocks, strict=False):
+            if summary is None or summary.n == 0:
+                continue
+            if len(summary.s) != self.dimension or len(summary.c) != len(self.groups):
+                raise InvalidReference(
+                    f"The block holds {len(summary.s)}-dimensional sums and {len(summary.c)} prototypes, "
+                    f"but the reference has {self.dimension} and {len(self.groups)}.",
+                    hint="Fold a block with the reference that scored it.",
+                )
+            n = float(summary.n)
+            np.multiply(summary.s, TICK, out=sums)
+            sums -= n * self.mean_at(block)
+            grouped = np.bincount(self.groups, weights=summary.c, minlength=self.group_count)
+            row[self.dimension : -N_BINS] = self.scale * (grouped - n * self.shares_at(block))
+            row[-N_BINS:] = summary.h
+        for first in range(0, rows, ROWS_AT_ONCE):
+            whitened = centred[first : first + ROWS_AT_ONCE] @ self.map
+            values[first : first + ROWS_AT_ONCE, : self.dimension] = whitened[: len(summaries) - first]
         return values
 
 
@@ -486,20 +522,6 @@ _ARRAYS = {
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What a channel found in one block, before the thresholds are applied."""
-
-    statistic: float
-    log_p: float
-    strength: float
-    warn_strength: float
-    n: int
-    effect: float
-    window: int  # index of the window, -1 without evidence
-    onset: int | None
-
-
 def fold(state: FoldState, summary: Summary | None, rule: Rule) -> tuple[FoldState, tuple[Reading, ...]]:
     """Advance by one block.
 
@@ -515,33 +537,174 @@ def fold(state: FoldState, summary: Summary | None, rule: Rule) -> tuple[FoldSta
     Raises:
         InvalidReference: the summary or the state was made with another reference.
     """
-    if state.windows.sums.shape[1] != rule.width or len(state.page_wealth) != len(rule.cost):
-        raise InvalidReference(
-            f"The drift state is {state.windows.sums.shape[1]} numbers wide, but the reference needs {rule.width}.",
-            hint="Start a new state for a new reference.",
-        )
-    block, n = state.block, 0 if summary is None else int(summary.n)
-    values = np.zeros(rule.width) if summary is None or n == 0 else rule.project(summary, block)
-    windows = state.windows.push(
-        values, n, block=block, max_blocks=rule.settings.max_blocks, max_records=rule.max_records
-    )
-    shape = _Shape.step(state, values[-N_BINS:], n, rule)
+    return fold_many([state], [summary], [rule])[0]
 
-    found: dict[Channel, _Evidence] = {}
-    recent: dict[Channel, tuple[bool, float | None]] = {}
-    for name in rule.channels:
-        needed = int(state.alarm_records[CHANNELS.index(name)])
-        if name == "shape":
-            found[name] = shape.evidence(windows, state, rule)
-            recent[name] = _recent_shape(windows, needed, block, rule)
-        else:
-            null, part = _part(name, rule)
-            sizes = np.maximum(windows.records, 1).astype(np.float64)
-            t = np.einsum("ij,ij->i", windows.sums[:, part], windows.sums[:, part]) / sizes
-            log_p = null.log_p(t, sizes)
-            found[name] = _strongest(name, t, log_p, windows, state, null, rule)
-            recent[name] = _recent_quadratic(log_p, windows, needed, block, rule)
-    return _decide(state, windows, shape, found, recent, rule)
+
+def fold_many(
+    states: Sequence[FoldState], summaries: Sequence[Summary | None], rules: Sequence[Rule]
+) -> list[tuple[FoldState, tuple[Reading, ...]]]:
+    """Advance many segments by one block each; the same, to the last bit, as `fold` on one after the other.
+
+    Args:
+        states, summaries: of each segment, see `fold`. The segments need not be at the same block.
+        rules: of each segment; one rule and what its `Rule.with_share` made, so that the constants are the same.
+
+    Returns:
+        What `fold` returns, for each segment.
+
+    Raises:
+        InvalidInput: rules that do not belong together, or not as many states, summaries and rules.
+        InvalidReference: a summary or a state was made with another reference.
+    """
+    if not states and not summaries and not rules:
+        return []
+    if not len(states) == len(summaries) == len(rules):
+        raise InvalidInput(
+            f"{len(states)} states, {len(summaries)} blocks and {len(rules)} rules are not one of each per segment.",
+            hint="Pass None for a segment without records.",
+        )
+    rule = rules[0]
+    if any(other.family is not rule.family for other in rules):
+        raise InvalidInput(
+            "Only segments whose rules share their constants can be folded at once.",
+            hint="Build one Rule for the reference, and take every segment's from it: rule.with_share(...).",
+        )
+    many = _Many.push(states, summaries, rule)
+    shape = _Shape.step(states, many, rule)
+    found: dict[Channel, _Evidence] = {
+        name: _shape_evidence(shape, many, rule) if name == "shape" else _quadratic_evidence(name, many, rule)
+        for name in rule.channels
+    }
+    return [
+        _decide(state, other, many, shape, found, index)
+        for index, (state, other) in enumerate(zip(states, rules, strict=True))
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Many:
+    """The segments of one step, S of them, and their windows, W in all, those of a segment beside each other.
+
+    All that is summed up is summed within one segment, by calls whose shapes depend on that segment alone; what spans
+    segments goes element by element. So a segment's numbers are the same in any company.
+    """
+
+    block: Ints  # (S,)
+    n: Ints  # (S,), records in the block
+    histogram: Floats  # (S, 49), p-values in the block
+    since: Ints  # (2, S), the blocks from which evidence for a page, and for a warning, may begin
+    windows: list[Windows]  # (S,)
+    first: Ints  # (S,), index of each segment's first window
+    segment: Ints  # (W,), index of each window's segment
+    records: Ints  # (W,)
+    first_block: Ints  # (W,)
+    recent: Ints  # (3, S), per channel: the window that says whether its latest alarm is over; -1 while there is none
+
+    @classmethod
+    def push(cls, states: Sequence[FoldState], summaries: Sequence[Summary | None], rule: Rule) -> _Many:
+        """Add each segment's block to its windows."""
+        settings = rule.settings
+        for state in states:
+            if state.windows.sums.shape[1] != rule.width or len(state.page_wealth) != len(rule.cost):
+                raise InvalidReference(
+                    f"The drift state is {state.windows.sums.shape[1]} numbers wide, but the reference needs "
+                    f"{rule.width}.",
+                    hint="Start a new state for a new reference.",
+                )
+        counts = [0 if summary is None else int(summary.n) for summary in summaries]
+        values = rule.project(summaries, [state.block for state in states])
+        windows = [
+            state.windows.push(row, n, block=state.block, max_blocks=settings.max_blocks, max_records=rule.max_records)
+            for state, row, n in zip(states, values, counts, strict=True)
+        ]
+        lengths = np.array([len(one) for one in windows])
+        first = np.cumsum(lengths) - lengths
+        segment = np.repeat(np.arange(len(states)), lengths)
+        block, n, *since = np.array(
+            [(state.block, n, state.page_from, state.warn_from) for state, n in zip(states, counts, strict=True)]
+        ).T
+        records = np.concatenate([one.records for one in windows])
+        first_block = np.concatenate([one.first_block for one in windows])
+        # The shortest window with twice the records that the alarm took to be seen.
+        seen = np.array([state.alarm_records for state in states]).T
+        needed = np.minimum(np.maximum(RECENT_FACTOR * seen, MIN_RECORDS), rule.max_records)
+        enough = np.add.reduceat(records >= needed[:, segment], first, axis=1, dtype=np.int64)
+        # Traffic so thin that no window will ever hold so many: the longest one decides.
+        longest = np.where(block - first_block[first] + 1 >= settings.max_blocks, first, -1)
+        return cls(
+            block=block,
+            n=n,
+            histogram=values[:, -N_BINS:],
+            since=np.stack(since),
+            windows=windows,
+            first=first,
+            segment=segment,
+            records=records,
+            first_block=first_block,
+            recent=np.where(enough > 0, first + enough - 1, longest),
+        )
+
+    def squares(self, part: slice) -> Floats:
+        """(W,), squared length of every window's sum over some columns."""
+        result = np.empty(len(self.records))
+        for windows, first in zip(self.windows, self.first.tolist(), strict=True):
+            sums = windows.sums[:, part]
+            np.vecdot(sums, sums, out=result[first : first + len(sums)])
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What a channel found in one block, a value for each of S segments, before the thresholds are applied."""
+
+    statistic: list[float]
+    log_p: list[float]
+    strength: list[float]
+    warn_strength: list[float]
+    n: list[int]
+    effect: list[float]
+    seen: list[bool]  # there is evidence, and so a window and an onset
+    window_start: list[int]
+    onset: list[int]
+    recent_log_p: list[float]  # of the window in `_Many.recent`, where there is one
+
+
+def _quadratic_evidence(name: Channel, many: _Many, rule: Rule) -> _Evidence:
+    """The window with the least p-value among those that may page, and the least p-value among those that may warn."""
+    null, part = _part(name, rule)
+    sizes = np.maximum(many.records, 1).astype(np.float64)
+    t = many.squares(part) / sizes
+    log_p = null.log_p(t, sizes)
+    segments = len(many.windows)
+    least, least_warn, best = [NO_EVIDENCE] * segments, [NO_EVIDENCE] * segments, many.first.tolist()
+    page_from, warn_from = many.since.tolist()
+    unusual = np.flatnonzero(log_p < NO_EVIDENCE)  # few, while nothing changes
+    for window, segment, begins, value in zip(
+        unusual.tolist(),
+        many.segment[unusual].tolist(),
+        many.first_block[unusual].tolist(),
+        log_p[unusual].tolist(),
+        strict=True,
+    ):
+        if begins >= page_from[segment] and value < least[segment]:  # the longest of the best
+            least[segment], best[segment] = value, window
+        if begins >= warn_from[segment] and value < least_warn[segment]:
+            least_warn[segment] = value
+    surplus = np.maximum(t[best] - null.mean(sizes[best]), 0.0)
+    start = many.first_block[best].tolist()
+    price = log10(OMEGA[name] / (2.0 * rule.max_windows))
+    return _Evidence(
+        statistic=t[best].tolist(),
+        log_p=least,
+        strength=[price - value / LN10 for value in least],
+        warn_strength=[price - value / LN10 for value in least_warn],
+        n=many.records[best].tolist(),
+        effect=np.sqrt(surplus / sizes[best]).tolist(),
+        seen=[value < NO_EVIDENCE for value in least],
+        window_start=start,
+        onset=start,
+        recent_log_p=log_p[many.recent[CHANNELS.index(name)]].tolist(),
+    )
 
 
 def _part(name: Channel, rule: Rule) -> tuple[QuadraticNull, slice]:
@@ -551,178 +714,149 @@ def _part(name: Channel, rule: Rule) -> tuple[QuadraticNull, slice]:
     return rule.mix, slice(rule.dimension, rule.dimension + rule.group_count)
 
 
-def _strongest(
-    name: Channel, t: Floats, log_p: Floats, windows: Windows, state: FoldState, null: QuadraticNull, rule: Rule
-) -> _Evidence:
-    """The window with the least p-value among those that may page, and the least p-value among those that may warn."""
-    may_page, may_warn = windows.first_block >= state.page_from, windows.first_block >= state.warn_from
-    price = log10(OMEGA[name] / (2.0 * rule.max_windows))
-    least = float(log_p[may_page].min(initial=NO_EVIDENCE))
-    warn_strength = price - float(log_p[may_warn].min(initial=NO_EVIDENCE)) / LN10
-    if least == NO_EVIDENCE:
-        return _Evidence(0.0, least, price, warn_strength, 0, 0.0, -1, None)
-    best = int(np.flatnonzero(may_page & (log_p == least))[0])
-    n = int(windows.records[best])
-    expected = float(null.cumulants(np.array([float(n)]))[0][0])
-    effect = sqrt(max(float(t[best]) - expected, 0.0) / n)
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """The experts of every segment after one block."""
+
+    wealth: Floats  # (2, S, E), for pages and for warnings
+    excursion: Floats  # (S, E)
+    excursion_start: Ints  # (S, E)
+
+    @classmethod
+    def step(cls, states: Sequence[FoldState], many: _Many, rule: Rule) -> _Shape:
+        wealth = np.array([[state.page_wealth for state in states], [state.warn_wealth for state in states]])
+        excursion = np.array([state.excursion for state in states])
+        start = np.array([state.excursion_start for state in states])
+        gain = _gains(many.histogram, many.n, rule)
+        # A bet on nothing pays one, and a Shiryaev-Roberts sum would grow by one: silence is no evidence.
+        some = many.n > 0
+        betting = some & (many.block >= many.since)
+        wealth = np.where(betting[:, :, None], np.logaddexp(wealth, 0.0) + gain, wealth)
+        excursion = np.maximum(excursion + gain, 0.0)
+        fallen = (excursion <= 0.0) & some[:, None]
+        return cls(wealth, excursion, np.where(fallen, many.block[:, None] + 1, start))
+
+
+def _gains(histograms: Floats, records: Ints, rule: Rule) -> Floats:
+    """(S, E), what each expert's stake grew by (log) over a histogram (S, 49) of so many records (S,)."""
+    gain = np.empty((len(histograms), len(rule.cost)))
+    for row, histogram in zip(gain, histograms, strict=True):
+        np.dot(histogram, rule.gain, out=row)
+    return gain - records[:, None] * rule.cost
+
+
+def _shape_evidence(shape: _Shape, many: _Many, rule: Rule) -> _Evidence:
+    """The experts' wealth, and since when the richest of them has been winning."""
+    price, segments = log10(OMEGA["shape"] / 2.0), len(many.n)
+    weighted = rule.experts.log_weight + shape.wealth
+    n, effect, seen, start, onsets = (
+        [0] * segments,
+        [0.0] * segments,
+        [False] * segments,
+        [0] * segments,
+        [0] * segments,
+    )
+    recent = np.maximum(many.recent[CHANNELS.index("shape")] - many.first, 0)
+    histogram, records = np.empty((segments, N_BINS)), np.empty(segments, dtype=np.int64)
+    for index, (windows, leader) in enumerate(zip(many.windows, weighted[0].argmax(axis=1).tolist(), strict=True)):
+        histogram[index] = windows.sums[recent[index], -N_BINS:]
+        records[index] = windows.records[recent[index]]
+        onset = int(shape.excursion_start[index, leader])
+        window = int(windows.first_block.searchsorted(onset, side="right")) - 1
+        if weighted[0, index, leader] == -inf or onset > many.block[index] or window < 0:
+            continue
+        n[index], seen[index] = int(windows.records[window]), True
+        effect[index] = float(windows.sums[window, -N_BINS:] @ rule.normal_score) / max(n[index], 1)
+        start[index], onsets[index] = int(windows.first_block[window]), onset
+    # The inverse of the experts' e-value over the most recent records bounds the p-value.
+    recent_wealth = rule.experts.log_weight + _gains(histogram, records, rule)
+    wealth, warn_wealth, e_value = _log_wealth(np.concatenate([weighted, recent_wealth[None]]))
+    elapsed = np.maximum(many.block - many.since[0] + 1, 1).astype(np.float64)
     return _Evidence(
-        statistic=float(t[best]),
-        log_p=least,
-        strength=price - least / LN10,
-        warn_strength=warn_strength,
+        statistic=(wealth / LN10).tolist(),
+        # E(sum) is at most the number of blocks, so by Markov's inequality blocks / sum bounds the p-value.
+        log_p=np.minimum(np.log(elapsed) - wealth, NO_EVIDENCE).tolist(),
+        strength=(price + wealth / LN10).tolist(),
+        warn_strength=(price + warn_wealth / LN10).tolist(),
         n=n,
         effect=effect,
-        window=best,
-        onset=int(windows.first_block[best]),
+        seen=seen,
+        window_start=start,
+        onset=onsets,
+        recent_log_p=np.minimum(-e_value, NO_EVIDENCE).tolist(),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """The experts after one block."""
-
-    page_wealth: Floats
-    warn_wealth: Floats
-    excursion: Floats
-    excursion_start: Ints
-
-    @classmethod
-    def step(cls, state: FoldState, histogram: Floats, n: int, rule: Rule) -> _Shape:
-        if n == 0:
-            # A bet on nothing pays one, and a Shiryaev-Roberts sum would grow by one: silence is no evidence.
-            return cls(state.page_wealth, state.warn_wealth, state.excursion, state.excursion_start)
-        gain = histogram @ rule.gain - n * rule.cost
-        page = np.logaddexp(state.page_wealth, 0.0) + gain if state.block >= state.page_from else state.page_wealth
-        warn = np.logaddexp(state.warn_wealth, 0.0) + gain if state.block >= state.warn_from else state.warn_wealth
-        excursion = np.maximum(state.excursion + gain, 0.0)
-        return cls(page, warn, excursion, np.where(excursion > 0.0, state.excursion_start, state.block + 1))
-
-    def evidence(self, windows: Windows, state: FoldState, rule: Rule) -> _Evidence:
-        weighted = rule.experts.log_weight + self.page_wealth
-        wealth = _log_wealth(weighted)
-        price = log10(OMEGA["shape"] / 2.0)
-        strength = price + wealth / LN10
-        warn_strength = price + _log_wealth(rule.experts.log_weight + self.warn_wealth) / LN10
-        leader = int(weighted.argmax())
-        elapsed = state.block - state.page_from + 1
-        # E(sum) is at most the number of blocks, so by Markov's inequality blocks / sum bounds the p-value.
-        log_p = min(log(max(elapsed, 1)) - wealth, NO_EVIDENCE)
-        onset = int(self.excursion_start[leader])
-        earlier = np.flatnonzero(windows.first_block <= onset)
-        if weighted[leader] == -inf or onset > state.block or not len(earlier):
-            return _Evidence(wealth / LN10, log_p, strength, warn_strength, 0, 0.0, -1, None)
-        window = int(earlier[-1])
-        n = int(windows.records[window])
-        effect = float(windows.sums[window, -N_BINS:] @ rule.normal_score) / max(n, 1)
-        return _Evidence(wealth / LN10, log_p, strength, warn_strength, n, effect, window, onset)
-
-
-def _log_wealth(weighted: Floats) -> float:
-    """Log of the sum of the experts' shares; that of an empty sum is set to what a bet begins with."""
-    greatest = float(weighted.max())
-    return NO_EVIDENCE if greatest == -inf else greatest + log(float(np.exp(weighted - greatest).sum()))
-
-
-def _recent_window(windows: Windows, needed: int, block: int, rule: Rule) -> int | None:
-    """The shortest window with twice the records that the alarm took to be seen; None while there is none."""
-    enough = np.flatnonzero(windows.records >= min(max(RECENT_FACTOR * needed, MIN_RECORDS), rule.max_records))
-    if len(enough):
-        return int(enough[-1])
-    # Traffic so thin that no window will ever hold so many: the longest one decides.
-    whole_past = block - int(windows.first_block[0]) + 1 >= rule.settings.max_blocks
-    return 0 if whole_past else None
-
-
-def _recent_quadratic(
-    log_p: Floats, windows: Windows, needed: int, block: int, rule: Rule
-) -> tuple[bool, float | None]:
-    """Whether the most recent records still show a shift, and their p-value. Unknown counts as yes."""
-    window = _recent_window(windows, needed, block, rule)
-    if window is None:
-        return True, None
-    return bool(log_p[window] <= log(GONE_P)), _p_value(float(log_p[window]))
-
-
-def _recent_shape(windows: Windows, needed: int, block: int, rule: Rule) -> tuple[bool, float | None]:
-    """The same for the experts: the inverse of their e-value over the most recent records bounds the p-value."""
-    window = _recent_window(windows, needed, block, rule)
-    if window is None:
-        return True, None
-    gain = windows.sums[window, -N_BINS:] @ rule.gain - float(windows.records[window]) * rule.cost
-    log_p = min(-_log_wealth(rule.experts.log_weight + gain), NO_EVIDENCE)
-    return log_p <= log(GONE_P), _p_value(log_p)
+def _log_wealth(weighted: Floats) -> Floats:
+    """Log of the sum of the experts' shares (..., E); that of an empty sum is set to what a bet begins with."""
+    greatest = weighted.max(axis=-1)
+    empty = np.isneginf(greatest)
+    base = np.where(empty, 0.0, greatest)
+    total = np.exp(weighted - base[..., None]).sum(axis=-1)
+    return np.where(empty, NO_EVIDENCE, base + np.log(np.where(empty, 1.0, total)))
 
 
 def _p_value(log_p: float) -> float:
-    return float(np.exp(max(log_p, log(1e-300))))
+    return exp(max(log_p, log(1e-300)))
 
 
 def _decide(
-    state: FoldState,
-    windows: Windows,
-    shape: _Shape,
-    found: dict[Channel, _Evidence],
-    recent: dict[Channel, tuple[bool, float | None]],
-    rule: Rule,
+    state: FoldState, rule: Rule, many: _Many, shape: _Shape, found: dict[Channel, _Evidence], index: int
 ) -> tuple[FoldState, tuple[Reading, ...]]:
-    """Apply the thresholds, and use up the evidence of an alarm."""
-    settings, block = rule.settings, state.block
+    """Apply the thresholds to one segment, and use up the evidence of an alarm."""
+    block, settings = state.block, rule.settings
     page_threshold, warn_threshold = settings.page_threshold, settings.warn_threshold
     alarm_records = state.alarm_records.copy()
     readings: list[Reading] = []
     for name, evidence in found.items():
         channel = CHANNELS.index(name)
-        page = evidence.strength >= page_threshold
-        warn = page or evidence.warn_strength >= warn_threshold
-        persists, recent_p = recent[name]
+        strength, warn_strength, seen = evidence.strength[index], evidence.warn_strength[index], evidence.seen[index]
+        n = evidence.n[index] if seen else 0
+        page = strength >= page_threshold
+        warn = page or warn_strength >= warn_threshold
+        recent_known = many.recent[channel, index] >= 0
+        recent_log_p = evidence.recent_log_p[index]
         if warn:
-            alarm_records[channel] = min(max(evidence.n, MIN_RECORDS), rule.max_records)
-        elif not persists:
+            alarm_records[channel] = min(max(n, MIN_RECORDS), rule.max_records)
+        elif recent_known and recent_log_p > log(GONE_P):  # the most recent records show no shift any more
             alarm_records[channel] = 0
-        start = int(windows.first_block[evidence.window]) if evidence.window >= 0 else block
+        start = evidence.window_start[index] if seen else block
         readings.append(
             Reading(
                 channel=name,
                 block=block,
-                statistic=evidence.statistic,
-                strength=evidence.strength,
-                warn_strength=evidence.warn_strength,
+                statistic=evidence.statistic[index] if seen or name == "shape" else 0.0,
+                strength=strength,
+                warn_strength=warn_strength,
                 threshold=page_threshold,
                 warn_threshold=warn_threshold,
-                p_value=_p_value(evidence.log_p),
-                n=evidence.n,
-                effect=evidence.effect,
+                p_value=_p_value(evidence.log_p[index]),
+                n=n,
+                effect=evidence.effect[index] if seen else 0.0,
                 window_start=start,
                 window_blocks=block - start + 1,
-                onset=evidence.onset,
+                onset=evidence.onset[index] if seen else None,
                 page=page,
                 warn=warn,
                 active=bool(alarm_records[channel] > 0),
-                recent_p=recent_p,
+                recent_p=_p_value(recent_log_p) if recent_known else None,
                 reference=state.reference,
             )
         )
-    page_wealth, warn_wealth = shape.page_wealth, shape.warn_wealth
-    excursion, excursion_start = shape.excursion, shape.excursion_start
-    page_from, warn_from = state.page_from, state.warn_from
-    if any(reading.warn for reading in readings):
-        warn_from = block + 1 + settings.hold_off_blocks
-        warn_wealth = np.full(len(warn_wealth), -inf)
-    if any(reading.page for reading in readings):
-        page_from = block + 1 + settings.hold_off_blocks
-        page_wealth = np.full(len(page_wealth), -inf)
-        excursion, excursion_start = np.zeros(len(excursion)), np.full(len(excursion), block + 1, dtype=np.int64)
-        windows = Windows.empty(rule.width)
+    page, warn = any(reading.page for reading in readings), any(reading.warn for reading in readings)
+    windows, experts = many.windows[index], len(rule.cost)
+    rested = block + 1 + settings.hold_off_blocks
+    # Rows are copied, so that no segment's state keeps those of all others alive.
     following = FoldState(
         reference=state.reference,
         block=block + 1,
-        windows=windows,
-        page_from=page_from,
-        warn_from=warn_from,
-        page_wealth=page_wealth,
-        warn_wealth=warn_wealth,
-        excursion=excursion,
-        excursion_start=excursion_start,
+        windows=Windows.empty(rule.width) if page else windows,
+        page_from=rested if page else state.page_from,
+        warn_from=rested if warn else state.warn_from,
+        page_wealth=np.full(experts, -inf) if page else shape.wealth[0, index].copy(),
+        warn_wealth=np.full(experts, -inf) if warn else shape.wealth[1, index].copy(),
+        excursion=np.zeros(experts) if page else shape.excursion[index].copy(),
+        excursion_start=np.full(experts, block + 1) if page else shape.excursion_start[index].copy(),
         alarm_records=alarm_records,
     )
     return following, tuple(readings)

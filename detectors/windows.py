@@ -59,10 +59,11 @@ class Windows:
         The oldest start goes when the second one alone is already ``max_blocks`` blocks or ``max_records`` records
         long, so that the longest window is at least that long, and less than about twice as long.
         """
-        first = np.append(self.first_block, block)
-        counts = np.append(self.records, 0) + records
+        count = len(self)
+        alive = list(range(count + 1))
+        first = [*self.first_block.tolist(), block]
         classes = [*self.size_class.tolist(), 0]
-        alive = list(range(len(first)))
+        counts = np.append(self.records, 0) + records
         end, size = len(alive), 0
         while True:
             # Classes fall with the index, so those of one size lie together, before all smaller ones.
@@ -76,12 +77,17 @@ class Windows:
             end, size = begin + 1, size + 1
         while len(alive) > 1 and (block - first[alive[1]] + 1 >= max_blocks or counts[alive[1]] >= max_records):
             alive.pop(0)
-        # Copied once, with room for the new start, then added to in place.
-        kept = alive[:-1] if alive[-1] == len(first) - 1 else alive
-        sums = np.zeros((len(alive), self.sums.shape[1]))
-        sums[: len(kept)] = self.sums[kept]
-        sums += values
-        return Windows(sums, counts[alive], first[alive], np.array(classes, dtype=np.int64)[alive])
+        # One pass over memory: each stretch of starts that stay together is read, added to and written once.
+        sums = np.empty((len(alive), self.sums.shape[1]))
+        gaps = sorted(set(range(count)).difference(alive))
+        begin = to = 0
+        for gap in (*gaps, count):
+            if gap > begin:
+                np.add(self.sums[begin:gap], values, out=sums[to : to + gap - begin])
+                to += gap - begin
+            begin = gap + 1
+        sums[-1] = values
+        return Windows(sums, counts[alive], np.array(first)[alive], np.array(classes)[alive])
 
     def pack(self) -> bytes:
         """Bytes of a fixed layout, the same for the same windows."""

@@ -20,6 +20,7 @@ from detectors.fold import (
     QuadraticNull,
     Rule,
     fold,
+    fold_many,
     pearson3_log_tail,
 )
 from detectors.payoffs import build_experts, calibration_bound
@@ -163,7 +164,7 @@ def test_p_values_of_null_windows_are_at_most_as_small_as_they_say(reference, to
     rule = Rule(reference.constants, settings())
     blocks = reference.summaries(topics.draw(400_000, np.random.default_rng(2)), 256)
     for null, part in ((rule.level, slice(0, 32)), (rule.mix, slice(32, -N_BINS))):
-        t = np.array([(rule.project(block, 0)[part] ** 2).sum() / 256 for block in blocks])
+        t = np.array([(rule.project([block], [0])[0, part] ** 2).sum() / 256 for block in blocks])
         p = np.exp(null.log_p(t, np.full(len(t), 256.0)))
         assert (p <= 0.01).mean() <= 0.016  # 1,562 windows: 0.01 + 2.4 standard errors
         assert (p <= 0.01).mean() >= 0.002  # and the bound is not void
@@ -290,8 +291,8 @@ def test_a_block_is_compared_with_the_mean_and_the_shares_of_its_own_number(refe
 
     constant, seasonal = (kind(reference.constants, settings()) for kind in (Rule, Alternating))
     block = reference.summaries(topics.draw(BLOCK, np.random.default_rng(15)), BLOCK)[0]
-    assert np.array_equal(seasonal.project(block, 4), constant.project(block, 4))
-    odd = seasonal.project(block, 5) - constant.project(block, 5)
+    assert np.array_equal(seasonal.project([block], [4]), constant.project([block], [4]))
+    odd = (seasonal.project([block], [5]) - constant.project([block], [5]))[0]
     assert odd[:32] == pytest.approx(-BLOCK * constant.map.sum(axis=0))
     assert odd[32:-N_BINS] == pytest.approx(BLOCK * constant.scale * constant.shares)
     states = [FoldState.start(rule, block=5) for rule in (constant, seasonal)]
@@ -462,6 +463,67 @@ def test_stored_strengths_answer_for_any_other_run_length_until_its_first_alarm(
         answer = next(index for index, strength in enumerate(stored) if strength >= np.log10(page))
         loose = Rule(reference.constants, settings(page=page, warn=page))
         assert first_page(run(loose, blocks)[1])[0] == answer
+
+
+# --- many segments ---------------------------------------------------------------------------------------------------
+
+
+def test_segments_folded_at_once_give_the_bytes_of_segments_folded_alone(reference, topics):
+    whole = Rule(reference.constants, settings(page=1e4, warn=50, hold_off_blocks=4))
+    random = np.random.default_rng(16)
+    rules = [whole.with_share(share) for share in random.uniform(0.01, 1.0, 23)]
+    streams = [
+        reference.summaries(topics.draw(90 * BLOCK, random, new_topic=0.04 * (i % 3), bias=0.02 * (i % 4)), BLOCK)
+        for i in range(len(rules))
+    ]
+    alone = [FoldState.start(rule, block=100 * i) for i, rule in enumerate(rules)]
+    together = list(alone)
+    pages = warnings = 0
+    for step in range(90):
+        # Segments begin at different blocks, lack records here and there, and come in any number and order.
+        chosen = random.permutation(len(rules))[: random.integers(1, len(rules) + 1)]
+        blocks = [streams[i][step] if random.random() < 0.8 else None for i in chosen]
+        found = fold_many([together[i] for i in chosen], blocks, [rules[i] for i in chosen])
+        for i, block, (state, readings) in zip(chosen, blocks, found, strict=True):
+            alone[i], expected = fold(alone[i], block, rules[i])
+            assert readings == expected
+            assert state.to_bytes() == alone[i].to_bytes()
+            together[i] = state
+            pages += any(reading.page for reading in readings)
+            warnings += any(reading.warn for reading in readings)
+    assert pages > 5 and warnings > 20  # the paths behind an alarm were walked, too
+
+
+def test_no_segments_are_folded_to_nothing():
+    assert fold_many([], [], []) == []
+
+
+def test_only_rules_with_the_same_constants_are_folded_at_once(reference):
+    one, other = (Rule(reference.constants, settings()) for _ in range(2))
+    same = one.with_share(0.5)
+    start = FoldState.start(one)
+    assert len(fold_many([start, start], [None, None], [one, same])) == 2
+    with pytest.raises(InvalidInput, match="share their constants"):
+        fold_many([start, start], [None, None], [one, other])
+    with pytest.raises(InvalidInput, match="2 states, 1 blocks"):
+        fold_many([start, start], [None], [one, same])
+
+
+def test_a_share_raises_the_thresholds_and_copies_no_constants(reference):
+    whole = Rule(reference.constants, settings())
+    quarter = whole.with_share(0.25)
+    assert quarter.settings.page_threshold == pytest.approx(whole.settings.page_threshold + np.log10(4))
+    assert quarter.map is whole.map and whole.settings.share == 1.0
+    with pytest.raises(InvalidInput, match="share"):
+        whole.with_share(0.0)
+
+
+def test_a_state_keeps_no_other_segment_in_memory(reference, topics):
+    rule = Rule(reference.constants, settings())
+    blocks = reference.summaries(topics.draw(2 * BLOCK, np.random.default_rng(17)), BLOCK)
+    (state, _), _ = fold_many([FoldState.start(rule)] * 2, blocks, [rule] * 2)
+    held = [state.windows.sums, state.page_wealth, state.warn_wealth, state.excursion, state.excursion_start]
+    assert all(array.base is None for array in held)
 
 
 # --- state -----------------------------------------------------------------------------------------------------------
