@@ -6,14 +6,17 @@ from typing import Annotated
 
 from pydantic import Field
 
+from monitor.embedders.category import CategorySettings
 from monitor.embedders.embedder import Columns, Embedded, Embedder, Problem
+from monitor.embedders.number import NumberSettings
 from monitor.embedders.pixels import PixelsSettings
 from monitor.embedders.tabular import TabularSettings
 from monitor.embedders.text import TextSettings
 from monitor.embedders.vector import VectorSettings
 
 EmbedderSettings = Annotated[
-    VectorSettings | TabularSettings | PixelsSettings | TextSettings, Field(discriminator="kind")
+    VectorSettings | TabularSettings | NumberSettings | CategorySettings | PixelsSettings | TextSettings,
+    Field(discriminator="kind"),
 ]
 
 __all__ = ["Columns", "Embedded", "Embedder", "EmbedderSettings", "Problem"]

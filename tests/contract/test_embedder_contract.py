@@ -48,7 +48,25 @@ def text_row(random: np.random.Generator) -> list[Any]:
     return [" ".join(random.choice(words, size=int(random.integers(1, 3))))]
 
 
+def number_row(random: np.random.Generator) -> list[Any]:
+    return [float(random.beta(8.0, 2.0))]
+
+
+def number_or_none_row(random: np.random.Generator) -> list[Any]:
+    return [[None, int(random.poisson(2.0))][int(random.random() < 0.9)]]
+
+
+def category_row(random: np.random.Generator) -> list[Any]:
+    return [str(random.choice(["refund", "delivery", "other"], p=[0.6, 0.3, 0.1]))]
+
+
+def category_or_none_row(random: np.random.Generator) -> list[Any]:
+    return [[None, True, 7, "other"][int(random.integers(0, 4))]]
+
+
 EXAMPLES: dict[str, list[Example]] = {
+    "number": [({"field": "/n"}, number_row), ({"field": "/n", "optional": True}, number_or_none_row)],
+    "category": [({"field": "/c"}, category_row), ({"field": "/c", "optional": True}, category_or_none_row)],
     "vector": [
         ({"field": "/v"}, vector_row),
         ({"field": "/v", "encoding": "base64", "dimension": 6, "geometry": "standard"}, packed_row),
@@ -69,6 +87,8 @@ BAD: dict[str, list[list[Any]]] = {
     "tabular": [["text", 1, "NO"], [[1.0], 1, "NO"], [1.0, 1, {"a": 1}], [math.inf, 1, "NO"], [10**200, 1, "NO"]],
     "pixels": [[None], ["text"], [[[1, 2], [3]]], [[[1, 2]]], [[["a"] * 5] * 4], [[[math.nan] * 5] * 4]],
     "text": [[None], [""], ["  \n"], [3], [["text"]]],
+    "number": [["text"], [True], [[1.0]], [math.inf], [10**400], [-1e200]],
+    "category": [[0.5], [["a"]], [{"a": 1}], [math.nan]],
 }
 
 
@@ -188,6 +208,8 @@ def test_other_settings_have_another_fingerprint(kind: str, settings: dict[str, 
         "tabular": {"numbers": ["/a", "/other"], "categories": ["/c"]},
         "pixels": {"field": "/p", "shape": [5, 4]},
         "text": {"field": "/t", "max_chars": 7},
+        "number": {"field": "/other"},
+        "category": {"field": "/other"},
     }
     assert build(kind, settings).fingerprint() != build(kind, other[kind]).fingerprint()
 
