@@ -274,6 +274,8 @@ class Reference:
         model: str = "",
         space: str = "",
         segments: Mapping[str, Sequence[str]] | None = None,
+        segment_values: Mapping[str, Sequence[str]] | None = None,
+        seasons: Sequence[float] = (),
         seed: int = 0,
         created_ms: int = 0,
         progress: Progress | None = None,
@@ -294,6 +296,11 @@ class Reference:
             embedder: what made the vectors.
             model, space: names of what the reference is for.
             segments: for each segment field, the values to be watched by themselves.
+            segment_values: for each of these fields, the n values of the records; with them, every segment of 500
+                records or more is compared with its own past. Without, segments have no alarm of their own.
+            seasons: periods to look for, in blocks. The drift rule follows the one that forecasts best, if any does:
+                live blocks are then compared with the hour that their number stands for, so they must be numbered as
+                ``block_ids``, or, where those were not given, from the first record on (`detectors.seasons`).
             seed: of the clustering and of every choice. Same vectors, settings and seed, same reference.
             created_ms: the time to record, milliseconds since 1970.
             progress: called with the name of a step and the share done of the whole.
@@ -317,6 +324,8 @@ class Reference:
             model=model,
             space=space,
             segments=segments or {},
+            segment_values=segment_values or {},
+            seasons=seasons,
             seed=seed,
             created_ms=created_ms,
             progress=progress,

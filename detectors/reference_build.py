@@ -16,6 +16,7 @@ from detectors.errors import InvalidInput
 from detectors.geometry import Geometry, as_vectors, column_scale, prepare, soft_whitening
 from detectors.index import NearestIndex, k_means, triangular_product
 from detectors.reference import Blocks, EmbedderState, Progress, Reference, nearest_prototypes
+from detectors.segments import Halves, measure_segments
 from detectors.summary import FRACTION_BITS, fixed_point_sum
 
 Floats = npt.NDArray[np.float32]
@@ -48,6 +49,8 @@ def build_reference(
     model: str,
     space: str,
     segments: Mapping[str, Sequence[str]],
+    segment_values: Mapping[str, Sequence[str]],
+    seasons: Sequence[float],
     seed: int,
     created_ms: int,
     progress: Progress | None,
@@ -58,6 +61,7 @@ def build_reference(
     n = len(rows)
     _check_options(n, block=block, prototypes=prototypes, exemplars=exemplars)
     _check_columns(n, block_ids=block_ids, times_ms=times_ms, excerpts=excerpts, ids=ids)
+    _check_columns(n, **{f"segment_values {name}": column for name, column in segment_values.items()})
 
     tell("split", 0.0)
     order, block_number = _time_order(n, block, block_ids, times_ms)
@@ -134,7 +138,19 @@ def build_reference(
         exemplar_excerpts=() if excerpts is None else tuple(excerpts[row][:MAX_EXCERPT] for row in chosen),
         blocks=blocks,
     )
-    reference = replace(reference, drift=measure_reference(reference))
+    reference = replace(reference, drift=measure_reference(reference, seasons))
+    if segments and segment_values:
+        tell("segments", 0.97)
+        all_scores = np.zeros(n, np.float32)
+        all_scores[calibration_at] = scores
+        rows_in_time = baseline.row_numbers(np.arange(n)).tolist()
+        own = measure_segments(
+            {name: [segment_values[name][row] for row in rows_in_time] for name in segments},
+            segments,
+            Halves(baseline.prepared, block_number, calibrates, nearest, all_scores),
+            reference.drift,
+        )
+        reference = replace(reference, drift={**reference.drift, **own})
     tell("done", 1.0)
     return reference
 

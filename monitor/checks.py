@@ -12,10 +12,13 @@ from connectors.database.store import Store
 from detectors.errors import DriftdError
 from detectors.fold import Rule
 from detectors.reference import Reference
+from detectors.segments import constants_of
 from monitor.app import build_sinks, build_source, check_references_folder, open_store
 from monitor.budget import fold_settings, shares, smallest_shift, threshold
+from monitor.collect import check_block_length
 from monitor.decode import Decoder
-from monitor.folding import MIN_RECORDS_TO_PAGE, segment_names
+from monitor.folding import MIN_RECORDS_TO_PAGE, alarmed_segments
+from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
 
 FOUND_IN = (1_000, 10_000)  # lengths of windows, in records, for which the doctor says what shift they find
@@ -93,7 +96,7 @@ def check_everything(settings: Settings) -> list[Finding]:
 
 def _embedder(settings: Settings, name: str, space: str) -> str:
     embedder = settings.models[name].spaces[space].embedder.build()
-    Decoder(settings.models[name].record, fields=list(embedder.fields))
+    Decoder(settings.models[name].watched_record, fields=list(embedder.fields))
     return f"embedder {embedder.kind} of {', '.join(embedder.fields)}"
 
 
@@ -119,7 +122,8 @@ def diagnose(settings: Settings) -> list[Finding]:
     try:
         for name, model in settings.models.items():
             findings += [
-                _look(f"model {name}, reference {space}", _reference(store, name, space)) for space in model.spaces
+                _look(f"model {name}, reference {space}", _reference(store, name, space, model))
+                for space in model.spaces
             ]
             findings.append(_dead_letters(store, name, model))
         findings.append(_look("alarm budget", partial(_budget, settings, store)))
@@ -130,19 +134,22 @@ def diagnose(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _reference(store: Store, model: str, space: str) -> Callable[[], str]:
+def _reference(store: Store, name: str, space: str, model: ModelSettings) -> Callable[[], str]:
     def look() -> str:
-        row = store.active_reference(model, space)
+        row = store.active_reference(name, space)
         if row is None:
             return "none yet: driftd run collects one, or build it: driftd reference build"
         reference = Reference.load(Path(row.path))
         records = reference.n_fit + reference.n_calibration
+        check_block_length(reference, round(model.drift.block * 1000))
+        seasons = seasons_in_days(reference, model.drift)
+        seasons = f"; {seasons}" if seasons else ""
         if records < MIN_RECORDS_TO_PAGE:
             return (
                 f"version {row.version} holds {records:,} records; below {MIN_RECORDS_TO_PAGE:,} pages turn into "
-                "warnings. Build a larger one: driftd reference build"
+                f"warnings. Build a larger one: driftd reference build{seasons}"
             )
-        return f"version {row.version}, {records:,} records, checksum right"
+        return f"version {row.version}, {records:,} records, checksum right{seasons}"
 
     return look
 
@@ -163,14 +170,16 @@ def _budget(settings: Settings, store: Store) -> Finding:
     """How the one budget of false alarms is divided over everything that may alarm."""
     rows = {(model, space): store.active_reference(model, space) for model, space in _spaces(settings)}
     references = {key: Reference.load(Path(row.path)) for key, row in rows.items() if row is not None}
-    segments = {key: segment_names(reference.segments) for key, reference in references.items()}
+    segments = {key: alarmed_segments(found, settings.models[key[0]]) for key, found in references.items()}
     alarms: list[AlarmShare] = []
     rules: dict[tuple[str, str, str], Rule] = {}
     for entry in shares(settings, segments):
         place = (entry.model, entry.space, entry.segment)
         reference = references.get(place[:2])
         if reference is not None and entry.channel == "level":
-            rules[place] = Rule(reference.drift, fold_settings(settings, entry.model, entry.alarm_share))
+            rules[place] = Rule(
+                constants_of(reference.drift, entry.segment), fold_settings(settings, entry.model, entry.alarm_share)
+            )
         rule = rules.get(place)
         block = settings.models[entry.model].drift.block
         alarms.append(

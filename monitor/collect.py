@@ -7,6 +7,7 @@ build` (a time range of the source).
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +19,16 @@ import numpy.typing as npt
 
 from connectors.database.rows import ReferenceRow
 from connectors.records import DeadLetter, Partition, RawBatch
-from detectors.errors import InvalidInput
+from detectors.errors import InvalidInput, InvalidReference
 from detectors.reference import EmbedderState, Reference
+from detectors.seasons import Trial
+from detectors.segments import MIN_SEGMENT_RECORDS
 from monitor.decode import Decoder
 from monitor.embedders import Embedder
 from monitor.event import EventBatch
 from monitor.settings import ReferenceSettings
 from monitor.thinning import SeenKeys, key_hashes
 
-MIN_SEGMENT_RECORDS = 500  # fewer baseline records than this give a segment no alarm of its own
 Progress = Callable[[str, float], None]
 
 
@@ -57,6 +59,8 @@ class Collector:
 
     With ``thin_by_key``, only the first record of a key in a block of its partition is collected, as only it would
     enter the drift summaries later: moments, prototypes, calibration and block sums are all of what the fold will see.
+
+    ``seasons`` are periods to look for, in blocks.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Collector:
         embedders: Mapping[str, Embedder],
         settings: ReferenceSettings,
         block_ms: int,
+        seasons: Sequence[float] = (),
         thin_by_key: bool = False,
     ) -> None:
         self.model = model
@@ -78,13 +83,14 @@ class Collector:
         self._embedders = dict(embedders)
         self._settings = settings
         self._block_ms = block_ms
+        self._seasons = tuple(seasons)
         self._thin_by_key = thin_by_key
         self._seen: dict[Partition, SeenKeys] = {}
         self._columns = {space: _Columns() for space in embedders}
         self._times: list[npt.NDArray[np.int64]] = []
         self._ids: list[str] = []
         self._kept: list[dict[str, Any] | None] = []
-        self._segments: dict[str, Counter[str]] = {}
+        self._segments: dict[str, list[str]] = {}
 
     @property
     def wanted(self) -> int:
@@ -131,7 +137,8 @@ class Collector:
         self._ids += [events.ids[row] for row in rows]
         self._kept += [None if events.kept is None else events.kept[row] for row in rows]
         for name, values in events.segments.items():
-            self._segments.setdefault(name, Counter()).update(values[row] for row in rows)
+            # Interned: many records, few values.
+            self._segments.setdefault(name, []).extend(sys.intern(values[row]) for row in rows)
         self.dead += dead
         self.collected += len(rows)
         self._extend(batch, events.time_ms[usable], len(dead))
@@ -205,6 +212,8 @@ class Collector:
             model=self.model,
             space=space,
             segments=self._common_segments(),
+            segment_values={name: [values[row] for row in rows.tolist()] for name, values in self._segments.items()},
+            seasons=self._seasons,
             created_ms=now_ms,
             progress=None if progress is None else lambda step, share: progress(f"{space}: {step}", share),
         )
@@ -240,13 +249,26 @@ class Collector:
 
     def _common_segments(self) -> dict[str, list[str]]:
         return {
-            name: sorted(value for value, n in counts.most_common(self._settings.segments) if n >= MIN_SEGMENT_RECORDS)
-            for name, counts in self._segments.items()
+            name: sorted(
+                value for value, n in Counter(values).most_common(self._settings.segments) if n >= MIN_SEGMENT_RECORDS
+            )
+            for name, values in self._segments.items()
         }
 
 
 def _excerpt(kept: dict[str, Any] | None) -> str:
     return "" if kept is None else json.dumps(kept, ensure_ascii=False, sort_keys=True)
+
+
+def check_block_length(reference: Reference, block_ms: int) -> None:
+    """Raise InvalidReference if the reference follows a season that was counted in blocks of another length."""
+    followed = next((trial for trial in Trial.read(reference.drift) if trial.used), None)
+    if followed is not None and int(reference.blocks.number[0]) != reference.first_ms // block_ms:
+        raise InvalidReference(
+            f"The reference {reference.model}/{reference.space} follows a season of {followed.period:g} blocks, "
+            f"but not of blocks of {block_ms / 1000:g} s, as drift.block says now.",
+            hint="Set drift.block back, or build the reference again: driftd reference build",
+        )
 
 
 def next_version(registered: Sequence[int], folder: Path) -> int:

@@ -127,7 +127,14 @@ class Decoder:
         predictions = self._words(settings.prediction, rows, found)
         labels = self._words(settings.label, rows, found)
         segments: dict[str, Sequence[str]] = {
-            key: [text or NO_SEGMENT for text in self._words(name, rows, found)]
+            key: [
+                text or NO_SEGMENT
+                for text in (
+                    predictions
+                    if predictions is not None and name == settings.prediction
+                    else self._words(name, rows, found)
+                )
+            ]
             for key, name in settings.segments.items()
         }
         fields: dict[str, Sequence[Any]] = {name: self._column(name, rows, found) for name in self._embedded}

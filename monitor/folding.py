@@ -26,6 +26,8 @@ from detectors.conformal import P_EDGES
 from detectors.errors import OwnershipLost
 from detectors.fold import FoldState, Reading, Rule, fold
 from detectors.rate import RateReading, RateRule, RateState, fold_rate
+from detectors.reference import Reference
+from detectors.segments import constants_of, measured_segments
 from detectors.summary import BlockSummary, score_at_share
 from monitor.budget import RATE_SHARE, fold_settings, segment_shares
 from monitor.causes import ClosedBlocks, cause_of
@@ -38,8 +40,8 @@ from monitor.incidents import (
     drift_evidence,
     rate_evidence,
 )
-from monitor.pipeline import EVERYTHING, OTHER, RecordCounts, Space
-from monitor.settings import Settings
+from monitor.pipeline import EVERYTHING, RecordCounts, Space
+from monitor.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +102,15 @@ class Folder:
         )
         self._alarms: dict[tuple[str, str], _Alarm] = {}
         for space in spaces:
-            shares = segment_shares(settings, model, space.name, segment_names(space.segments))
+            shares = segment_shares(settings, model, space.name, alarmed_segments(space.reference, self._settings))
             for segment, share in shares.items():
                 self._alarms[space.name, segment] = self._alarm(settings, space, segment, share)
 
     def _alarm(self, settings: Settings, space: Space, segment: str, share: float) -> _Alarm:
-        constants = space.reference.drift
+        constants = constants_of(space.reference.drift, segment)
         rule = fold_settings(settings, self.model, share * (1.0 - RATE_SHARE))
         rate = RateRule(
-            calibration=space.reference.n_calibration,
+            calibration=int(np.asarray(constants["calibration"], dtype=np.float64)[0]),
             alpha=float(P_EDGES[_candidate_bin()]),
             page_run_length_blocks=rule.page_run_length_blocks,
             warn_run_length_blocks=rule.warn_run_length_blocks,
@@ -376,9 +378,9 @@ class _DeadLetterWindow(msgspec.Struct):
         return rows.FoldState("", EVERYTHING, 0, msgspec.msgpack.encode(self))
 
 
-def segment_names(segments: Mapping[str, Sequence[str]]) -> list[str]:
-    """The segments that have an alarm of their own, "(other)" included, beside the whole traffic."""
-    return [f"{name}={value}" for name, values in segments.items() for value in (*values, OTHER)]
+def alarmed_segments(reference: Reference, model: ModelSettings) -> list[str]:
+    """The segments that have an alarm of their own beside the whole traffic: those with a baseline of their own."""
+    return [name for name in measured_segments(reference.drift) if name.partition("=")[0] in model.segment_fields]
 
 
 class _Advancing:

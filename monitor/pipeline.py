@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from connectors.database.rows import Advance, Checkpoint, KeptRecord, PartitionState, SummaryDelta
 from connectors.records import DeadLetter, Partition, RawBatch
-from detectors.conformal import position_uniforms
+from detectors.conformal import p_bins, position_uniforms
 from detectors.reference import Reference, Scored
+from detectors.segments import OTHER as OTHER
+from detectors.segments import segment_codes, segment_names, thresholds_of
 from detectors.summary import BlockSummary, summarise
 from monitor.decode import Decoder
 from monitor.embedders import Embedder, Problem
@@ -27,15 +29,15 @@ from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 
 MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are collected
 EVERYTHING = ""  # the segment that every record belongs to
-OTHER = "(other)"
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
     """One embedding of the model's records, with the reference that it is compared with.
 
-    ``segments`` lists, per segment field, the values that have an alarm of their own; all others share "(other)". They
-    are fixed by the reference, so that the answer for a record does not depend on what came before it.
+    ``segments`` lists, per segment field, the values that are watched by themselves; all others share "(other)". They
+    are fixed by the reference, so that the answer for a record does not depend on what came before it. A segment's
+    p-values are its own: ranked among the calibration scores of its own baseline records.
     """
 
     name: str
@@ -139,6 +141,15 @@ class Pipeline:
         self._sample = sample
         self._keep_vectors = keep_vectors
         self._stored = stored
+        self._own_thresholds = {
+            (space.name, field): [
+                (value, thresholds)
+                for value, segment in enumerate(segment_names(field, known))
+                if (thresholds := thresholds_of(space.reference.drift, segment)) is not None
+            ]
+            for space in spaces
+            for field, known in space.segments.items()
+        }
         self._stored_keys = stored_keys
         self.discard()
 
@@ -354,20 +365,29 @@ class Pipeline:
             summarise(group, scored, confidence=confidence, predictions=predictions),
         )
         for name, known in space.segments.items():
-            code = {value: index for index, value in enumerate(known)}
             values = events.segments[name]
-            which = np.fromiter(
-                (code.get(values[row], len(known)) for row in voting), dtype=np.int64, count=len(voting)
-            )
+            which = segment_codes(values if everything else [values[row] for row in voting], known)
+            own = replace(scored, bin=self._own_bins(space, name, which, scored))
             both = which * len(numbers) + group
-            result = summarise(both, scored, confidence=confidence, predictions=predictions)
-            for value, label in enumerate([*known, OTHER]):
+            result = summarise(both, own, confidence=confidence, predictions=predictions)
+            for value, label in enumerate(segment_names(name, known)):
                 inside = {
                     number % len(numbers): summary
                     for number, summary in result.items()
                     if number // len(numbers) == value
                 }
-                self._merge(space, partition, f"{name}={label}", numbers, inside)
+                self._merge(space, partition, label, numbers, inside)
+
+    def _own_bins(
+        self, space: Space, field: str, which: npt.NDArray[np.int64], scored: Scored
+    ) -> npt.NDArray[np.uint8]:
+        """The bins of p among each record's own segment; among all records where the segment has no baseline."""
+        bins = scored.bin.copy()
+        for value, thresholds in self._own_thresholds[space.name, field]:
+            rows = np.flatnonzero(which == value)
+            if len(rows):
+                bins[rows] = p_bins(scored.distance[rows], thresholds)
+        return bins
 
     def _merge(
         self,

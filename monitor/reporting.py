@@ -36,7 +36,7 @@ from detectors.summary import BlockSummary, score_bins, score_edges
 from monitor.budget import RATE_SHARE, run_length, segment_shares
 from monitor.embedders import Embedder
 from monitor.embedders.pixels import PixelsEmbedder
-from monitor.folding import segment_names
+from monitor.folding import alarmed_segments
 from monitor.pipeline import EVERYTHING
 from monitor.settings import ModelSettings, Settings
 from monitor.times import text_of
@@ -167,7 +167,9 @@ def _timelines(
     for (space, segment), rows in sorted(by_alarm.items()):
         starts = np.unique([row.start_ms for row in rows]).astype(np.int64)
         at = {start: index for index, start in enumerate(starts.tolist())}
-        shares = segment_shares(settings, model, space, segment_names(spaces[space].reference.segments))
+        shares = segment_shares(
+            settings, model, space, alarmed_segments(spaces[space].reference, settings.models[model])
+        )
         if segment not in shares:
             continue  # a segment of an earlier reference, which has no alarm now
         share = shares[segment] * (1.0 - RATE_SHARE)

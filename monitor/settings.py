@@ -40,6 +40,33 @@ Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Weight = Annotated[float, Field(gt=0, le=1_000_000)]
 
 
+DAY_S = 86_400.0
+MIN_BLOCKS_PER_SEASON = 8  # one wave needs four of them
+
+
+def season_of(value: object) -> object:
+    """The value of ``drift.season``: "auto", "none", or seconds.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value in ("auto", "none"):
+        return value
+    try:
+        seconds = _seconds(value)
+    except ValueError:
+        seconds = None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError('expected "auto", "none" or a duration such as "1d" or "7d"')
+    return float(seconds)
+
+
+Season = Annotated[Literal["auto", "none"] | float, BeforeValidator(season_of)]
+
+
+PREDICTION = "prediction"  # the segment field of the predicted label
+
+
 class _Section(BaseModel, frozen=True, extra="forbid"):
     pass
 
@@ -103,6 +130,9 @@ class DriftSettings(_Section):
         None, gt=0, description="the same as alarms.page_every_days, for a settings file with one model"
     )
     warn_every_days: float | None = Field(None, gt=0, description="the same as alarms.warn_every_days")
+    per_class: bool = Field(
+        True, description="watch the records of each predicted label by themselves, where record.prediction is mapped"
+    )
     channels: dict[Literal["level", "shape", "mix"], bool] = Field(
         default_factory=dict, description="{mix: 0} mutes a channel; nobody else gets its share of the budget"
     )
@@ -112,6 +142,11 @@ class DriftSettings(_Section):
         "before its field",
     )
     tolerance: float = Field(0.05, ge=0, le=5, description="ignore shifts of the mean below this many sigmas")
+    season: Season = Field(
+        "auto",
+        description='period, such as "1d", of which a new reference of at least two whole cycles follows the hour; '
+        '"auto" tries a day and a week, "none" nothing',
+    )
     lateness: Duration = Field(30.0, description="how far a record may lie behind the newest of its partition")
     thin_by_key: bool | None = Field(
         None,
@@ -121,6 +156,23 @@ class DriftSettings(_Section):
     idle: Duration = Field(60.0, description="a partition without records for so long does not hold blocks open")
     resolve_after: Duration = Field(300.0, description="event time without evidence after which an incident resolves")
     repeat_every: Duration = Field(4 * 3600.0, description="event time between notices of an incident that goes on")
+
+    @model_validator(mode="after")
+    def _a_season_holds_blocks(self) -> DriftSettings:
+        if isinstance(self.season, float) and self.season < MIN_BLOCKS_PER_SEASON * self.block:
+            raise ValueError(
+                f"season must be at least {MIN_BLOCKS_PER_SEASON} blocks of {self.block:g} s; "
+                "make the blocks shorter, or write season: none"
+            )
+        return self
+
+    @property
+    def season_blocks(self) -> tuple[float, ...]:
+        """Periods to look for in a baseline, in blocks."""
+        if isinstance(self.season, float):
+            return (self.season / self.block,)
+        usual = (DAY_S, 7 * DAY_S) if self.season == "auto" else ()
+        return tuple(period / self.block for period in usual if period >= MIN_BLOCKS_PER_SEASON * self.block)
 
 
 class DeadLetterSettings(_Section):
@@ -188,7 +240,15 @@ class ModelSettings(_Section):
     @property
     def segment_fields(self) -> dict[str, str]:
         """The fields whose values are watched by themselves: name to place in the record."""
-        return dict(self.record.segments)
+        fields = dict(self.record.segments)
+        if self.drift.per_class and self.record.prediction not in (None, *fields.values()):
+            fields.setdefault(PREDICTION, str(self.record.prediction))
+        return fields
+
+    @property
+    def watched_record(self) -> RecordSettings:
+        """What to take out of a record: the mapped fields, with all segment fields."""
+        return self.record.model_copy(update={"segments": self.segment_fields})
 
 
 class RetentionSettings(_Section):

@@ -18,7 +18,7 @@ from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, Source
 from detectors.errors import DriftdError, InvalidReference, OwnershipLost, SourceError, StoreError
 from detectors.reference import Reference
-from monitor.collect import Collector, next_version
+from monitor.collect import Collector, check_block_length, next_version
 from monitor.decode import Decoder
 from monitor.embedders import Embedder
 from monitor.folding import Folder, Outcome
@@ -128,7 +128,9 @@ class Worker:
         block_ms = round(self.model.drift.block * 1000)
         embedders = {name: space.embedder.build() for name, space in self.model.spaces.items()}
         fields = [field for embedder in embedders.values() for field in embedder.fields]
-        self._decoder = Decoder(self.model.record, fields=fields, payload_bytes=self.model.dead_letters.payload_bytes)
+        self._decoder = Decoder(
+            self.model.watched_record, fields=fields, payload_bytes=self.model.dead_letters.payload_bytes
+        )
         self._embedders = embedders
         rows = {name: self._store.active_reference(self.name, name) for name in embedders}
         if all(row is None for row in rows.values()):
@@ -138,6 +140,7 @@ class Worker:
                 embedders=embedders,
                 settings=self.model.reference,
                 block_ms=block_ms,
+                seasons=self.model.drift.season_blocks,
                 thin_by_key=self.model.thins_by_key,
             )
             log.info(event("collecting a baseline", model=self.name, records=self.collector.wanted))
@@ -262,9 +265,13 @@ class Worker:
         spaces = []
         for name, version, path in references:
             reference = Reference.load(path)
+            check_block_length(reference, round(self.model.drift.block * 1000))
             embedder = embedders[name]
             _fit_together(embedder, reference, f"{self.name}/{name} version {version}")
-            spaces.append(Space(name, embedder, reference, version, reference.segments))
+            watched = {
+                field: known for field, known in reference.segments.items() if field in self.model.segment_fields
+            }
+            spaces.append(Space(name, embedder, reference, version, watched))
         drift, outliers = self.model.drift, self.model.outliers
         self.pipeline = Pipeline(
             self.name,
@@ -375,6 +382,7 @@ class Worker:
             embedders=self._embedders,
             settings=self.model.reference,
             block_ms=round(self.model.drift.block * 1000),
+            seasons=self.model.drift.season_blocks,
             thin_by_key=self.model.thins_by_key,
         )
 

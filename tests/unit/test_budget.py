@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from connectors.database.rows import Checkpoint, ReferenceRow
 from detectors.fold import FoldState, Rule, fold
 from detectors.reference import STANDARD, Reference
+from detectors.segments import constants_of
 from detectors.summary import summarise
 from monitor.app import open_store
 from monitor.budget import (
@@ -164,8 +165,10 @@ def test_the_budget_is_one_number_wherever_it_is_stated() -> None:
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    vectors = np.random.default_rng(3).normal(size=(20_000, 4)).astype(np.float32)
-    return Reference.build(vectors, geometry=STANDARD, segments={"shop": ["a", "b"]})
+    chance = np.random.default_rng(3)
+    vectors = chance.normal(size=(20_000, 4)).astype(np.float32)
+    shops = chance.choice(["a", "b", "c"], size=20_000).tolist()
+    return Reference.build(vectors, geometry=STANDARD, segments={"shop": ["a", "b"]}, segment_values={"shop": shops})
 
 
 def watched(folder: Path, reference: Reference, **drift: Any) -> Settings:
@@ -212,14 +215,14 @@ def test_the_thresholds_that_the_doctor_shows_are_those_of_the_readings(tmp_path
     settings = watched(tmp_path, reference)
     shown = [alarm for alarm in budget_of(settings).alarms if alarm.segment == "shop=a" and alarm.channel == "level"]
     share = segment_shares(settings, "orders", "input", ["shop=a", "shop=b", "shop=(other)"])["shop=a"]
-    rule = Rule(reference.drift, fold_settings(settings, "orders", share * 0.9))
+    rule = Rule(constants_of(reference.drift, "shop=a"), fold_settings(settings, "orders", share * 0.9))
     assert shown[0].pages_at == pytest.approx(rule.settings.page_threshold)
     assert shown[0].warns_at == pytest.approx(rule.settings.warn_threshold)
 
 
 def test_the_smallest_shift_is_the_one_that_pages_on_average(reference: Reference) -> None:
     settings = settings_of({"a": {}})
-    rule = Rule(reference.drift, fold_settings(settings, "a", 0.9))
+    rule = Rule(constants_of(reference.drift, ""), fold_settings(settings, "a", 0.9))
     sigmas = smallest_shift(rule, 1000)
     assert sigmas is not None and smallest_shift(rule, 4000) < sigmas  # type: ignore[operator]
     assert smallest_shift(rule, 100) is None and smallest_shift(rule, 1_000_000) is None

@@ -27,7 +27,8 @@ ORDERS = Partition("orders", 0)
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     vectors = np.random.default_rng(3).normal(size=(2_000, 6)).astype(np.float32)
-    return Reference.build(vectors)
+    shops = [("a", "b")[row % 2] for row in range(2_000)]
+    return Reference.build(vectors, segments={"shop": ["a", "b"]}, segment_values={"shop": shops})
 
 
 def pipeline_of(reference: Reference, stored: dict[Partition, PartitionState] | None = None) -> Pipeline:
@@ -162,6 +163,22 @@ def test_a_segment_that_the_baseline_did_not_have_shares_other(reference: Refere
             sizes[delta.segment] = sizes.get(delta.segment, 0) + BlockSummary.from_bytes(delta.blob).n
     assert set(sizes) == {"", "shop=a", "shop=b", f"shop={OTHER}"}
     assert sizes[""] == sum(n for segment, n in sizes.items() if segment)
+
+
+def test_a_segment_counts_its_own_p_values(reference: Reference) -> None:
+    written = run(pipeline_of(reference), stream(900), [], checkpoints=False)
+    found = {
+        segment: sum(
+            BlockSummary.from_bytes(delta.blob).h
+            for delta in written[0].summaries
+            if (delta.space, delta.segment) == ("input", segment)
+        )
+        for segment in ("", "shop=a", "shop=b", f"shop={OTHER}")
+    }
+    assert sum(int(h.sum()) for name, h in found.items() if name) == int(found[""].sum())
+    # The values without a baseline of their own are ranked among all records, the others are not.
+    parts = found["shop=a"] + found["shop=b"] + found[f"shop={OTHER}"]
+    assert (parts != found[""]).any()
 
 
 def test_records_that_were_counted_before_are_passed_over(reference: Reference) -> None:

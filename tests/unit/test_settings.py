@@ -92,3 +92,15 @@ def test_every_kind_has_a_line_of_description() -> None:
     assert {group for group, _, _ in found} == {"embedders", "sources", "sinks"}
     for group, kind, description in found:
         assert len(description) > 20, f"{group} {kind}"
+
+
+def test_the_predicted_label_is_a_segment_field_unless_switched_off(tmp_path: Path) -> None:
+    mapped = GOOD.replace("record: {id: /id,", "record: {id: /id, prediction: /out/label,")
+    model = load_settings(write(tmp_path, mapped)).models["support"]
+    assert model.segment_fields == {"country": "/country", "prediction": "/out/label"}
+    assert model.watched_record.segments == model.segment_fields
+    off = load_settings(write(tmp_path, mapped.replace("drift: {block: 1m}", "drift: {per_class: false}")))
+    assert off.models["support"].segment_fields == {"country": "/country"}
+    named = load_settings(write(tmp_path, mapped.replace("country: /country", "intent: /out/label")))
+    assert named.models["support"].segment_fields == {"intent": "/out/label"}
+    assert load_settings(write(tmp_path, GOOD)).models["support"].segment_fields == {"country": "/country"}
