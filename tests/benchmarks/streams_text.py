@@ -37,6 +37,7 @@ class Shift:
 
     Attributes:
         new: share of the records that become one topic that the baseline has not.
+        topic: which of the ten new ones, 0 to 9; None for one drawn by chance.
         prior: factor on how common 15 topics are, every ninth by frequency.
         bias: length of a constant vector added to unit vectors.
         spread: factor on the standard deviation within topics.
@@ -45,6 +46,7 @@ class Shift:
     """
 
     new: float = 0.0
+    topic: int | None = None
     prior: float = 1.0
     bias: float = 0.0
     spread: float = 1.0
@@ -153,7 +155,8 @@ class _TextStream:
         self._random = random = chance(seed, 1)
         self._at = 0
         self._start = int(random.integers(PERIOD))  # where in its season the stream begins
-        self._new = model.new_means[random.integers(NEW_TOPICS)]
+        drawn = int(random.integers(NEW_TOPICS))
+        self._new = model.new_means[drawn if shift.topic is None else shift.topic]
         self._direction = unit(random.standard_normal((1, model.means.shape[1]), dtype=np.float32))[0]
         prior = model.prior.copy()
         prior[raised_topics(random)] *= shift.prior
@@ -270,7 +273,8 @@ class _RealStream:
         self._pools, self._shift, self._onset = pools, shift, onset
         self._random = random = chance(seed, 2)
         self._at = 0
-        self._new = pools.new[random.integers(NEW_TOPICS)]
+        drawn = int(random.integers(NEW_TOPICS))
+        self._new = pools.new[drawn if shift.topic is None else shift.topic]
         self._direction = unit(random.standard_normal((1, pools.rows.shape[1]), dtype=np.float32))[0]
         weights = np.ones(TOPICS)
         weights[raised_topics(random)] *= shift.prior
