@@ -138,7 +138,7 @@ def test_kill_9_gives_no_session_a_second_vote(kafka: KafkaServer, topic: Callab
         "reference": {"collect": 1_000},
         "drift": {"idle": "2s"},
     }
-    daemon = Running(tmp_path, {"models": {"orders": model}, "checkpoint": {"records": 700, "poll_records": 300}})
+    daemon = Running(tmp_path, {"models": {"orders": model}, "checkpoint": {"records": 700, "poll_records": 270}})
     assert driftd("reference", "build", "-s", "driftd.yaml", cwd=tmp_path).returncode == 0
     daemon.start()
     daemon.wait_for_records(700, at_least=True)
