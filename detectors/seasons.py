@@ -228,7 +228,7 @@ class Design:
             n, summed = self._window_sums(np.arange(blocks - width + 1), width)
             g = np.einsum("ij,jk,ik->i", summed, whole, summed) / n**2
             found.append((float(n.mean()), max(float(n.mean() * (g.max() - 1.0 / total)), 0.0)))
-        return np.array(found).T
+        return np.ascontiguousarray(np.array(found).T)
 
     def _window_sums(self, starts: Ints, width: int) -> tuple[Floats, Floats]:
         weighted = self.records[:, None] * self.features

@@ -219,6 +219,32 @@ def incidents(
 
 
 @app.command()
+def explain(
+    incident: Annotated[str, typer.Argument(help="id of one incident, or its beginning")],
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    json: AsJson = False,
+) -> None:
+    """Why an incident is there: its cause, and classic tests on kept records. Example: driftd explain 3f2a91"""
+    from monitor.app import open_store
+    from monitor.explain import explain as explain_incident
+    from monitor.explain import tables_of
+    from monitor.incidents import describe
+    from monitor.settings import load_settings
+
+    loaded = load_settings(settings)
+    found = explain_incident(loaded, open_store(loaded), incident)
+    if json:
+        put_json(found.data())
+        return
+    put(describe(found.incident))
+    for title, columns, rows in tables_of(found):
+        put(f"\n{title}")
+        put_table(columns, rows)
+    for note in found.notes:
+        say(f"Note: {note}")
+
+
+@app.command()
 def report(
     settings: SettingsPath = DEFAULT_SETTINGS,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write")] = Path("driftd-report.html"),
@@ -290,6 +316,9 @@ def reference_build(
         str | None, typer.Option("--from", help="begin of the baseline, such as 2026-01-31T00:00:00Z")
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="end of the baseline")] = None,
+    season: Annotated[
+        str | None, typer.Option("--season", help="1d, 7d, auto or none; with --vectors a number of rows")
+    ] = None,
 ) -> None:
     """Build a reference, from a file of vectors or from a time range of a model's source.
 
@@ -302,25 +331,42 @@ def reference_build(
     if vectors is not None:
         if output is None:
             raise InvalidInput("Where shall the reference go?", hint="Add: --output DIR")
+        if season is not None and not season.isdecimal():
+            raise InvalidInput(
+                "Ready vectors have no times: their season is a number of rows.", hint="For example: --season 48000"
+            )
         with steps() as progress:
             built = references.from_vectors(
-                vectors, output, field=field, standardised=standardised, shuffle=shuffle, progress=progress
+                vectors,
+                output,
+                field=field,
+                standardised=standardised,
+                shuffle=shuffle,
+                season=None if season is None else float(season),
+                progress=progress,
             )
         say(f"Built {output}: {built}.")
         return
+    from detectors.reference import Reference
     from monitor.settings import load_settings
     from monitor.times import parse_time
 
+    loaded = load_settings(settings)
     with steps() as progress:
         rows = references.from_source(
-            load_settings(settings),
+            loaded,
             model,
             start_ms=None if start is None else parse_time(start),
             end_ms=None if end is None else parse_time(end),
+            season=season,
             progress=progress,
         )
     for row in rows:
-        say(f"Built {row.model}/{row.space} version {row.version}: {row.records:,} records, now active.")
+        seasons = references.seasons_in_days(Reference.load(row.path), loaded.models[row.model].drift)
+        say(
+            f"Built {row.model}/{row.space} version {row.version}: {row.records:,} records, now active"
+            f"{f'; {seasons}' if seasons else ''}."
+        )
 
 
 @reference_app.command("list")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from detectors.errors import InvalidInput, InvalidReference
+from detectors.fold import FoldSettings, Rule
+from detectors.reference import Reference
+from monitor.collect import check_block_length
 from monitor.references import describe, from_vectors
 from monitor.scoring import score_file
+from monitor.settings import DriftSettings
 
 
 def sorted_vectors() -> np.ndarray:
@@ -93,3 +98,82 @@ def test_vectors_of_another_dimension_are_refused(tmp_path: Path) -> None:
             tmp_path / "refs", input=tmp_path / "Y.npy", output=tmp_path / "s.npy", p_values=False, field="vector"
         )
     assert not (tmp_path / "s.npy").exists()
+
+
+PERIOD = 5_120  # rows, twenty blocks
+
+
+def seasonal_vectors(*, season: bool = True) -> np.ndarray:
+    """Five cycles in which one of five topics swings between rare and common."""
+    chance = np.random.default_rng(4)
+    centres = chance.normal(size=(5, 8)) * 2
+    hour = np.arange(5 * PERIOD) * (2 * np.pi / PERIOD)
+    first = chance.random(len(hour)) < 0.3 + (0.2 * np.sin(hour) if season else 0.0)
+    topic = np.where(first, 0, chance.integers(1, 5, len(hour)))
+    return (centres[topic] + chance.normal(size=(len(hour), 8))).astype(np.float32)
+
+
+def built_with_season(folder: Path, vectors: np.ndarray, season: float, *, shuffle: bool = False) -> str:
+    np.save(folder / "X.npy", vectors)
+    return from_vectors(
+        folder / "X.npy",
+        folder / "refs",
+        field="vector",
+        standardised=False,
+        shuffle=shuffle,
+        season=season,
+        progress=lambda step, share: None,
+    )
+
+
+def test_a_season_in_a_file_of_vectors_is_followed_and_survives_the_disk(tmp_path: Path) -> None:
+    said = built_with_season(tmp_path, seasonal_vectors(), PERIOD)
+    assert "follows a season of 5,120 rows, which 5 cycles show" in said
+    loaded = Reference.load(tmp_path / "refs")
+    rule = Rule(loaded.drift, FoldSettings(1e4, 1e3))
+    assert not np.array_equal(rule.mean_at(5), rule.mean_at(15))
+    assert np.array_equal(rule.mean_at(5), rule.mean_at(25))
+    # The expected mean is that of the baseline's own hours.
+    tops = np.arange(4, 100, 20)
+    measured = loaded.blocks.s[tops].sum(axis=0) / (loaded.blocks.n[tops].sum() * 2.0**20)
+    assert np.linalg.norm(rule.mean_at(4) - measured) < 0.2 * np.linalg.norm(rule.mean_at(4) - rule.mean_at(14))
+
+
+def test_a_season_that_is_not_there_or_too_long_is_said_to_be_so(tmp_path: Path) -> None:
+    for name in ("none", "long"):
+        (tmp_path / name).mkdir()
+    said = built_with_season(tmp_path / "none", seasonal_vectors(season=False), PERIOD)
+    assert "no season of 5,120 rows: none in 5 cycles (p = " in said
+    said = built_with_season(tmp_path / "long", seasonal_vectors(), 3 * PERIOD)
+    assert "no season of 15,360 rows: the baseline holds 1 whole cycles of at least 2" in said
+
+
+def test_mixed_rows_and_seasons_shorter_than_blocks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="Mixed rows"):
+        built_with_season(tmp_path, seasonal_vectors(), PERIOD, shuffle=True)
+    with pytest.raises(InvalidInput, match="too short"):
+        built_with_season(tmp_path, seasonal_vectors(), 1000)
+
+
+def test_a_season_counted_in_blocks_of_another_length_is_refused() -> None:
+    hours = np.arange(5 * PERIOD) * 3_600_000 // 256  # an hour for each block
+    reference = Reference.build(
+        seasonal_vectors(), block_ids=hours // 3_600_000, times_ms=hours, seasons=(20.0,), model="m", space="input"
+    )
+    shifted = replace(
+        reference,
+        first_ms=10**12,
+        blocks=replace(reference.blocks, number=reference.blocks.number + 10**12 // 3_600_000),
+    )
+    check_block_length(shifted, 3_600_000)
+    with pytest.raises(InvalidReference, match=r"m/input follows a season of 20 blocks.*60 s"):
+        check_block_length(shifted, 60_000)
+    plain = Reference.build(seasonal_vectors(), block_ids=hours // 3_600_000, times_ms=hours)
+    check_block_length(plain, 60_000)
+
+
+def test_a_day_and_a_week_are_tried_unless_the_settings_say_otherwise() -> None:
+    assert DriftSettings(block="1h").season_blocks == (24.0, 168.0)
+    assert DriftSettings(block="6h").season_blocks == (28.0,)  # a day of four blocks shows nothing
+    assert DriftSettings(block="10m", season="12h").season_blocks == (72.0,)
+    assert DriftSettings(season="none").season_blocks == ()
