@@ -41,6 +41,8 @@ KINDS = (
     ("shape", "Drift: the distances to the prototypes have another distribution; betting on the p-values."),
     ("mix", "Drift: the shares of the groups of prototypes moved."),
     ("outlier_rate", "More candidate outliers than the calibration allows for."),
+    ("adwin", "Second opinion: a change against the stream's own past, by river's ADWIN; no part of the budget."),
+    ("page_hinkley", "Second opinion: the same by river's PageHinkley."),
 )
 
 __all__ = [
