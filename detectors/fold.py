@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from math import ceil, exp, inf, log, log10, sqrt
 from typing import Literal, Protocol
 
@@ -62,7 +63,7 @@ MIN_BASELINE_TO_PAGE = 50_000
 RECENT_FACTOR = 2
 GONE_P = 0.01  # an alarm is over when its recent window has a p-value above this, or an e-value below its inverse
 LN10 = log(10.0)
-# Products of matrices of one and the same shape, whatever the number of segments, so that each is rounded alike.
+# Segments are whitened in products of one and the same shape, however many there are: BLAS rounds others differently.
 ROWS_AT_ONCE = 4
 NO_EVIDENCE = 0.0  # log of 1: what a p-value, or a bet that has not begun, stands at
 
@@ -185,7 +186,8 @@ class Reading:
         onset: index of the block from which on the stream differs, as far as one can say; None without evidence.
         page, warn: an alarm is raised at this block. A page is a warning, too.
         active: an alarm was raised, now or before, and the most recent records still show the shift.
-        recent_p: p-value of the window that decides about ``active``; None while too few records came.
+        recent_p: p-value of the window that decides about ``active``; None while no alarm lasts, or too few records
+            came since.
         reference: number of the reference that the block was scored against.
     """
 
@@ -212,7 +214,7 @@ class Reading:
 # --- the rule: constants and settings, ready to be applied -----------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class QuadraticNull:
     """The null distribution of T = |sum z|^2 / n for windows of any length.
 
@@ -243,55 +245,88 @@ class QuadraticNull:
         narrowest = max(2.0 * moments.t2 + min(moments.k4, 0.0) / MIN_RECORDS, 0.0)
         return cls(moments, eta_reference, eta_user, inflation, moments.t1 + 2.0 * sqrt(narrowest))
 
-    def mean(self, n: Floats) -> Floats:
-        """Mean of T over windows of ``n`` records (m,)."""
-        return self._mean(n, self._factor(np.log2(n)))
-
-    def _factor(self, length: Floats) -> Floats:
-        """What dependence and the error of the covariance make of the mean of T, without what is tolerated."""
-        return np.asarray(
-            np.maximum(np.interp(length, np.log2(self.inflation[0]), self.inflation[1]), self.moments.floor)
+    @cached_property
+    def coefficients(self) -> Floats:
+        """(8,), what `_cumulants` multiplies powers of n and of the factors with."""
+        m = self.moments
+        return np.array(
+            [
+                m.t1,
+                self.eta_reference * m.t1 + self.eta_user,
+                2.0 * m.t2,
+                m.k4,
+                4.0 * (self.eta_reference * m.t2 + self.eta_user * m.s1),
+                8.0 * m.t3,
+                m.c3,
+                24.0 * (self.eta_reference * m.t3 + self.eta_user * m.s1**2),
+            ]
         )
 
-    def _mean(self, n: Floats, factor: Floats) -> Floats:
-        return np.asarray(self.moments.t1 * factor + n * (self.eta_reference * self.moments.t1 + self.eta_user))
+    @cached_property
+    def _length(self) -> Floats:
+        return np.asarray(np.log2(self.inflation[0]))
+
+    def factors(self, n: Floats) -> tuple[Floats, Floats]:
+        """What dependence makes of the mean and the variance of T over windows of ``n`` records (m,)."""
+        length = np.log2(n)
+        v1 = np.maximum(np.interp(length, self._length, self.inflation[1]), self.moments.floor)
+        return v1, np.interp(length, self._length, self.inflation[2])
 
     def cumulants(self, n: Floats) -> tuple[Floats, Floats, Floats]:
         """First three cumulants of T over windows of ``n`` records (m,)."""
-        m, length = self.moments, np.log2(n)
-        v1 = self._factor(length)
-        v2 = np.interp(length, np.log2(self.inflation[0]), self.inflation[2])
-        square = v1 * v1
-        independent = (2.0 * m.t2) * square
-        spread = np.maximum(independent + m.k4 / n, 0.0) * v2
-        k1 = self._mean(n, v1)
-        k2 = spread + (n * v1) * (4.0 * (self.eta_reference * m.t2 + self.eta_user * m.s1))
-        k3 = (8.0 * m.t3) * (square * v1) + m.c3 / n
-        k3 += (n * square) * (24.0 * (self.eta_reference * m.t3 + self.eta_user * m.s1**2))
-        if (v2 > 1.0).any():
-            # Where dependence adds variance, it adds it as one more, lopsided, chi-square.
-            added = np.where(v2 > 1.0, np.maximum(spread - independent, 0.0) / 2.0, 0.0)
-            k3 += 8.0 * (added * np.sqrt(added))
-        # Floors for baselines that hardly vary, where the fixed point alone is left; and a law that never leans left.
-        k2 = np.maximum(k2, (1e-3 * k1) ** 2 + 1e-24)
-        return k1, k2, np.maximum(k3, 1e-3 * (k2 * np.sqrt(k2)))
+        return _cumulants(n, *self.factors(n), self.coefficients)
 
     def log_p(self, t: Floats, n: Floats) -> Floats:
         """Natural log of P(T >= t) under the null, (m,); 0 for values within two standard deviations of the mean.
 
         Windows shorter than 256 records have no p-value, and get 0.
         """
-        result = np.zeros(len(t))
-        # Almost every window of an unchanged stream stops here: no factor and no tolerance makes the law narrower.
-        far = np.flatnonzero((t > self.least_unusual) & (n >= MIN_RECORDS))
-        if len(far):
-            t, n = t[far], n[far]
-            k1, k2, k3 = self.cumulants(n)
-            unusual = t > k1 + 2.0 * np.sqrt(k2)
-            if unusual.any():
-                tail = pearson3_log_tail(t[unusual], k1[unusual], k2[unusual], k3[unusual])
-                result[far[unusual]] = tail
-        return result
+        return log_tails(t, n, [self], np.zeros(len(t), dtype=np.int64))[0]
+
+
+def log_tails(t: Floats, n: Floats, nulls: Sequence[QuadraticNull], owner: Ints) -> tuple[Floats, Floats]:
+    """`QuadraticNull.log_p` of windows with different null distributions, and the means where there is a p-value.
+
+    Args:
+        t, n: (m,), statistic and records of each window.
+        nulls: the distributions.
+        owner: (m,), index of each window's, ascending.
+    """
+    log_p, mean = np.zeros(len(t)), np.zeros(len(t))
+    # Almost every window of an unchanged stream stops here: no factor and no tolerance makes the law narrower.
+    least = np.array([null.least_unusual for null in nulls])
+    far = np.flatnonzero((t > least[owner]) & (n >= MIN_RECORDS))
+    if len(far) == 0:
+        return log_p, mean
+    t, n, owner = t[far], n[far], owner[far]
+    v1, v2, coefficients = np.empty(len(far)), np.empty(len(far)), np.empty((8, len(far)))
+    starts = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist()]
+    for begin, end in zip(starts, [*starts[1:], len(far)], strict=True):
+        null = nulls[int(owner[begin])]
+        v1[begin:end], v2[begin:end] = null.factors(n[begin:end])
+        coefficients[:, begin:end] = null.coefficients[:, None]
+    k1, k2, k3 = _cumulants(n, v1, v2, coefficients)
+    mean[far] = k1
+    unusual = t > k1 + 2.0 * np.sqrt(k2)
+    if unusual.any():
+        log_p[far[unusual]] = pearson3_log_tail(t[unusual], k1[unusual], k2[unusual], k3[unusual])
+    return log_p, mean
+
+
+def _cumulants(n: Floats, v1: Floats, v2: Floats, coefficients: Floats) -> tuple[Floats, Floats, Floats]:
+    """First three cumulants of T over ``n`` records (m,); coefficients: (8,), or (8, m) where laws differ."""
+    t1, eta1, t2, k4, eta2, t3, c3, eta3 = coefficients
+    square = v1 * v1
+    independent = t2 * square
+    spread = np.maximum(independent + k4 / n, 0.0) * v2
+    k1 = t1 * v1 + n * eta1
+    k2 = spread + n * v1 * eta2
+    # Where dependence adds variance, it adds it as one more, lopsided, chi-square.
+    added = np.maximum(spread - independent, 0.0) * (0.5 * (v2 > 1.0))
+    k3 = t3 * (square * v1) + c3 / n + n * square * eta3 + 8.0 * (added * np.sqrt(added))
+    # Floors for baselines that hardly vary, where the fixed point alone is left; and a law that never leans left.
+    k2 = np.maximum(k2, (1e-3 * k1) ** 2 + 1e-24)
+    return k1, k2, np.maximum(k3, 1e-3 * (k2 * np.sqrt(k2)))
 
 
 def pearson3_log_tail(t: Floats, k1: Floats, k2: Floats, k3: Floats) -> Floats:
@@ -325,9 +360,9 @@ class Rule:
     def __init__(self, constants: Constants, settings: FoldSettings) -> None:
         check_format(constants)
         self.settings = settings
-        self.family = object()  # the same for all rules that share these constants
         self.mean = np.asarray(constants["level_mean"], dtype=np.float64)
         self.map = np.asarray(constants["level_map"], dtype=np.float64)
+        self.map_address = int(self.map.__array_interface__["data"][0])  # one for all rules that share the map
         self.groups = np.asarray(constants["mix_groups"], dtype=np.int64)
         self.shares = np.asarray(constants["mix_shares"], dtype=np.float64)
         self.scale = np.asarray(constants["mix_scale"], dtype=np.float64)
@@ -370,16 +405,6 @@ class Rule:
         self.inflation_measured = bool(np.all(constants["inflation_measured"]))
         self.supports_page = level.n >= MIN_BASELINE_TO_PAGE and size >= MIN_BASELINE_TO_PAGE
 
-    def with_share(self, share: float) -> Rule:
-        """The same rule with another part of the budget; the constants are not copied.
-
-        Raises:
-            InvalidInput: a share that is not above 0 and at most 1.
-        """
-        other = copy(self)
-        other.settings = replace(self.settings, share=share)
-        return other
-
     def mean_at(self, block: int) -> Floats:
         """(d,), the mean of the vectors that block number ``block`` is compared with."""
         return self.mean if self.season is None else self.season.level_at(block)
@@ -388,32 +413,20 @@ class Rule:
         """(G,), the shares of the prototype groups that block number ``block`` is compared with."""
         return self.shares if self.season is None else self.season.shares_at(block)
 
-    def project(self, summaries: Sequence[Summary | None], blocks: Sequence[int]) -> Floats:
-        """What blocks of the given numbers add to every window of their segments: (S, d + G + 49).
-
-        Whitened sum (d,), scaled group counts (G,) and histogram (49,) of each; zeros where there are no records.
+    def centre(self, summary: Summary, block: int) -> tuple[Floats, Floats]:
+        """What block number ``block`` deviates by: its sum of vectors (d,), not yet whitened, and its scaled group
+        counts (G,).
         """
-        rows = -(-len(summaries) // ROWS_AT_ONCE) * ROWS_AT_ONCE
-        values, centred = np.zeros((len(summaries), self.width)), np.zeros((rows, self.dimension))
-        for row, sums, summary, block in zip(values, centred, summaries, blocks, strict=False):
-            if summary is None or summary.n == 0:
-                continue
-            if len(summary.s) != self.dimension or len(summary.c) != len(self.groups):
-                raise InvalidReference(
-                    f"The block holds {len(summary.s)}-dimensional sums and {len(summary.c)} prototypes, "
-                    f"but the reference has {self.dimension} and {len(self.groups)}.",
-                    hint="Fold a block with the reference that scored it.",
-                )
-            n = float(summary.n)
-            np.multiply(summary.s, TICK, out=sums)
-            sums -= n * self.mean_at(block)
-            grouped = np.bincount(self.groups, weights=summary.c, minlength=self.group_count)
-            row[self.dimension : -N_BINS] = self.scale * (grouped - n * self.shares_at(block))
-            row[-N_BINS:] = summary.h
-        for first in range(0, rows, ROWS_AT_ONCE):
-            whitened = centred[first : first + ROWS_AT_ONCE] @ self.map
-            values[first : first + ROWS_AT_ONCE, : self.dimension] = whitened[: len(summaries) - first]
-        return values
+        if len(summary.s) != self.dimension or len(summary.c) != len(self.groups):
+            raise InvalidReference(
+                f"The block holds {len(summary.s)}-dimensional sums and {len(summary.c)} prototypes, "
+                f"but the reference has {self.dimension} and {len(self.groups)}.",
+                hint="Fold a block with the reference that scored it.",
+            )
+        n = float(summary.n)
+        sums = np.asarray(summary.s, dtype=np.float64) * TICK - n * self.mean_at(block)
+        grouped = np.bincount(self.groups, weights=summary.c, minlength=self.group_count)
+        return sums, self.scale * (grouped - n * self.shares_at(block))
 
 
 def _with_season(null: QuadraticNull, season: Season) -> QuadraticNull:
@@ -547,14 +560,15 @@ def fold_many(
 
     Args:
         states, summaries: of each segment, see `fold`. The segments need not be at the same block.
-        rules: of each segment; one rule and what its `Rule.with_share` made, so that the constants are the same.
+        rules: of each segment, all of one reference: dimension and number of prototype groups are the same, everything
+            else may differ.
 
     Returns:
         What `fold` returns, for each segment.
 
     Raises:
-        InvalidInput: rules that do not belong together, or not as many states, summaries and rules.
-        InvalidReference: a summary or a state was made with another reference.
+        InvalidInput: not as many states, summaries and rules.
+        InvalidReference: a summary, a state or a rule was made with another reference.
     """
     if not states and not summaries and not rules:
         return []
@@ -563,94 +577,88 @@ def fold_many(
             f"{len(states)} states, {len(summaries)} blocks and {len(rules)} rules are not one of each per segment.",
             hint="Pass None for a segment without records.",
         )
-    rule = rules[0]
-    if any(other.family is not rule.family for other in rules):
-        raise InvalidInput(
-            "Only segments whose rules share their constants can be folded at once.",
-            hint="Build one Rule for the reference, and take every segment's from it: rule.with_share(...).",
-        )
-    many = _Many.push(states, summaries, rule)
-    shape = _Shape.step(states, many, rule)
-    found: dict[Channel, _Evidence] = {
-        name: _shape_evidence(shape, many, rule) if name == "shape" else _quadratic_evidence(name, many, rule)
-        for name in rule.channels
-    }
-    return [
-        _decide(state, other, many, shape, found, index)
-        for index, (state, other) in enumerate(zip(states, rules, strict=True))
-    ]
+    many = _Many.push(states, summaries, rules)
+    shape = _Shape.step(states, many, rules)
+    found = _quadratic_evidence(many, rules)
+    if any("shape" in rule.channels for rule in rules):
+        found["shape"] = _shape_evidence(shape, many, rules)
+    return [_decide(states[index], rules[index], many, shape, found, index) for index in range(len(states))]
 
 
 @dataclass(frozen=True, slots=True)
 class _Many:
     """The segments of one step, S of them, and their windows, W in all, those of a segment beside each other.
 
-    All that is summed up is summed within one segment, by calls whose shapes depend on that segment alone; what spans
+    All that is summed up is summed within one segment, by calls whose shapes do not depend on the others; what spans
     segments goes element by element. So a segment's numbers are the same in any company.
     """
 
     block: Ints  # (S,)
     n: Ints  # (S,), records in the block
-    histogram: Floats  # (S, 49), p-values in the block
     since: Ints  # (2, S), the blocks from which evidence for a page, and for a warning, may begin
+    histogram: Floats  # (S, 49), p-values in the block
     windows: list[Windows]  # (S,)
-    first: Ints  # (S,), index of each segment's first window
+    first: list[int]  # (S,), index of each segment's first window
     segment: Ints  # (W,), index of each window's segment
-    records: Ints  # (W,)
-    first_block: Ints  # (W,)
-    recent: Ints  # (3, S), per channel: the window that says whether its latest alarm is over; -1 while there is none
 
     @classmethod
-    def push(cls, states: Sequence[FoldState], summaries: Sequence[Summary | None], rule: Rule) -> _Many:
+    def push(cls, states: Sequence[FoldState], summaries: Sequence[Summary | None], rules: Sequence[Rule]) -> _Many:
         """Add each segment's block to its windows."""
-        settings = rule.settings
-        for state in states:
-            if state.windows.sums.shape[1] != rule.width or len(state.page_wealth) != len(rule.cost):
+        for state, rule in zip(states, rules, strict=True):
+            if {state.windows.sums.shape[1], rule.width} != {rules[0].width} or len(state.page_wealth) != len(
+                rule.cost
+            ):
                 raise InvalidReference(
                     f"The drift state is {state.windows.sums.shape[1]} numbers wide, but the reference needs "
                     f"{rule.width}.",
-                    hint="Start a new state for a new reference.",
+                    hint="Start a new state for a new reference, and fold segments of one reference at once.",
                 )
         counts = [0 if summary is None else int(summary.n) for summary in summaries]
-        values = rule.project(summaries, [state.block for state in states])
+        values = _project(states, summaries, rules)
         windows = [
-            state.windows.push(row, n, block=state.block, max_blocks=settings.max_blocks, max_records=rule.max_records)
-            for state, row, n in zip(states, values, counts, strict=True)
+            state.windows.push(
+                row, n, block=state.block, max_blocks=rule.settings.max_blocks, max_records=rule.max_records
+            )
+            for state, row, n, rule in zip(states, values, counts, rules, strict=True)
         ]
-        lengths = np.array([len(one) for one in windows])
-        first = np.cumsum(lengths) - lengths
-        segment = np.repeat(np.arange(len(states)), lengths)
         block, n, *since = np.array(
             [(state.block, n, state.page_from, state.warn_from) for state, n in zip(states, counts, strict=True)]
         ).T
-        records = np.concatenate([one.records for one in windows])
-        first_block = np.concatenate([one.first_block for one in windows])
-        # The shortest window with twice the records that the alarm took to be seen.
-        seen = np.array([state.alarm_records for state in states]).T
-        needed = np.minimum(np.maximum(RECENT_FACTOR * seen, MIN_RECORDS), rule.max_records)
-        enough = np.add.reduceat(records >= needed[:, segment], first, axis=1, dtype=np.int64)
-        # Traffic so thin that no window will ever hold so many: the longest one decides.
-        longest = np.where(block - first_block[first] + 1 >= settings.max_blocks, first, -1)
+        lengths = [len(one) for one in windows]
         return cls(
             block=block,
             n=n,
+            since=np.array(since),
             histogram=values[:, -N_BINS:],
-            since=np.stack(since),
             windows=windows,
-            first=first,
-            segment=segment,
-            records=records,
-            first_block=first_block,
-            recent=np.where(enough > 0, first + enough - 1, longest),
+            first=[0, *accumulate(lengths[:-1])],
+            segment=np.repeat(np.arange(len(states)), lengths),
         )
 
-    def squares(self, part: slice) -> Floats:
+    def squares(self, part: slice, out: Floats) -> None:
         """(W,), squared length of every window's sum over some columns."""
-        result = np.empty(len(self.records))
-        for windows, first in zip(self.windows, self.first.tolist(), strict=True):
+        for windows, first in zip(self.windows, self.first, strict=True):
             sums = windows.sums[:, part]
-            np.vecdot(sums, sums, out=result[first : first + len(sums)])
-        return result
+            np.vecdot(sums, sums, out=out[first : first + len(sums)])
+
+
+def _project(states: Sequence[FoldState], summaries: Sequence[Summary | None], rules: Sequence[Rule]) -> Floats:
+    """What each segment's block adds to its windows, (S, d + G + 49): whitened sum, scaled group counts, histogram."""
+    dimension = rules[0].dimension
+    values = np.zeros((len(states), rules[0].width))
+    by_map: dict[int, list[int]] = {}  # segments that share one map are whitened together
+    for index, (state, summary, rule) in enumerate(zip(states, summaries, rules, strict=True)):
+        if summary is not None and summary.n > 0:
+            values[index, :dimension], values[index, dimension:-N_BINS] = rule.centre(summary, state.block)
+            values[index, -N_BINS:] = summary.h
+            by_map.setdefault(rule.map_address, []).append(index)
+    for members in by_map.values():
+        level_map, tile = rules[members[0]].map, np.zeros((ROWS_AT_ONCE, dimension))
+        for first in range(0, len(members), ROWS_AT_ONCE):
+            rows = members[first : first + ROWS_AT_ONCE]
+            tile[: len(rows)] = values[rows, :dimension]
+            values[rows, :dimension] = (tile @ level_map)[: len(rows)]
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -666,23 +674,34 @@ class _Evidence:
     seen: list[bool]  # there is evidence, and so a window and an onset
     window_start: list[int]
     onset: list[int]
-    recent_log_p: list[float]  # of the window in `_Many.recent`, where there is one
+    window_log_p: Floats | None  # (W,), of every window; None where the channel has no such thing
 
 
-def _quadratic_evidence(name: Channel, many: _Many, rule: Rule) -> _Evidence:
+def _quadratic_evidence(many: _Many, rules: Sequence[Rule]) -> dict[Channel, _Evidence]:
     """The window with the least p-value among those that may page, and the least p-value among those that may warn."""
-    null, part = _part(name, rule)
-    sizes = np.maximum(many.records, 1).astype(np.float64)
-    t = many.squares(part) / sizes
-    log_p = null.log_p(t, sizes)
-    segments = len(many.windows)
-    least, least_warn, best = [NO_EVIDENCE] * segments, [NO_EVIDENCE] * segments, many.first.tolist()
-    page_from, warn_from = many.since.tolist()
+    names: list[Channel] = [name for name in ("level", "mix") if any(name in rule.channels for rule in rules)]
+    if not names:
+        return {}
+    dimension, segments, windows = rules[0].dimension, len(rules), len(many.segment)
+    # All windows of one channel after those of the other: W numbers each.
+    records = np.concatenate([one.records for one in many.windows] * len(names))
+    first_block = np.concatenate([one.first_block for one in many.windows] * len(names))
+    owner = np.concatenate([many.segment + row * segments for row in range(len(names))])
+    sizes, t = np.maximum(records, 1).astype(np.float64), np.empty(len(records))
+    for row, name in enumerate(names):
+        part = slice(0, dimension) if name == "level" else slice(dimension, -N_BINS)
+        many.squares(part, out=t[row * windows : (row + 1) * windows])
+    t /= sizes
+    log_p, mean = log_tails(t, sizes, [_null(rule, name) for name in names for rule in rules], owner)
+
+    least, least_warn = [NO_EVIDENCE] * (segments * len(names)), [NO_EVIDENCE] * (segments * len(names))
+    best = [row * windows + first for row in range(len(names)) for first in many.first]
+    page_from, warn_from = (many.since.tolist()[kind] * len(names) for kind in range(2))
     unusual = np.flatnonzero(log_p < NO_EVIDENCE)  # few, while nothing changes
     for window, segment, begins, value in zip(
         unusual.tolist(),
-        many.segment[unusual].tolist(),
-        many.first_block[unusual].tolist(),
+        owner[unusual].tolist(),
+        first_block[unusual].tolist(),
         log_p[unusual].tolist(),
         strict=True,
     ):
@@ -690,28 +709,31 @@ def _quadratic_evidence(name: Channel, many: _Many, rule: Rule) -> _Evidence:
             least[segment], best[segment] = value, window
         if begins >= warn_from[segment] and value < least_warn[segment]:
             least_warn[segment] = value
-    surplus = np.maximum(t[best] - null.mean(sizes[best]), 0.0)
-    start = many.first_block[best].tolist()
-    price = log10(OMEGA[name] / (2.0 * rule.max_windows))
-    return _Evidence(
-        statistic=t[best].tolist(),
-        log_p=least,
-        strength=[price - value / LN10 for value in least],
-        warn_strength=[price - value / LN10 for value in least_warn],
-        n=many.records[best].tolist(),
-        effect=np.sqrt(surplus / sizes[best]).tolist(),
-        seen=[value < NO_EVIDENCE for value in least],
-        window_start=start,
-        onset=start,
-        recent_log_p=log_p[many.recent[CHANNELS.index(name)]].tolist(),
-    )
+
+    statistic, size = t[best], sizes[best]
+    effect = np.sqrt(np.maximum(statistic - mean[best], 0.0) / size).tolist()
+    start, n = first_block[best].tolist(), records[best].tolist()
+    found: dict[Channel, _Evidence] = {}
+    for row, name in enumerate(names):
+        prices = [log10(OMEGA[name] / (2.0 * rule.max_windows)) for rule in rules]
+        part = slice(row * segments, (row + 1) * segments)
+        found[name] = _Evidence(
+            statistic=statistic[part].tolist(),
+            log_p=least[part],
+            strength=[price - value / LN10 for price, value in zip(prices, least[part], strict=True)],
+            warn_strength=[price - value / LN10 for price, value in zip(prices, least_warn[part], strict=True)],
+            n=n[part],
+            effect=effect[part],
+            seen=[value < NO_EVIDENCE for value in least[part]],
+            window_start=start[part],
+            onset=start[part],
+            window_log_p=log_p[row * windows : (row + 1) * windows],
+        )
+    return found
 
 
-def _part(name: Channel, rule: Rule) -> tuple[QuadraticNull, slice]:
-    """A quadratic channel's null distribution and its columns in the window sums."""
-    if name == "level":
-        return rule.level, slice(0, rule.dimension)
-    return rule.mix, slice(rule.dimension, rule.dimension + rule.group_count)
+def _null(rule: Rule, name: Channel) -> QuadraticNull:
+    return rule.level if name == "level" else rule.mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -723,11 +745,11 @@ class _Shape:
     excursion_start: Ints  # (S, E)
 
     @classmethod
-    def step(cls, states: Sequence[FoldState], many: _Many, rule: Rule) -> _Shape:
+    def step(cls, states: Sequence[FoldState], many: _Many, rules: Sequence[Rule]) -> _Shape:
         wealth = np.array([[state.page_wealth for state in states], [state.warn_wealth for state in states]])
         excursion = np.array([state.excursion for state in states])
         start = np.array([state.excursion_start for state in states])
-        gain = _gains(many.histogram, many.n, rule)
+        gain = _gains(many.histogram, many.n, rules)
         # A bet on nothing pays one, and a Shiryaev-Roberts sum would grow by one: silence is no evidence.
         some = many.n > 0
         betting = some & (many.block >= many.since)
@@ -737,18 +759,20 @@ class _Shape:
         return cls(wealth, excursion, np.where(fallen, many.block[:, None] + 1, start))
 
 
-def _gains(histograms: Floats, records: Ints, rule: Rule) -> Floats:
+def _gains(histograms: Floats, records: Ints, rules: Sequence[Rule]) -> Floats:
     """(S, E), what each expert's stake grew by (log) over a histogram (S, 49) of so many records (S,)."""
-    gain = np.empty((len(histograms), len(rule.cost)))
-    for row, histogram in zip(gain, histograms, strict=True):
+    gain = np.empty((len(rules), len(rules[0].cost)))
+    for row, histogram, n, rule in zip(gain, histograms, records.tolist(), rules, strict=True):
         np.dot(histogram, rule.gain, out=row)
-    return gain - records[:, None] * rule.cost
+        row -= n * rule.cost
+    return gain
 
 
-def _shape_evidence(shape: _Shape, many: _Many, rule: Rule) -> _Evidence:
+def _shape_evidence(shape: _Shape, many: _Many, rules: Sequence[Rule]) -> _Evidence:
     """The experts' wealth, and since when the richest of them has been winning."""
-    price, segments = log10(OMEGA["shape"] / 2.0), len(many.n)
-    weighted = rule.experts.log_weight + shape.wealth
+    price, segments = log10(OMEGA["shape"] / 2.0), len(rules)
+    stakes = rules[0].experts.log_weight  # the same for any calibration
+    weighted = stakes + shape.wealth
     n, effect, seen, start, onsets = (
         [0] * segments,
         [0.0] * segments,
@@ -756,21 +780,15 @@ def _shape_evidence(shape: _Shape, many: _Many, rule: Rule) -> _Evidence:
         [0] * segments,
         [0] * segments,
     )
-    recent = np.maximum(many.recent[CHANNELS.index("shape")] - many.first, 0)
-    histogram, records = np.empty((segments, N_BINS)), np.empty(segments, dtype=np.int64)
     for index, (windows, leader) in enumerate(zip(many.windows, weighted[0].argmax(axis=1).tolist(), strict=True)):
-        histogram[index] = windows.sums[recent[index], -N_BINS:]
-        records[index] = windows.records[recent[index]]
         onset = int(shape.excursion_start[index, leader])
         window = int(windows.first_block.searchsorted(onset, side="right")) - 1
         if weighted[0, index, leader] == -inf or onset > many.block[index] or window < 0:
             continue
         n[index], seen[index] = int(windows.records[window]), True
-        effect[index] = float(windows.sums[window, -N_BINS:] @ rule.normal_score) / max(n[index], 1)
+        effect[index] = float(windows.sums[window, -N_BINS:] @ rules[index].normal_score) / max(n[index], 1)
         start[index], onsets[index] = int(windows.first_block[window]), onset
-    # The inverse of the experts' e-value over the most recent records bounds the p-value.
-    recent_wealth = rule.experts.log_weight + _gains(histogram, records, rule)
-    wealth, warn_wealth, e_value = _log_wealth(np.concatenate([weighted, recent_wealth[None]]))
+    wealth, warn_wealth = _log_wealth(weighted)
     elapsed = np.maximum(many.block - many.since[0] + 1, 1).astype(np.float64)
     return _Evidence(
         statistic=(wealth / LN10).tolist(),
@@ -783,7 +801,7 @@ def _shape_evidence(shape: _Shape, many: _Many, rule: Rule) -> _Evidence:
         seen=seen,
         window_start=start,
         onset=onsets,
-        recent_log_p=np.minimum(-e_value, NO_EVIDENCE).tolist(),
+        window_log_p=None,
     )
 
 
@@ -796,6 +814,27 @@ def _log_wealth(weighted: Floats) -> Floats:
     return np.where(empty, NO_EVIDENCE, base + np.log(np.where(empty, 1.0, total)))
 
 
+def _recent_log_p(
+    windows: Windows, needed: int, block: int, rule: Rule, *, window_log_p: Floats | None
+) -> float | None:
+    """Log of a p-value over the shortest window with twice the records that the alarm took to be seen.
+
+    None while there is no such window. For the experts, who have no p-value of a window, the inverse of their e-value
+    bounds it.
+    """
+    enough = np.flatnonzero(windows.records >= min(max(RECENT_FACTOR * needed, MIN_RECORDS), rule.max_records))
+    if len(enough):
+        window = int(enough[-1])
+    elif block - int(windows.first_block[0]) + 1 >= rule.settings.max_blocks:
+        window = 0  # traffic so thin that no window will ever hold so many: the longest one decides
+    else:
+        return None
+    if window_log_p is not None:
+        return float(window_log_p[window])
+    gain = windows.sums[window, -N_BINS:] @ rule.gain - float(windows.records[window]) * rule.cost
+    return min(-float(_log_wealth(rule.experts.log_weight + gain)), NO_EVIDENCE)
+
+
 def _p_value(log_p: float) -> float:
     return exp(max(log_p, log(1e-300)))
 
@@ -804,21 +843,25 @@ def _decide(
     state: FoldState, rule: Rule, many: _Many, shape: _Shape, found: dict[Channel, _Evidence], index: int
 ) -> tuple[FoldState, tuple[Reading, ...]]:
     """Apply the thresholds to one segment, and use up the evidence of an alarm."""
-    block, settings = state.block, rule.settings
+    block, settings, windows = state.block, rule.settings, many.windows[index]
     page_threshold, warn_threshold = settings.page_threshold, settings.warn_threshold
     alarm_records = state.alarm_records.copy()
     readings: list[Reading] = []
-    for name, evidence in found.items():
+    for name in rule.channels:
+        evidence = found[name]
         channel = CHANNELS.index(name)
         strength, warn_strength, seen = evidence.strength[index], evidence.warn_strength[index], evidence.seen[index]
         n = evidence.n[index] if seen else 0
         page = strength >= page_threshold
         warn = page or warn_strength >= warn_threshold
-        recent_known = many.recent[channel, index] >= 0
-        recent_log_p = evidence.recent_log_p[index]
+        needed, recent = int(alarm_records[channel]), None
+        if needed:
+            first = many.first[index]
+            each = None if evidence.window_log_p is None else evidence.window_log_p[first : first + len(windows)]
+            recent = _recent_log_p(windows, needed, block, rule, window_log_p=each)
         if warn:
             alarm_records[channel] = min(max(n, MIN_RECORDS), rule.max_records)
-        elif recent_known and recent_log_p > log(GONE_P):  # the most recent records show no shift any more
+        elif recent is not None and recent > log(GONE_P):  # the most recent records show no shift any more
             alarm_records[channel] = 0
         start = evidence.window_start[index] if seen else block
         readings.append(
@@ -839,12 +882,12 @@ def _decide(
                 page=page,
                 warn=warn,
                 active=bool(alarm_records[channel] > 0),
-                recent_p=_p_value(recent_log_p) if recent_known else None,
+                recent_p=None if recent is None else _p_value(recent),
                 reference=state.reference,
             )
         )
     page, warn = any(reading.page for reading in readings), any(reading.warn for reading in readings)
-    windows, experts = many.windows[index], len(rule.cost)
+    experts = len(rule.cost)
     rested = block + 1 + settings.hold_off_blocks
     # Rows are copied, so that no segment's state keeps those of all others alive.
     following = FoldState(

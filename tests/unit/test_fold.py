@@ -164,7 +164,8 @@ def test_p_values_of_null_windows_are_at_most_as_small_as_they_say(reference, to
     rule = Rule(reference.constants, settings())
     blocks = reference.summaries(topics.draw(400_000, np.random.default_rng(2)), 256)
     for null, part in ((rule.level, slice(0, 32)), (rule.mix, slice(32, -N_BINS))):
-        t = np.array([(rule.project([block], [0])[0, part] ** 2).sum() / 256 for block in blocks])
+        sums = [fold(FoldState.start(rule), block, rule)[0].windows.sums[0, part] for block in blocks]
+        t = np.array([(row**2).sum() / 256 for row in sums])
         p = np.exp(null.log_p(t, np.full(len(t), 256.0)))
         assert (p <= 0.01).mean() <= 0.016  # 1,562 windows: 0.01 + 2.4 standard errors
         assert (p <= 0.01).mean() >= 0.002  # and the bound is not void
@@ -291,13 +292,14 @@ def test_a_block_is_compared_with_the_mean_and_the_shares_of_its_own_number(refe
 
     constant, seasonal = (kind(reference.constants, settings()) for kind in (Rule, Alternating))
     block = reference.summaries(topics.draw(BLOCK, np.random.default_rng(15)), BLOCK)[0]
-    assert np.array_equal(seasonal.project([block], [4]), constant.project([block], [4]))
-    odd = (seasonal.project([block], [5]) - constant.project([block], [5]))[0]
+
+    def pushed(rule, number):
+        return fold(FoldState.start(rule, block=number), block, rule)[0].windows.sums[0]
+
+    assert np.array_equal(pushed(seasonal, 4), pushed(constant, 4))
+    odd = pushed(seasonal, 5) - pushed(constant, 5)
     assert odd[:32] == pytest.approx(-BLOCK * constant.map.sum(axis=0))
     assert odd[32:-N_BINS] == pytest.approx(BLOCK * constant.scale * constant.shares)
-    states = [FoldState.start(rule, block=5) for rule in (constant, seasonal)]
-    ours, theirs = (fold(state, block, rule)[0] for state, rule in zip(states, (constant, seasonal), strict=True))
-    assert not np.array_equal(ours.windows.sums, theirs.windows.sums)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -469,9 +471,16 @@ def test_stored_strengths_answer_for_any_other_run_length_until_its_first_alarm(
 
 
 def test_segments_folded_at_once_give_the_bytes_of_segments_folded_alone(reference, topics):
-    whole = Rule(reference.constants, settings(page=1e4, warn=50, hold_off_blocks=4))
     random = np.random.default_rng(16)
-    rules = [whole.with_share(share) for share in random.uniform(0.01, 1.0, 23)]
+    other = dict(reference.constants, mix_inflation=np.array([[64.0, 512.0], [1.0, 1.2], [1.0, 1.5]]))
+    other["level_mean"] = reference.constants["level_mean"] + 1e-3
+    other["calibration"] = np.array([5_000.0, 4_000.0])
+    rules = [
+        Rule(constants, settings(page=1e4, warn=50, hold_off_blocks=4, share=share, channels=channels))
+        for share in (0.01, 0.2, 0.7, 1.0)
+        for channels in (CHANNELS, ("level", "shape"), ("mix",))
+        for constants in (reference.constants, other)
+    ]
     streams = [
         reference.summaries(topics.draw(90 * BLOCK, random, new_topic=0.04 * (i % 3), bias=0.02 * (i % 4)), BLOCK)
         for i in range(len(rules))
@@ -498,24 +507,16 @@ def test_no_segments_are_folded_to_nothing():
     assert fold_many([], [], []) == []
 
 
-def test_only_rules_with_the_same_constants_are_folded_at_once(reference):
-    one, other = (Rule(reference.constants, settings()) for _ in range(2))
-    same = one.with_share(0.5)
-    start = FoldState.start(one)
-    assert len(fold_many([start, start], [None, None], [one, same])) == 2
-    with pytest.raises(InvalidInput, match="share their constants"):
-        fold_many([start, start], [None, None], [one, other])
+def test_only_segments_of_one_reference_are_folded_at_once(reference, topics):
+    rule = Rule(reference.constants, settings())
+    start = FoldState.start(rule)
     with pytest.raises(InvalidInput, match="2 states, 1 blocks"):
-        fold_many([start, start], [None], [one, same])
-
-
-def test_a_share_raises_the_thresholds_and_copies_no_constants(reference):
-    whole = Rule(reference.constants, settings())
-    quarter = whole.with_share(0.25)
-    assert quarter.settings.page_threshold == pytest.approx(whole.settings.page_threshold + np.log10(4))
-    assert quarter.map is whole.map and whole.settings.share == 1.0
-    with pytest.raises(InvalidInput, match="share"):
-        whole.with_share(0.0)
+        fold_many([start, start], [None], [rule, rule])
+    random = np.random.default_rng(18)
+    narrow = Baseline(topics.draw(2_000, random), random, prototypes=20)
+    other = Rule(narrow.constants, settings())
+    with pytest.raises(InvalidReference, match="numbers wide"):
+        fold_many([start, FoldState.start(other)], [None, None], [rule, other])
 
 
 def test_a_state_keeps_no_other_segment_in_memory(reference, topics):
