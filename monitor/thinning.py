@@ -47,14 +47,15 @@ def key_hashes(keys: Sequence[str | None]) -> Hashes:
 def _hashes(keys: Sequence[str | None]) -> Hashes:
     """The key's 8-byte words, each mixed with its place, added up, and mixed again with the key's length."""
     texts = [key or "" for key in keys]
-    if max(map(len, texts)) > MAX_KEY_CHARS:
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    if lengths.max() > MAX_KEY_CHARS:
         texts = [text[:MAX_KEY_CHARS] for text in texts]
+        lengths = np.minimum(lengths, MAX_KEY_CHARS)
     joined = "".join(texts)
-    if joined.isascii():
-        content, lengths = joined.encode(), np.fromiter(map(len, texts), np.int64, len(texts))
-    else:
+    content = joined.encode("utf-8", "surrogatepass")
+    if len(content) > len(joined):  # not ASCII: characters of several bytes
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        content, lengths = b"".join(encoded), np.fromiter(map(len, encoded), np.int64, len(texts))
+        lengths = np.fromiter(map(len, encoded), np.int64, len(texts))
     width = -(-max(int(lengths.max()), 1) // 8)
     padded = np.zeros((len(texts), 8 * width), np.uint8)
     padded[np.arange(8 * width) < lengths[:, None]] = np.frombuffer(content, np.uint8)
@@ -110,15 +111,14 @@ class SeenKeys:
         rows = np.flatnonzero(~enters)
         if len(rows) == 0:
             return Votes(enters, 0, 0)
-        # Stable: of the records of one key in one block, the one with the smallest offset comes first.
-        order = rows[np.argsort(hashes[rows], kind="stable")]
+        order = rows[np.argsort(hashes[rows])]
         if (blocks[rows] != blocks[rows[0]]).any():
             order = order[np.argsort(blocks[order], kind="stable")]
         sorted_hashes, sorted_blocks = hashes[order], blocks[order]
         begins = np.ones(len(order), dtype=np.bool_)
         begins[1:] = (sorted_hashes[1:] != sorted_hashes[:-1]) | (sorted_blocks[1:] != sorted_blocks[:-1])
         places = np.flatnonzero(begins)
-        first, keys, of_block = order[places], sorted_hashes[places], sorted_blocks[places]
+        first, keys, of_block = np.minimum.reduceat(order, places), sorted_hashes[places], sorted_blocks[places]
         unchecked = np.zeros(len(places), dtype=np.bool_)
         cuts = [0, *(np.flatnonzero(of_block[1:] != of_block[:-1]) + 1).tolist(), len(of_block)]
         for start, stop in itertools.pairwise(cuts):
