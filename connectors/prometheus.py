@@ -144,6 +144,22 @@ class Metrics:
         self.expected_false_pages = gauge(
             "driftd_expected_false_pages_per_day", "False pages that the settings allow, for the whole deployment."
         )
+        self.pages = counter(
+            "driftd_pages_total",
+            "Incidents of drift or of the outlier rate that became a page, in this process.",
+            "model",
+        )
+        self.observed_days = gauge(
+            "driftd_observed_days",
+            "Days of event time behind the two rates below; the budget's period at most.",
+            "model",
+        )
+        self.observed_pages = gauge(
+            "driftd_pages_per_day", "Pages of drift and of the outlier rate per day of event time.", "model"
+        )
+        self.observed_false_pages = gauge(
+            "driftd_false_pages_per_day", "Of these, pages that people called false.", "model"
+        )
         self.open_incidents = gauge("driftd_open_incidents", "Incidents open now.", "model", "kind", "severity")
 
         self.reference_version = gauge(
@@ -180,6 +196,7 @@ class Metrics:
             self.blocks_folded,
             self.checkpoint_failures,
             self.segments_dropped,
+            self.pages,
         ):
             counter.labels(model)
         self.checkpoint_seconds.labels(model)
@@ -278,6 +295,13 @@ time() - driftd_last_poll_timestamp_seconds > 120
 sum by (model) (rate(driftd_dead_letters_total[10m])) / sum by (model) (rate(driftd_records_total[10m])) > 0.05
 # alerts do not get out
 driftd_outbox_age_seconds > 600
+```
+
+And one that tells whether driftd keeps its promise. People say which pages were false: `driftd incidents --false ID`.
+
+```promql
+# more pages were called false than the settings allow
+sum(driftd_false_pages_per_day) > on() driftd_expected_false_pages_per_day
 ```
 """
 

@@ -18,18 +18,25 @@ of a segment without records. What a rare segment gets was fixed when its refere
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from detectors.fold import CHANNELS, MIN_RECORDS, OMEGA, Channel, FoldSettings, Rule
+from connectors.database.rows import IncidentRow
+from connectors.database.store import Store
+from detectors.baseline import Constants, Moments
+from detectors.errors import InvalidInput
+from detectors.fold import CHANNELS, MIN_BASELINE_TO_PAGE, MIN_RECORDS, OMEGA, Channel, FoldSettings, Rule
 from monitor.settings import ModelSettings, Settings
 
 DAY_S = 86_400.0
 RATE_SHARE = 0.1  # of an alarm's share: for the outlier rate; the rest is for drift
 SEGMENTS_SHARE = 0.5  # of a space's share: for its segments, where it has any; the rest is for the whole traffic
 OUTLIER_RATE = "outlier_rate"
+# Effective records below which a baseline may only warn, however many it holds: null runs with 10,000 kept the stated
+# run length (docs/drift.md), smaller ones were not run.
+MIN_EFFECTIVE_TO_PAGE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +159,131 @@ def smallest_shift(rule: Rule, records: int) -> float | None:
         middle = (low + high) / 2.0
         low, high = (middle, high) if float(rule.level.log_p(np.array([middle]), n)[0]) > needed else (low, middle)
     return math.sqrt((high - mean) / records)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the alarm budget looks like from outside.
+
+    Attributes:
+        days: event time that was judged, of the last `Settings.page_every_days` at most.
+        pages: incidents of drift or the outlier rate that became a page in it.
+        called_false: of them, those of which a person said that nothing had changed.
+    """
+
+    days: float
+    pages: int
+    called_false: int
+
+    @property
+    def pages_per_day(self) -> float:
+        """Pages per day of event time; 0 before anything was judged."""
+        return self.pages / self.days if self.days > 0 else 0.0
+
+    @property
+    def false_per_day(self) -> float:
+        """Pages that people called false, per day of event time; 0 before anything was judged."""
+        return self.called_false / self.days if self.days > 0 else 0.0
+
+
+def observed(incidents: Iterable[IncidentRow], *, judged_ms: tuple[int, int] | None, window_days: float) -> Observed:
+    """Count the pages of the last ``window_days``.
+
+    Args:
+        incidents: of one model, or of all.
+        judged_ms: from when to when blocks were judged, in event time; None before the first.
+    """
+    if judged_ms is None:
+        return Observed(0.0, 0, 0)
+    start = max(judged_ms[0], judged_ms[1] - round(window_days * DAY_S * 1000))
+    pages = [row for row in incidents if is_page(row) and paged_ms(row) >= start]
+    false = sum(row.detail.get("verdict") == "false" for row in pages)
+    return Observed((judged_ms[1] - start) / 1000 / DAY_S, len(pages), false)
+
+
+def observed_by_model(settings: Settings, store: Store) -> dict[str, Observed]:
+    """What the database knows of every model's pages in the last `Settings.page_every_days`."""
+    return {
+        model: observed(
+            store.incidents(model=model), judged_ms=store.judged_ms(model), window_days=settings.page_every_days
+        )
+        for model in settings.models
+    }
+
+
+def together(seen: Iterable[Observed]) -> Observed:
+    """The pages of all models; the days are those of the model that was watched longest."""
+    found = list(seen)
+    return Observed(
+        max((one.days for one in found), default=0.0),
+        sum(one.pages for one in found),
+        sum(one.called_false for one in found),
+    )
+
+
+def call_incident(store: Store, beginning: str, *, false: bool) -> str:
+    """Store what a person says of the incident whose id begins so; returns its id.
+
+    Raises:
+        InvalidInput: there is none, or more than one.
+    """
+    found = [row.id for row in store.incidents() if row.id.startswith(beginning)]
+    if len(found) != 1:
+        how_many = "no incident" if not found else f"{len(found)} incidents"
+        raise InvalidInput(f"There is {how_many} whose id begins with {beginning}.", hint="List them: driftd incidents")
+    return store.call_incident(found[0], "false" if false else "real").id
+
+
+def is_page(row: IncidentRow) -> bool:
+    """Whether an incident is one that the alarm budget is about: a page of drift or of the outlier rate."""
+    return row.severity == "page" and row.kind in ("drift", OUTLIER_RATE)
+
+
+def paged_ms(row: IncidentRow) -> int:
+    """Event time at which an incident first was a page."""
+    found = row.detail.get("paged_ms")
+    return found if isinstance(found, int) else row.opened_ms
+
+
+def budget_so_far(settings: Settings, seen: Observed) -> str:
+    """Expected beside observed, in words: "expected at most 1 in 90 days; 2 pages in 31 days, 1 called false"."""
+    pages = f"{seen.pages} page{'s'[: seen.pages != 1]} in {_days(seen.days)}"
+    said = f", {seen.called_false} called false" if seen.pages else ""
+    return f"expected at most 1 false page in {_days(settings.page_every_days)}; {pages}{said}"
+
+
+def _days(days: float) -> str:
+    return f"{days:.3g} day{'s'[: days != 1]}"
+
+
+def why_only_warns(constants: Constants) -> str:
+    """In words, why an alarm with this baseline may only warn; "" if it may page.
+
+    A page needs 50,000 baseline records, 50,000 of them for calibration, and 10,000 of each that are worth independent
+    ones: below, the error of the baseline hides weak shifts and fakes strong ones.
+
+    Args:
+        constants: of the whole traffic or of a segment, from `detectors.segments.constants_of`.
+    """
+    records = Moments.from_array(constants["level_moments"]).n
+    calibration, effective_calibration = (float(value) for value in np.asarray(constants["calibration"], np.float64))
+    effective = records / float(np.asarray(constants["level_inflation"], np.float64)[1, -1])
+    if min(records, calibration) < MIN_BASELINE_TO_PAGE:
+        few, least = min(records, calibration), MIN_BASELINE_TO_PAGE
+        found = f"{records:,.0f} records, {calibration:,.0f} of them for calibration"
+    elif min(effective, effective_calibration) < MIN_EFFECTIVE_TO_PAGE:
+        few, least = min(effective, effective_calibration), MIN_EFFECTIVE_TO_PAGE
+        found = (
+            f"{records:,.0f} records, {calibration:,.0f} of them for calibration, worth only {effective:,.0f} and "
+            f"{effective_calibration:,.0f} independent ones, because neighbouring records resemble each other"
+        )
+    else:
+        return ""
+    wanted = _rounded_up(1.02 * records * least / max(few, 1.0))  # the halves are cut at blocks, not at the middle
+    return f"it holds {found}; a page needs {least:,}, which a baseline of {wanted:,} records would give"
+
+
+def _rounded_up(records: float) -> int:
+    """To two significant digits."""
+    unit = 10 ** max(math.floor(math.log10(records)) - 1, 0)
+    return int(math.ceil(records / unit - 1e-9) * unit)

@@ -14,10 +14,19 @@ from detectors.fold import Rule
 from detectors.reference import Reference
 from detectors.segments import constants_of
 from monitor.app import build_sinks, build_source, check_references_folder, open_store
-from monitor.budget import fold_settings, shares, smallest_shift, threshold
+from monitor.budget import (
+    budget_so_far,
+    fold_settings,
+    observed_by_model,
+    shares,
+    smallest_shift,
+    threshold,
+    together,
+    why_only_warns,
+)
 from monitor.collect import check_block_length
 from monitor.decode import Decoder
-from monitor.folding import MIN_RECORDS_TO_PAGE, alarmed_segments
+from monitor.folding import alarmed_segments
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
 
@@ -127,6 +136,7 @@ def diagnose(settings: Settings) -> list[Finding]:
             ]
             findings.append(_dead_letters(store, name, model))
         findings.append(_look("alarm budget", partial(_budget, settings, store)))
+        findings.append(_look("alarms so far", partial(_so_far, settings, store)))
         depth = store.outbox_depth()
         findings.append(Finding("outbox", depth < 100, f"{depth} notifications wait to be sent"))
     finally:
@@ -140,16 +150,16 @@ def _reference(store: Store, name: str, space: str, model: ModelSettings) -> Cal
         if row is None:
             return "none yet: driftd run collects one, or build it: driftd reference build"
         reference = Reference.load(Path(row.path))
-        records = reference.n_fit + reference.n_calibration
         check_block_length(reference, round(model.drift.block * 1000))
         seasons = seasons_in_days(reference, model.drift)
         seasons = f"; {seasons}" if seasons else ""
-        if records < MIN_RECORDS_TO_PAGE:
+        small = why_only_warns(constants_of(reference.drift, ""))
+        if small:
             return (
-                f"version {row.version} holds {records:,} records; below {MIN_RECORDS_TO_PAGE:,} pages turn into "
-                f"warnings. Build a larger one: driftd reference build{seasons}"
+                f"version {row.version}; pages turn into warnings: {small}. Build a larger one: reference.collect in "
+                f"the settings, then driftd reference build{seasons}"
             )
-        return f"version {row.version}, {records:,} records, checksum right{seasons}"
+        return f"version {row.version}, {reference.n_records:,} records, checksum right{seasons}"
 
     return look
 
@@ -181,6 +191,7 @@ def _budget(settings: Settings, store: Store) -> Finding:
                 constants_of(reference.drift, entry.segment), fold_settings(settings, entry.model, entry.alarm_share)
             )
         rule = rules.get(place)
+        may_page = None if reference is None else not why_only_warns(constants_of(reference.drift, entry.segment))
         block = settings.models[entry.model].drift.block
         alarms.append(
             AlarmShare(
@@ -190,11 +201,27 @@ def _budget(settings: Settings, store: Store) -> Finding:
                 muted=entry.muted,
                 pages_at=threshold(settings.page_every_days, block, entry.alarm_share),
                 warns_at=threshold(settings.warn_every_days, block, entry.alarm_share),
-                may_page=None if rule is None else rule.supports_page,
+                may_page=may_page,
                 finds={n: smallest_shift(rule, n) for n in FOUND_IN} if rule and entry.channel == "level" else {},
             )
         )
-    return Finding("alarm budget", True, budget_in_words(settings, alarms), tuple(alarms))
+    detail = budget_in_words(settings, alarms)
+    for name, model in settings.models.items():
+        known = {segment for key, names in segments.items() if key[0] == name for segment in names}
+        known |= {segment.partition("=")[0] for segment in known}
+        idle = [segment for segment in model.drift.segment_weights if known and segment not in known]
+        if idle:
+            detail += f"; {name}: no alarm of its own, so a weight in vain: {', '.join(idle)}"
+    return Finding("alarm budget", True, detail, tuple(alarms))
+
+
+def _so_far(settings: Settings, store: Store) -> str:
+    """What the budget promised, and what came."""
+    seen = observed_by_model(settings, store)
+    lines = [budget_so_far(settings, together(seen.values()))]
+    if len(seen) > 1:
+        lines += [f"{name}: {found.pages}, {found.called_false} called false" for name, found in seen.items()]
+    return "; ".join(lines) + ". Was one false? driftd incidents --false ID"
 
 
 def _spaces(settings: Settings) -> list[tuple[str, str]]:

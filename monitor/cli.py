@@ -177,16 +177,27 @@ def incidents(
     settings: SettingsPath = DEFAULT_SETTINGS,
     model: Annotated[str | None, typer.Option("--model", help="only this model")] = None,
     open_only: Annotated[bool, typer.Option("--open", help="only open ones")] = False,
+    called_false: Annotated[
+        str | None, typer.Option("--false", metavar="ID", help="say that nothing had changed: a false alarm")
+    ] = None,
+    called_real: Annotated[str | None, typer.Option("--real", metavar="ID", help="say that it was right")] = None,
     fail_on_alert: Annotated[bool, typer.Option("--fail-on-alert", help="exit with 3 if one is open")] = False,
     json: AsJson = False,
 ) -> None:
-    """List incidents, or show one. Example: driftd incidents --open --fail-on-alert"""
+    """List incidents, show one, or say whether it was right. Example: driftd incidents --open --fail-on-alert"""
     from monitor.app import open_store
+    from monitor.budget import call_incident
     from monitor.incidents import describe
     from monitor.settings import load_settings
     from monitor.times import text_of
 
     store = open_store(load_settings(settings))
+    if called_false is not None or called_real is not None:
+        incident = call_incident(store, str(called_false or called_real), false=called_false is not None)
+        say(
+            f"Incident {incident} is called {'false' if called_false is not None else 'real'}. Undo it: "
+            f"driftd incidents --{'real' if called_false is not None else 'false'} {incident}"
+        )
     rows = store.incidents(model=model, status="open" if open_only else None)
     if incident is not None:
         rows = [row for row in rows if row.id.startswith(incident)]
@@ -203,7 +214,7 @@ def incidents(
             [
                 [
                     row.id[:10],
-                    row.status,
+                    row.status + (f", called {row.detail['verdict']}" if "verdict" in row.detail else ""),
                     row.severity,
                     text_of(row.onset_ms),
                     text_of(row.resolved_ms) if row.resolved_ms is not None else "-",

@@ -22,6 +22,7 @@ from connectors.prometheus import Metrics
 from detectors.errors import RetryableError, StoreError
 from monitor.app import build_dead_letter_topics, build_sinks, build_workers, check_references_folder, http_address
 from monitor.app import open_store as open_database
+from monitor.budget import budget_so_far, is_page, observed_by_model, together
 from monitor.dead_letters import DeadLetterPublisher
 from monitor.folding import Outcome
 from monitor.log import configure, event
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 PRUNE_EVERY_S = 3600.0
+LOOK_BACK_EVERY_S = 30.0
 WAIT_S = 0.5  # longest wait for records of all models together
 
 Made = TypeVar("Made")
@@ -53,6 +55,8 @@ class Daemon:
         self._metrics = Metrics()
         self._said: dict[str, str] = {}
         self._next_prune = 0.0
+        self._next_look = 0.0
+        self._paged: dict[str, set[str]] = {}  # pages that are counted already, by model
 
     def run(self) -> int:
         """Watch. Returns the exit code: 0 after a stop that was asked for, or when all sources were read to their end.
@@ -100,6 +104,7 @@ class Daemon:
         self._metrics.expected_false_pages.set(1.0 / self._settings.page_every_days)
         for worker in workers:
             self._insist(f"model {worker.name}", worker.start, model=worker.name)
+            self._paged[worker.name] = {row.id for row in store.incidents(model=worker.name) if is_page(row)}
             self._show(worker)
         # What was made so far lives as long as the process: the collector need not look at it again and again.
         gc.collect()
@@ -110,6 +115,7 @@ class Daemon:
                 if self._one_step(worker, store, wait_s=max(0.1, WAIT_S / len(running))):
                     running.remove(worker)
             self._prune(store)
+            self._look_back(store)
         self._drain(workers)
 
     def _one_step(self, worker: Worker, store: Store, *, wait_s: float) -> bool:
@@ -176,6 +182,23 @@ class Daemon:
         while not self._stopping and time.monotonic() < end:
             time.sleep(0.05)
 
+    def _look_back(self, store: Store) -> None:
+        """Show the pages that there were beside those that the budget allows, and what people said of them."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_BACK_EVERY_S
+        try:
+            seen = observed_by_model(self._settings, store)
+        except StoreError as error:
+            self._say("alarm budget", str(error))
+            return
+        for name, found in seen.items():
+            self._metrics.observed_days.labels(name).set(found.days)
+            self._metrics.observed_pages.labels(name).set(found.pages_per_day)
+            self._metrics.observed_false_pages.labels(name).set(found.false_per_day)
+        detail = budget_so_far(self._settings, together(seen.values()))
+        self._status.check("alarm budget", ok=True, detail=detail)
+
     def _prune(self, store: Store) -> None:
         if time.monotonic() < self._next_prune:
             return
@@ -237,13 +260,17 @@ class Daemon:
                 page_threshold=reading.threshold,
                 warn_threshold=reading.warn_threshold,
             )
+        counted = self._paged.setdefault(name, set())
+        pages = {row.id for row in folded.incidents if is_page(row)} - counted
+        counted |= pages
+        metrics.pages.labels(name).inc(len(pages))
         metrics.incidents(name, [(row.kind, row.severity) for row in worker.open_incidents])
 
     def _show(self, worker: Worker) -> None:
         metrics, name = self._metrics, worker.name
         self._status.model(
             name,
-            state=worker.state,
+            state="; ".join([worker.state, *worker.cautions]),
             ready=worker.pipeline is not None,
             records=worker.records,
             dead_letters=worker.dead,

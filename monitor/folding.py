@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -29,7 +29,7 @@ from detectors.rate import RateReading, RateRule, RateState, fold_rate
 from detectors.reference import Reference
 from detectors.segments import constants_of, measured_segments
 from detectors.summary import BlockSummary, score_at_share
-from monitor.budget import RATE_SHARE, fold_settings, segment_shares
+from monitor.budget import RATE_SHARE, fold_settings, segment_shares, why_only_warns
 from monitor.causes import ClosedBlocks, cause_of
 from monitor.incidents import (
     CauseOf,
@@ -40,12 +40,12 @@ from monitor.incidents import (
     drift_evidence,
     rate_evidence,
 )
+from monitor.opinions import Opinions, OpinionStream, opinion_streams
 from monitor.pipeline import EVERYTHING, RecordCounts, Space
 from monitor.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
 
-MIN_RECORDS_TO_PAGE = 50_000  # a baseline below this hides weak shifts and fakes strong ones: it may only warn
 BLOCKS_AT_A_TIME = 256  # of one transaction; bounds the memory of a fold that has much to catch up with
 DEAD_LETTER_BLOCKS = 6  # dead letters are judged over so many blocks
 # Flags come from the distribution of earlier scores once those say more than the calibration does.
@@ -58,6 +58,7 @@ class _SegmentState(msgspec.Struct, frozen=True):
     drift: bytes
     rate: bytes
     scores: bytes  # int64 (1024,), histogram of earlier scores; only of the whole traffic
+    opinions: dict[str, bytes] = {}  # states of the second opinions, by channel; only of the whole traffic
 
 
 @dataclass(slots=True)
@@ -74,12 +75,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Alarm:
-    """The rules of one (space, segment)."""
+    """The rules of one (space, segment). ``only_warns`` says why it may not page, "" if it may."""
 
     space: Space
     segment: str
     drift: Rule
     rate: RateRule
+    only_warns: str
+    opinions: tuple[OpinionStream, ...] = ()
 
 
 class Folder:
@@ -118,7 +121,13 @@ class Folder:
             tolerance=self._settings.outliers.tolerance,
             constants=constants,
         )
-        return _Alarm(space, segment, Rule(constants, rule), rate)
+        drift = Rule(constants, rule)
+        names = self._settings.drift.second_opinions if segment == EVERYTHING else ()
+        return _Alarm(space, segment, drift, rate, why_only_warns(constants), opinion_streams(space, names, drift))
+
+    def only_warns(self, space: str) -> str:
+        """Why the alarm of a space's whole traffic may not page, in words; "" if it may."""
+        return self._alarms[space, EVERYTHING].only_warns
 
     def step(self, store: Store, now_ms: int, *, idle: frozenset[Partition], assigned: frozenset[Partition]) -> Outcome:
         """Close and fold what can be closed.
@@ -244,6 +253,7 @@ class Folder:
                 rows_of_block = [
                     *(self._reading(alarm, reading) for reading in drift),
                     self._rate_reading(alarm, rate),
+                    *state.opinions(block, summary, block_ms=self._block_ms),
                 ]
                 readings += rows_of_block
                 evidence.setdefault(block, []).extend(self._evidence(alarm, drift, rate))
@@ -286,7 +296,7 @@ class Folder:
         return cause
 
     def _reading(self, alarm: _Alarm, reading: Reading) -> ReadingRow:
-        may_page = alarm.drift.supports_page
+        may_page = not alarm.only_warns
         return ReadingRow(
             space=alarm.space.name,
             segment=alarm.segment,
@@ -324,15 +334,15 @@ class Folder:
             window_start_ms=reading.window_start * self._block_ms,
             onset_ms=None if reading.onset is None else reading.onset * self._block_ms,
             reference=alarm.space.version,
-            page=reading.page and alarm.drift.supports_page,
+            page=reading.page and not alarm.only_warns,
             warn=reading.warn,
         )
 
     def _evidence(self, alarm: _Alarm, drift: Sequence[Reading], rate: RateReading) -> list[Evidence]:
         """What one block says about the two reasons to alert of a (space, segment)."""
-        space, segment, may_page = alarm.space.name, alarm.segment, alarm.drift.supports_page
+        space, segment = alarm.space.name, alarm.segment
         found = (
-            drift_evidence(self.model, space, segment, drift, block_ms=self._block_ms, may_page=may_page),
+            drift_evidence(self.model, space, segment, drift, block_ms=self._block_ms, only_warns=alarm.only_warns),
             rate_evidence(
                 self.model,
                 space,
@@ -340,7 +350,7 @@ class Folder:
                 rate,
                 block_ms=self._block_ms,
                 reference=alarm.space.version,
-                may_page=may_page,
+                only_warns=alarm.only_warns,
             ),
         )
         return [evidence for evidence in found if evidence is not None]
@@ -394,11 +404,13 @@ class _Advancing:
             self._drift = FoldState.from_bytes(held.drift)
             self._rate = RateState.from_bytes(held.rate)
             self._scores = np.frombuffer(held.scores, dtype="<i8").astype(np.int64)
+            self._opinions = Opinions(alarm.opinions, held.opinions)
         else:
             # A new reference begins anew: evidence against another one says nothing about it.
             self._drift = FoldState.start(alarm.drift, reference=version, block=first_block)
             self._rate = RateState.start(alarm.rate, block=first_block)
             self._scores = np.zeros(0, dtype=np.int64)
+            self._opinions = Opinions(alarm.opinions, {})
 
     def push(self, block: int, summary: BlockSummary) -> tuple[tuple[Reading, ...], RateReading]:
         """Fold one block. Blocks without records are passed over: silence is no evidence, and ages nothing."""
@@ -423,9 +435,18 @@ class _Advancing:
             self._scores = self._scores >> 1
         return score_at_share(self._scores, budget, scale=self._alarm.space.reference.score_scale)
 
+    def opinions(self, block: int, summary: BlockSummary, *, block_ms: int) -> Iterable[ReadingRow]:
+        """What the second opinions say after one block; nothing where none were asked for."""
+        return self._opinions.push(block, summary, space=self._alarm.space, rule=self._alarm.drift, block_ms=block_ms)
+
     def row(self) -> rows.FoldState:
         """The state, to be stored."""
-        blob = _SegmentState(self._drift.to_bytes(), self._rate.to_bytes(), self._scores.astype("<i8").tobytes())
+        blob = _SegmentState(
+            self._drift.to_bytes(),
+            self._rate.to_bytes(),
+            self._scores.astype("<i8").tobytes(),
+            self._opinions.states(),
+        )
         return rows.FoldState(
             self._alarm.space.name, self._alarm.segment, self._alarm.space.version, msgspec.msgpack.encode(blob)
         )

@@ -181,12 +181,19 @@ class _Board:
             reference=evidence.reference,
             title="",
             text="",
-            detail={"opening_block": evidence.block, "flaps": 0, "severity_now": severity, **_facts(evidence)},
+            detail={
+                "opening_block": evidence.block,
+                "flaps": 0,
+                "severity_now": severity,
+                **_facts(evidence),
+                **_paged({}, severity, evidence.end_ms),
+            },
         )
         self._tell(row, "opened", evidence.end_ms)
 
     def _reopen(self, row: IncidentRow, evidence: Evidence, severity: Severity) -> None:
         detail = {**row.detail, **_facts(evidence), "flaps": _count(row, "flaps") + 1, "severity_now": severity}
+        detail |= _paged(row.detail, severity, evidence.end_ms)
         reopened = replace(
             row,
             status="open",
@@ -204,6 +211,7 @@ class _Board:
             facts = _facts(evidence)
         if raised:
             facts["severity_now"] = "page"
+            facts |= _paged(row.detail, "page", evidence.end_ms)
         following = replace(
             row,
             severity="page" if raised else row.severity,
@@ -274,20 +282,20 @@ def drift_evidence(
     readings: Sequence[Reading],
     *,
     block_ms: int,
-    may_page: bool = True,
+    only_warns: str = "",
 ) -> Evidence | None:
     """What the channels of one (space, segment) say together after one block; None if nothing alarms or lasts.
 
     Args:
         readings: one for each channel, all of the same block.
-        may_page: False where the baseline is too small to page: pages become warnings.
+        only_warns: why the baseline is too small to page, in words: pages become warnings. "" if it may page.
     """
     heard = [reading for reading in readings if reading.page or reading.warn or reading.active]
     if not heard:
         return None
     # Several channels may see the same change: the most urgent one speaks, of those the clearest.
-    first = max(heard, key=lambda reading: (reading.page and may_page, reading.warn, *_clearness(reading)))
-    severity, strength, threshold = _alarm(first, may_page)
+    first = max(heard, key=lambda reading: (reading.page and not only_warns, reading.warn, *_clearness(reading)))
+    severity, strength, threshold = _alarm(first, may_page=not only_warns)
     return Evidence(
         model=model,
         kind="drift",
@@ -305,7 +313,7 @@ def drift_evidence(
         n=first.n,
         effect=first.effect,
         reference=first.reference,
-        values={"channels": " ".join(sorted(reading.channel for reading in heard))},
+        values={"channels": " ".join(sorted(reading.channel for reading in heard)), **_said(only_warns)},
     )
 
 
@@ -317,12 +325,12 @@ def rate_evidence(
     *,
     block_ms: int,
     reference: int,
-    may_page: bool = True,
+    only_warns: str = "",
 ) -> Evidence | None:
     """What the outlier rate of one (space, segment) says after one block; None if it says nothing."""
     if not (reading.page or reading.warn or reading.active):
         return None
-    severity, strength, threshold = _alarm(reading, may_page)
+    severity, strength, threshold = _alarm(reading, may_page=not only_warns)
     return Evidence(
         model=model,
         kind="outlier_rate",
@@ -340,7 +348,7 @@ def rate_evidence(
         n=reading.n,
         effect=reading.effect,
         reference=reference,
-        values={"rate": reading.rate, "expected": reading.expected},
+        values={"rate": reading.rate, "expected": reading.expected, **_said(only_warns)},
     )
 
 
@@ -389,13 +397,17 @@ def dead_letter_evidence(
     )
 
 
-def _alarm(reading: Reading | RateReading, may_page: bool) -> tuple[Severity | None, float, float]:
+def _alarm(reading: Reading | RateReading, *, may_page: bool) -> tuple[Severity | None, float, float]:
     """Severity, and the strength that it was judged by with its threshold."""
     if reading.page and may_page:
         return "page", reading.strength, reading.threshold
     # What may not page has no page's evidence to use up, so the stronger of the two is what is known.
     strength = max(reading.warn_strength, reading.strength) if reading.page else reading.warn_strength
     return ("warn" if reading.warn or reading.page else None), strength, reading.warn_threshold
+
+
+def _said(only_warns: str) -> dict[str, str]:
+    return {"only_warns": only_warns} if only_warns else {}
 
 
 def _clearness(reading: Reading) -> tuple[float, str]:
@@ -415,6 +427,11 @@ def _facts(evidence: Evidence) -> dict[str, object]:
         "effect": evidence.effect,
         "values": dict(evidence.values),
     }
+
+
+def _paged(detail: Mapping[str, object], severity: Severity, at_ms: int) -> dict[str, object]:
+    """When the incident first was a page, in event time; nothing for a warning."""
+    return {"paged_ms": detail.get("paged_ms", at_ms)} if severity == "page" else {}
 
 
 def _rank(evidence: Evidence) -> tuple[bool, float]:

@@ -74,6 +74,8 @@ def text_of_incident(row: IncidentRow) -> str:
     if row.kind != "dead_letters":
         strength, block_ms = _number(detail, "strength"), round(_number(detail, "block_ms"))
         sentences.append(f"By chance, such evidence appears {chance(strength, block_ms)}.")
+    if values.get("only_warns"):
+        sentences.append(f"This alarm may only warn, because its baseline is small: {values['only_warns']}.")
     cause = detail.get("cause")
     if isinstance(cause, Mapping) and (why := cause_in_words(cause, row.segment)):
         sentences.append(why)
@@ -99,11 +101,9 @@ def cause_in_words(cause: Mapping[str, object], segment: str = "") -> str:
     for row in _rows(cause, "segments")[:1]:
         part, share = _number(row, "part"), _number(row, "share")
         if part >= 0.3 and part >= share + 0.1:
-            size = "the change" if part >= 0.95 else f"{percent(part)} of the change"
-            place = "here" if row.get("segment") == segment else str(row.get("segment"))
-            if segment:
-                size += " of all records"
-            parts.append(f"{size} comes from {place}")
+            whose = "the change of the whole traffic" if segment else "the change"
+            size = whose if part >= 0.95 else f"{percent(part)} of {whose}"
+            parts.append(f"{size} comes from {'here' if segment else row.get('segment')}")
             if abs(_number(row, "moved")) > abs(_number(row, "own")):
                 parts[-1] += f", which went from {percent(_number(row, 'before'))} to {percent(share)} of the records"
     prototypes = _rows(cause, "prototypes")
@@ -134,6 +134,8 @@ def describe(row: IncidentRow) -> str:
     ]
     if row.resolved_ms is not None:
         facts.append(("resolved", text_of(row.resolved_ms)))
+    if "verdict" in row.detail:
+        facts.append(("called", str(row.detail["verdict"])))
     facts += [("model", row.model), ("kind", row.kind)]
     facts += [(name, value) for name, value in (("space", row.space), ("segment", row.segment)) if value]
     if row.reference:

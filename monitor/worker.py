@@ -118,6 +118,14 @@ class Worker:
             return f"collecting baseline: {self.collector.collected:,} of {self.collector.wanted:,} records"
         return "running" if self.pipeline is not None else "starting"
 
+    @property
+    def cautions(self) -> list[str]:
+        """What people should know of the alarms, such as a baseline that is too small to page."""
+        if self.folder is None:
+            return []
+        small = {space.name: self.folder.only_warns(space.name) for space in self.spaces}
+        return [f"pages of {name} turn into warnings: {why}" for name, why in small.items() if why]
+
     def start(self) -> None:
         """Load the references, or prepare to collect them, and open the source.
 
@@ -444,6 +452,8 @@ class Worker:
         self.collector = None
         self._run_with([(row.space, row.version, Path(row.path)) for row in rows], self._embedders)
         log.info(event("reference built", model=self.name, version=rows[0].version, records=collector.collected))
+        for caution in self.cautions:
+            log.warning(event("small baseline", model=self.name, reason=caution))
         return checkpoint
 
 

@@ -48,6 +48,14 @@ class Reports:
         order = (table.c.start_ms, table.c.space, table.c.segment, table.c.channel, table.c.reference)
         return self._all(query.order_by(*order), reading_row)
 
+    def judged_ms(self, model: str) -> tuple[int, int] | None:
+        """Event time from the begin of the first stored reading to the end of the last; None if there is none."""
+        table = schema.readings
+        query = select(func.min(table.c.start_ms), func.max(table.c.end_ms)).where(table.c.model == model)
+        with self._database.reading() as connection:
+            first, last = connection.execute(query).one()
+        return None if first is None else (int(first), int(last))
+
     def summaries(
         self, model: str, space: str, *, segment: str, from_block: int | None = None, to_block: int | None = None
     ) -> list[SummaryDelta]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from sqlalchemy import Connection, bindparam, insert, inspect, select, text, tuple_, update
 
@@ -26,6 +26,8 @@ from connectors.database import retention, schema
 from connectors.database.columns import (
     clean,
     delta_columns,
+    incident_columns,
+    incident_row,
     kept_columns,
     letter_columns,
     partition_key,
@@ -39,9 +41,9 @@ from connectors.database.folding import Fold
 from connectors.database.outbox import Outbox
 from connectors.database.references import References, add_references
 from connectors.database.reports import Reports
-from connectors.database.rows import Advance, Checkpoint, PartitionState, Retention, ThinnedKeys
+from connectors.database.rows import Advance, Checkpoint, IncidentRow, PartitionState, Retention, ThinnedKeys
 from connectors.records import Partition
-from detectors.errors import OwnershipLost, StoreError
+from detectors.errors import InvalidInput, OwnershipLost, StoreError
 
 _TABLE = schema.partitions
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -310,6 +312,30 @@ class Store(Reports, Outbox, References):
         """
         with self._database.snapshot() as connection:
             yield Fold(self._database, connection, model)
+
+    def call_incident(self, incident: str, verdict: Literal["false", "real"]) -> IncidentRow:
+        """Write what a person says of an incident into its detail: "verdict", and "verdict_ms" by the wall clock.
+
+        The fold reads incidents, thinks, and writes them whole. So this takes a turn of the model's fold: a fold that
+        began before finds the version moved, writes nothing and begins again, with the verdict.
+
+        Raises:
+            InvalidInput: there is no incident with this id.
+        """
+        table, folds = schema.incidents, schema.folds
+        with self._database.writing() as connection:
+            model = connection.execute(select(table.c.model).where(table.c.id == incident)).scalar()
+            if model is None:
+                raise InvalidInput(f"There is no incident {incident}.", hint="List them: driftd incidents")
+            turn = update(folds).where(folds.c.model == model).values(version=folds.c.version + 1)
+            connection.execute(turn)
+            # Read under the lock that the turn holds: no fold can write the incident in between.
+            row = incident_row(connection.execute(select(table).where(table.c.id == incident)).one())
+            detail = {**row.detail, "verdict": verdict, "verdict_ms": self._database.now_ms()}
+            called = replace(row, detail=detail)
+            change = update(table).where(table.c.id == incident).values(detail=incident_columns(called)["detail"])
+            connection.execute(change)
+        return called
 
     def prune(self, now_ms: int, settings: Retention) -> dict[str, int]:
         """Delete what is older or more than settings allow; how many rows went, by table."""

@@ -35,7 +35,7 @@ from connectors.database.rows import (
 from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import DeadLetter, Partition
-from detectors.errors import InvalidReference, OwnershipLost, StoreError
+from detectors.errors import InvalidInput, InvalidReference, OwnershipLost, StoreError
 from tests.servers.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -912,3 +912,35 @@ def test_pruning_goes_in_small_transactions(store: Store, monkeypatch: pytest.Mo
     assert store.prune(2_000, Retention(kept_rows=0))["kept"] == 10
     # 3 + 3 + 3 + 1 rows; the last is short, which says that it was the last.
     assert transactions == 4
+
+
+def test_a_verdict_is_not_lost_to_a_fold_that_began_before_it(store: Store, new_store: Callable[[], Store]) -> None:
+    fold(store, 1, incidents=[incident("i1"), incident("i2")])
+    with store.begin_fold("m") as step:
+        seen = {row.id: row for row in step.incidents()}
+        called = new_store().call_incident("i1", "false")
+        assert (called.detail["verdict"], called.detail["strength"]) == ("false", 7.5)
+        with pytest.raises(OwnershipLost):
+            step.commit(result(2, incidents=[dataclasses.replace(seen["i1"], revision=2)]))
+    with store.begin_fold("m") as step:
+        (again,) = [row for row in step.incidents() if row.id == "i1"]
+        step.commit(result(2, incidents=[dataclasses.replace(again, revision=2)]))
+    first, second = store.incidents("m")
+    assert (first.revision, first.detail["verdict"]) == (2, "false")
+    assert "verdict" not in second.detail
+
+
+def test_a_verdict_can_be_taken_back_and_needs_an_incident(store: Store) -> None:
+    fold(store, 1, incidents=[incident("i1")])
+    store.call_incident("i1", "false")
+    assert store.call_incident("i1", "real").detail["verdict"] == "real"
+    assert store.incidents("m")[0].detail["verdict"] == "real"
+    with pytest.raises(InvalidInput, match="no incident i9"):
+        store.call_incident("i9", "false")
+
+
+def test_what_was_judged_is_from_the_first_reading_to_the_last(store: Store) -> None:
+    assert store.judged_ms("m") is None
+    rows = [reading(block) for block in (3, 1, 7)]
+    fold(store, 8, readings=rows)
+    assert store.judged_ms("m") == (min(row.start_ms for row in rows), max(row.end_ms for row in rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.database.rows import Checkpoint, ReferenceRow
+from connectors.database.rows import Checkpoint, IncidentRow, ReferenceRow
+from detectors.errors import InvalidInput
 from detectors.fold import FoldState, Rule, fold
 from detectors.reference import STANDARD, Reference
 from detectors.segments import constants_of
 from detectors.summary import summarise
-from monitor.app import open_store
+from monitor.app import build_workers, open_store
 from monitor.budget import (
     DAY_S,
+    budget_so_far,
+    call_incident,
     channels_in_use,
     fold_settings,
+    observed,
+    observed_by_model,
     run_length,
     segment_shares,
     shares,
     smallest_shift,
     threshold,
+    together,
+    why_only_warns,
 )
 from monitor.checks import Finding, budget_table, diagnose
 from monitor.settings import Settings
@@ -191,11 +199,12 @@ def budget_of(settings: Settings) -> Finding:
 
 
 def test_the_doctor_shows_every_share_and_what_follows_from_it(tmp_path: Path, reference: Reference) -> None:
-    found = budget_of(watched(tmp_path, reference, channels={"mix": False}, segment_weights={"shop=a": 3}))
+    found = budget_of(watched(tmp_path, reference, channels={"mix": False}, segment_weights={"shop=a": 3, "shop=z": 9}))
     assert "one false page in 90 days" in found.detail and "9% of that is left unused" in found.detail
     assert math.fsum(alarm.share for alarm in found.alarms) == pytest.approx(1.0)
     assert {alarm.may_page for alarm in found.alarms if alarm.model == "orders"} == {False}
     assert {alarm.may_page for alarm in found.alarms if alarm.model == "returns"} == {None}
+    assert "orders: no alarm of its own, so a weight in vain: shop=z" in found.detail
     columns, rows = budget_table(found.alarms)
     assert [row[:3] for row in rows] == [
         ["orders", "input", "all records"],
@@ -240,3 +249,114 @@ def test_the_smallest_shift_is_the_one_that_pages_on_average(reference: Referenc
     assert (
         strengths[0] < rule.settings.page_threshold - 2 < strengths[1] < rule.settings.page_threshold + 2 < strengths[2]
     )
+
+
+# --- what came of the budget ------------------------------------------------------------------------------------------
+
+DAY_MS = round(DAY_S * 1000)
+
+
+def page(number: int, day: float, **changes: Any) -> IncidentRow:
+    """A page at a day of event time."""
+    at = round(day * DAY_MS)
+    values: dict[str, Any] = {
+        "model": "orders",
+        "kind": "drift",
+        "space": "input",
+        "segment": "",
+        "severity": "page",
+        "status": "resolved",
+        "opened_ms": at,
+        "onset_ms": at,
+        "updated_ms": at,
+        "resolved_ms": at,
+        "revision": 1,
+        "reference": 1,
+        "title": "",
+        "text": "",
+        "detail": {"paged_ms": at},
+    }
+    return IncidentRow(id=f"i{number}", **(values | changes))
+
+
+def test_pages_of_the_window_are_counted_beside_the_expected() -> None:
+    rows = [
+        page(0, 5.0),
+        page(1, 20.0, detail={"paged_ms": 20 * DAY_MS, "verdict": "false"}),
+        page(2, 21.0, severity="warn"),
+        page(3, 22.0, kind="dead_letters"),
+    ]
+    seen = observed(rows, judged_ms=(0, 31 * DAY_MS), window_days=90.0)
+    assert (seen.days, seen.pages, seen.called_false) == (31.0, 2, 1)
+    assert seen.pages_per_day == pytest.approx(2 / 31) and seen.false_per_day == pytest.approx(1 / 31)
+    said = budget_so_far(settings_of({"a": {}}), seen)
+    assert said == "expected at most 1 false page in 90 days; 2 pages in 31 days, 1 called false"
+
+
+def test_pages_before_the_window_are_forgotten_and_nothing_judged_is_no_rate() -> None:
+    rows = [page(0, 5.0), page(1, 99.0)]
+    seen = observed(rows, judged_ms=(0, 100 * DAY_MS), window_days=90.0)
+    assert (seen.days, seen.pages, seen.called_false) == (90.0, 1, 0)
+    nothing = observed([], judged_ms=None, window_days=90.0)
+    assert (nothing.pages_per_day, nothing.false_per_day) == (0.0, 0.0)
+    assert together([seen, nothing]) == seen
+
+
+def test_a_baseline_says_why_it_may_not_page(reference: Reference) -> None:
+    whole = dict(constants_of(reference.drift, ""))
+    assert why_only_warns(whole) == (
+        f"it holds 20,000 records, {reference.n_calibration:,} of them for calibration; a page needs 50,000, which a "
+        "baseline of 110,000 records would give"
+    )
+    moments = np.array(whole["level_moments"])
+    moments[7] = 200_000
+    large = whole | {"level_moments": moments, "calibration": np.array([100_000.0, 100_000.0])}
+    assert why_only_warns(large) == ""
+    said = why_only_warns(large | {"calibration": np.array([100_000.0, 8_000.0])})
+    assert "worth only 200,000 and 8,000 independent ones" in said and "a page needs 10,000" in said
+    inflated = np.array(whole["level_inflation"]).copy()
+    inflated[1, -1] = 25.0
+    assert "worth only 8,000 and" in why_only_warns(large | {"level_inflation": inflated})
+
+
+def test_a_small_baseline_warns_from_end_to_end_and_says_why(tmp_path: Path) -> None:
+    chance = np.random.default_rng(4)
+    vectors = chance.normal(size=(9_000, 4))
+    vectors[6_000:, 0] += 2.0
+    start_ms = 1_772_438_400_000
+    with (tmp_path / "stream.jsonl").open("w") as file:
+        for row, vector in enumerate(vectors.round(3).tolist()):
+            file.write(json.dumps({"id": str(row), "ts": start_ms + 40 * row, "v": vector}) + "\n")
+    settings = settings_of(
+        {
+            "orders": {
+                "source": {"kind": "files", "path": str(tmp_path / "stream.jsonl")},
+                "record": {"id": "/id", "time": "/ts"},
+                "reference": {"collect": 4_000},
+            }
+        },
+        database=f"sqlite:///{tmp_path / 'driftd.db'}",
+        references=tmp_path / "references",
+    )
+    with open_store(settings) as store:
+        (worker,) = build_workers(settings, store)
+        worker.start()
+        clock = 0.0
+        while not worker.step(start_ms + 10_000_000, clock).finished:
+            clock += 1.0
+        worker.close_blocks_at_end(start_ms)
+        worker.source.close()
+        assert worker.cautions and "pages of input turn into warnings: it holds 4,000 records" in worker.cautions[0]
+        readings = store.readings("orders")
+        assert any(row.strength > row.threshold and row.warn for row in readings)
+        assert not any(row.page for row in readings)
+        rows = store.incidents(model="orders")
+        assert rows and {row.severity for row in rows} == {"warn"}
+        assert all("This alarm may only warn, because its baseline is small" in row.text for row in rows)
+        assert observed_by_model(settings, store)["orders"].pages == 0
+        assert call_incident(store, rows[0].id[:8], false=True) == rows[0].id
+        with pytest.raises(InvalidInput, match="no incident whose id begins with zz"):
+            call_incident(store, "zz", false=True)
+    found = {finding.name: finding.detail for finding in diagnose(settings)}
+    assert "pages turn into warnings: it holds 4,000 records" in found["model orders, reference input"]
+    assert "expected at most 1 false page in 90 days; 0 pages in 0.00" in found["alarms so far"]

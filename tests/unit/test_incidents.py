@@ -374,8 +374,10 @@ def test_the_most_urgent_channel_speaks_and_of_those_the_clearest() -> None:
 
 def test_a_small_baseline_warns_where_it_would_page() -> None:
     readings = [reading("level", page=True, warn=True, active=True, strength=6.0)]
-    found = drift_evidence("m", "s", "", readings, block_ms=BLOCK_MS, may_page=False)
+    found = drift_evidence("m", "s", "", readings, block_ms=BLOCK_MS, only_warns="it holds 9")
     assert found is not None and (found.severity, found.strength, found.threshold) == ("warn", 6.0, 3.9)
+    (row,), _ = advance([], [found], POLICY, found.end_ms)
+    assert row.severity == "warn" and "may only warn, because its baseline is small: it holds 9." in row.text
 
 
 def test_a_channel_that_is_only_active_keeps_but_does_not_open() -> None:
