@@ -72,8 +72,8 @@ def _report(spec: Spec, *, nulls: int, runs: int, processes: int) -> None:
             (p / shares).min(axis=-1) if name == "all three" else p[..., CHANNELS.index(name)]
             for p in (setting, null, shifted)
         ]
-        # A new unchanged window lies below the k-th smallest of m with probability k / (m + 1) at most, ties or not; many
-        # p-values tie at 1.
+        # A new unchanged window lies below the k-th smallest of m with probability k / (m + 1) at most, ties or not;
+        # many p-values tie at 1.
         rank = int(LEVEL * (len(setting) + 1))
         calibrated = float(np.sort(statistics[0])[rank - 1])
         for way, threshold in (("closed form", LEVEL), ("unchanged windows", calibrated)):
