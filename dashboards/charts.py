@@ -37,7 +37,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 1108, 24, 144
 _STRIP_TOP, _STRIP_BOTTOM = 150, 166
 _LETTER: Final = 6.1  # width of a letter of an 11 px label, about
 
-_MARK_WORDS: Final = {"onset": "onset", "page": "paged", "warn": "warned", "resolved": "resolved"}
+_MARK_WORDS: Final = {
+    "onset": "onset",
+    "page": "paged",
+    "warn": "warned",
+    "resolved": "resolved",
+    "opinion": "second opinion",
+}
 
 
 def thin_out(values: Floats, n: Counts, *, at_most: int) -> tuple[Counts, Counts, Counts]:

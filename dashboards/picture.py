@@ -139,11 +139,12 @@ def _timeline(axes: Axes, timeline: Timeline, start_ms: int, end_ms: int) -> Non
         "page": ("paged", _PAGE),
         "warn": ("warned", "#8f5a00"),
         "resolved": ("resolved", _OK),
+        "opinion": ("second opinion", _TEXT),
     }
     labelled: set[str] = set()
     for mark in sorted(timeline.marks, key=lambda mark: mark.time_ms):
         word, colour = words[mark.kind]
-        axes.axvline(mark.time_ms, color=colour, lw=1, ls=":" if mark.kind == "onset" else "-", ymax=1.0)
+        axes.axvline(mark.time_ms, color=colour, lw=1, ls=":" if mark.kind in ("onset", "opinion") else "-", ymax=1.0)
         if mark.kind not in labelled:
             labelled.add(mark.kind)
             before = mark.kind == "onset" or mark.time_ms > start_ms + 0.88 * (end_ms - start_ms)

@@ -80,10 +80,11 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment on a timeline: when a drift began by driftd's estimate, or when it told a person."""
+    """A moment on a timeline: when a drift began by driftd's estimate, when it told a person, or when a second opinion
+    saw a change."""
 
     time_ms: int
-    kind: Literal["onset", "page", "warn", "resolved"]
+    kind: Literal["onset", "page", "warn", "resolved", "opinion"]
 
 
 @dataclass(frozen=True, slots=True)

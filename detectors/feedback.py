@@ -54,7 +54,9 @@ class BlockScale:
     spread: float
 
     @classmethod
-    def of_blocks(cls, sums: Floats, records: npt.NDArray[np.integer], *, usual: float = 1.0) -> BlockScale:
+    def of_blocks(
+        cls, sums: npt.NDArray[np.floating], records: npt.NDArray[np.integer], *, usual: float = 1.0
+    ) -> BlockScale:
         """Measured on the blocks of a baseline, so that records that depend on each other count for what they are.
 
         Args:

@@ -37,6 +37,7 @@ from monitor.budget import RATE_SHARE, run_length, segment_shares
 from monitor.embedders import Embedder
 from monitor.embedders.pixels import PixelsEmbedder
 from monitor.folding import alarmed_segments
+from monitor.opinions import is_opinion
 from monitor.pipeline import EVERYTHING
 from monitor.settings import ModelSettings, Settings
 from monitor.times import text_of
@@ -163,6 +164,10 @@ def _timelines(
     for reading in readings:
         if reading.channel in DRIFT_CHANNELS and reading.space in spaces:
             by_alarm.setdefault((reading.space, reading.segment), []).append(reading)
+    opinions: dict[tuple[str, str], list[Mark]] = {}
+    for reading in readings:
+        if reading.warn and is_opinion(reading.channel):
+            opinions.setdefault((reading.space, reading.segment), []).append(Mark(reading.start_ms, "opinion"))
     timelines = []
     for (space, segment), rows in sorted(by_alarm.items()):
         starts = np.unique([row.start_ms for row in rows]).astype(np.int64)
@@ -191,7 +196,7 @@ def _timelines(
                 n=spaces[space].records_of(segment, starts // block_ms),
                 page=float(np.log10(run_length(settings.page_every_days, drift.block))),
                 warn=float(np.log10(run_length(settings.warn_every_days, drift.block))),
-                marks=tuple(_marks(incidents, space, segment)),
+                marks=(*_marks(incidents, space, segment), *opinions.get((space, segment), ())),
                 truth=tuple(truth),
             )
         )

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from connectors import SinkSettings, SourceSettings
 from detectors.errors import InvalidSettings
+from detectors.feedback import OpinionName
 from monitor.decode import RecordSettings
 from monitor.embedders import EmbedderSettings
 
@@ -142,6 +143,10 @@ class DriftSettings(_Section):
         "before its field",
     )
     tolerance: float = Field(0.05, ge=0, le=5, description="ignore shifts of the mean below this many sigmas")
+    second_opinions: tuple[OpinionName, ...] = Field(
+        (),
+        description="adwin, page_hinkley: detectors of river beside the rule; they show changes, and open no incident",
+    )
     season: Season = Field(
         "auto",
         description='period, such as "1d", of which a new reference of at least two whole cycles follows the hour; '
