@@ -15,7 +15,7 @@ Everything comes out of block summaries, added up: those since the onset (*now*)
   is a sum of what each segment changed itself and of what its share of the traffic changed (Kitagawa, 1955). The
   projection of each term on D, over the square of D, is the part of the change that comes from there; the parts of a
   field add up to one. The vectors are the whitened ones for the level, scaled shares of prototype groups for the mix,
-  and scaled shares of the bins of p-values for the shape. The noise of finite sums is taken off both sides of the
+  and scaled shares of the bins of scores for the shape. The noise of finite sums is taken off both sides of the
   ratio.
 """
 
@@ -32,6 +32,8 @@ import numpy.typing as npt
 from detectors.baseline import SHRINKAGE, TICK, Constants, Moments, group_sums
 from detectors.conformal import N_BINS, P_EDGES
 from detectors.reference import Reference
+from detectors.segments import constants_of, measured_segments
+from detectors.summary import SCORE_BINS, score_bins
 
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
@@ -44,6 +46,7 @@ MIN_BEFORE = 256
 MIN_BEFORE_PROTOTYPES = 2_000
 # Two-sided, after Bonferroni over all prototypes: what stands out by chance in one explanation of a hundred.
 SURE = 0.01
+RARE = 2.0**-10  # p-values that count as outliers in the outlier rate
 # Where noise makes up more than this of the squared change, no segment is blamed for it.
 MOST_NOISE = 0.75
 
@@ -56,9 +59,9 @@ class Summary(Protocol):
     @property
     def s(self) -> Int64s: ...
     @property
-    def h(self) -> Int64s: ...
-    @property
     def c(self) -> Int64s: ...
+    @property
+    def scores(self) -> Int64s | None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -68,35 +71,37 @@ class Sums:
     Attributes:
         n: records.
         s: int64 (d,), sum of the vectors in fixed point 2^-20.
-        h: int64 (49,), records per bin of p-values.
         c: int64 (K,), records per nearest prototype.
+        scores: int64 (1024,), records per bin of scores, see `detectors.summary.score_bins`. A segment's p-values are
+            its own; scores mean the same in all of them.
     """
 
     n: int
     s: Int64s
-    h: Int64s
     c: Int64s
+    scores: Int64s
 
     @classmethod
     def empty(cls, dimension: int, prototypes: int) -> Sums:
         """No records yet."""
-        return cls(0, np.zeros(dimension, np.int64), np.zeros(N_BINS, np.int64), np.zeros(prototypes, np.int64))
+        return cls(0, np.zeros(dimension, np.int64), np.zeros(prototypes, np.int64), np.zeros(SCORE_BINS, np.int64))
 
     def add(self, summary: Summary) -> None:
         """Add one block."""
         self.n += summary.n
         self.s += summary.s
-        self.h += summary.h
         self.c += summary.c
+        if summary.scores is not None:
+            self.scores += summary.scores
 
     def without(self, parts: Sequence[Sums]) -> Sums:
         """What is left without some parts of it."""
-        rest = Sums(self.n, self.s.copy(), self.h.copy(), self.c.copy())
+        rest = Sums(self.n, self.s.copy(), self.c.copy(), self.scores.copy())
         for part in parts:
             rest.n -= part.n
             rest.s -= part.s
-            rest.h -= part.h
             rest.c -= part.c
+            rest.scores -= part.scores
         return rest
 
 
@@ -207,7 +212,8 @@ def find_cause(
     Returns:
         The same sums give the same cause to the last bit, in one build of the libraries.
     """
-    constants = reference.drift
+    measured = segment == EVERYTHING or segment in measured_segments(reference.drift)
+    constants = constants_of(reference.drift, segment if measured else EVERYTHING)
     mine = now[segment]
     own = before.get(segment)
     expected, against = np.asarray(reference.blocks.c).sum(axis=0, dtype=np.int64), "reference"
@@ -222,8 +228,8 @@ def find_cause(
         against=against,
         prototypes=rows,
         changed=changed,
-        level=_level(reference, mine),
-        segments=segment_parts(constants, now, before, channel=channel)[:MOST_ROWS],
+        level=_level(reference, constants, mine),
+        segments=segment_parts(reference, now, before, channel=channel)[:MOST_ROWS],
     )
 
 
@@ -275,10 +281,9 @@ def _inflation_curve(constants: Constants, channel: str) -> Callable[[int], floa
 # --- level -----------------------------------------------------------------------------------------------------------
 
 
-def _level(reference: Reference, sums: Sums) -> Level:
+def _level(reference: Reference, constants: Constants, sums: Sums) -> Level:
     if sums.n == 0:
         return Level(0.0, (), ())
-    constants = reference.drift
     shift = sums.s.astype(np.float64) * (TICK / sums.n) - np.asarray(constants["level_mean"], dtype=np.float64)
     whitened = shift @ np.asarray(constants["level_map"], dtype=np.float64)
     moments = Moments.from_array(constants["level_moments"])
@@ -298,12 +303,15 @@ def _level(reference: Reference, sums: Sums) -> Level:
 
 
 def segment_parts(
-    constants: Constants, now: Mapping[str, Sums], before: Mapping[str, Sums], *, channel: str
+    reference: Reference, now: Mapping[str, Sums], before: Mapping[str, Sums], *, channel: str
 ) -> tuple[SegmentPart, ...]:
     """The part of the whole traffic's change that comes from each segment, the largest first.
 
+    A segment is compared with its own baseline where the reference has one (for level and mix), else with its own
+    records before the onset, else with the whole baseline.
+
     Args:
-        constants: of the reference.
+        reference: see `find_cause`.
         now, before: see `find_cause`. Segments are named "field=value", and no two of one field share a record.
         channel: see `find_cause`.
     """
@@ -314,7 +322,7 @@ def segment_parts(
             fields.setdefault(name.partition("=")[0], []).append(name)
     if whole.n == 0:
         return ()
-    feature = _Feature(constants, channel)
+    feature = _Feature(reference, channel)
     rows: list[SegmentPart] = []
     for names in fields.values():
         rows += _parts_of_field(feature, names, now, before)
@@ -324,23 +332,17 @@ def segment_parts(
 def _parts_of_field(
     feature: _Feature, names: Sequence[str], now: Mapping[str, Sums], before: Mapping[str, Sums]
 ) -> list[SegmentPart]:
-    whole, earlier = now[EVERYTHING], before.get(EVERYTHING)
-    present, past = [now[name] for name in names], [before.get(name) for name in names]
+    whole = now[EVERYTHING]
     # The records of values that were not given, so that the parts still are parts of the whole change.
-    present.append(whole.without(present))
-    past.append(None if earlier is None else earlier.without([sums for sums in past if sums is not None]))
+    present = [*(now[name] for name in names), whole.without([now[name] for name in names])]
     n = np.array([sums.n for sums in present], dtype=np.float64)
-    b = np.array([0 if sums is None else sums.n for sums in past], dtype=np.float64)
     share = n / whole.n
+    mean = np.stack([feature.mean(sums) for sums in present])
+    b, base = feature.baseline(names) or _past(feature, names, before)
     known = b.sum() >= MIN_BEFORE
     share_before = b / b.sum() if known else share
-    own = known & (b >= np.maximum(MIN_BEFORE, n / 4.0))
-    mean = np.stack([feature.mean(sums) for sums in present])
-    base = np.zeros_like(mean)
-    for i in np.flatnonzero(own):
-        sums = past[i]
-        assert sums is not None  # it has records
-        base[i] = feature.mean(sums)
+    own = known & (b >= np.maximum(MIN_BEFORE, n / 4.0)) & ~np.isnan(base[:, 0])
+    base = np.where(own[:, None], base, 0.0)
     changed = share[:, None] * (mean - base)
     moved = (share - share_before)[:, None] * (base - share_before @ base)
     total = (changed + moved).sum(axis=0)
@@ -366,39 +368,88 @@ def _parts_of_field(
     ]
 
 
-class _Feature:
-    """The standardised mean vector of a channel: about zero for the baseline."""
+def _past(feature: _Feature, names: Sequence[str], before: Mapping[str, Sums]) -> tuple[Floats, Floats]:
+    """Records and mean vectors of segments before the onset; the last row is the rest of the traffic."""
+    whole = before.get(EVERYTHING)
+    if whole is None:
+        return np.zeros(len(names) + 1), feature.nowhere(len(names) + 1)
+    empty = whole.without([whole])
+    past = [before.get(name, empty) for name in names]
+    past.append(whole.without(past))
+    return np.array([sums.n for sums in past], dtype=np.float64), np.stack([feature.mean(sums) for sums in past])
 
-    def __init__(self, constants: Constants, channel: str) -> None:
+
+class _Feature:
+    """The standardised mean vector of a channel: zero for the baseline of the whole traffic."""
+
+    def __init__(self, reference: Reference, channel: str) -> None:
+        self._drift = reference.drift
+        self._constants = constants = constants_of(reference.drift, EVERYTHING)
         self._kind = channel if channel in ("level", "mix", "outlier_rate") else "shape"
-        self._constants = constants
         self._inflation = _inflation_curve(constants, "mix" if channel == "mix" else "level")
         if self._kind in ("level", "mix"):
             self._centre = np.asarray(constants["level_mean" if channel == "level" else "mix_shares"], np.float64)
             self._trace = Moments.from_array(constants[f"{channel}_moments"]).t1
             return
-        counts = np.asarray(constants["block_histogram"], np.float64).sum(axis=0)
-        self._centre = counts / counts.sum() if counts.sum() > 0 else np.diff(P_EDGES, prepend=0.0)
+        known = np.bincount(score_bins(reference.calibration_scores, reference.score_scale), minlength=SCORE_BINS)
+        tail = np.cumsum(known[::-1])[::-1] / known.sum()  # share of calibration scores from each bin on
         if self._kind == "outlier_rate":
-            self._rare = P_EDGES <= 2.0**-10
-            rate = float(self._centre[self._rare].sum())
-            self._trace = rate * (1.0 - rate)
+            self._bin = (tail > RARE).astype(np.int64)
+            rate = float(known[tail <= RARE].sum() / known.sum())
+            self._scale, self._trace = np.array([1.0, 0.0]), rate * (1.0 - rate)
+            self._centre = np.array([rate, 1.0 - rate])
         else:
+            self._bin = np.searchsorted(P_EDGES, np.minimum(tail, 1.0), side="left")
+            self._centre = np.bincount(self._bin, weights=known, minlength=N_BINS) / known.sum()
             # As the mix scales its groups: rare bins count for more, without noise taking over.
             self._scale = 1.0 / np.sqrt(self._centre + SHRINKAGE / N_BINS)
             self._trace = float((self._scale**2 * self._centre * (1.0 - self._centre)).sum())
 
     def mean(self, sums: Sums) -> Floats:
+        """Of the records of the sums; zero where there are none."""
         n = max(sums.n, 1)
-        here = sums.n / n  # 0 without records: their mean is said to be the baseline's
         if self._kind == "level":
-            shift = sums.s.astype(np.float64) * (TICK / n) - here * self._centre
+            found = sums.s.astype(np.float64) * (TICK / n)
+        elif self._kind == "mix":
+            found = group_sums(sums.c, self._constants["mix_groups"]) / n
+        else:
+            found = np.bincount(self._bin, weights=sums.scores, minlength=len(self._centre)) / n
+        return self._standardised(found) if sums.n else np.zeros_like(self._centre)
+
+    def _standardised(self, mean: Floats) -> Floats:
+        shift = mean - self._centre
+        if self._kind == "level":
             return np.asarray(shift @ np.asarray(self._constants["level_map"], np.float64))
-        if self._kind == "mix":
-            grouped = group_sums(sums.c, self._constants["mix_groups"]) / n
-            return np.asarray((grouped - here * self._centre) * np.asarray(self._constants["mix_scale"], np.float64))
-        shift = sums.h / n - here * self._centre
-        return np.array([shift[self._rare].sum()]) if self._kind == "outlier_rate" else np.asarray(shift * self._scale)
+        scale = np.asarray(self._constants["mix_scale"], np.float64) if self._kind == "mix" else self._scale
+        return np.asarray(shift * scale)
+
+    def baseline(self, names: Sequence[str]) -> tuple[Floats, Floats] | None:
+        """Records and mean vectors of segments in the reference, the last row for the rest of the traffic.
+
+        None where the reference has none of them, or not for this channel. Rows of NaN where a segment has none.
+        """
+        measured = set(measured_segments(self._drift))
+        if self._kind not in ("level", "mix") or not measured & set(names):
+            return None
+        whole = Moments.from_array(self._constants["level_moments"]).n
+        n, means = np.zeros(len(names) + 1), self.nowhere(len(names) + 1)
+        for i, name in enumerate(names):
+            if name in measured:
+                own = constants_of(self._drift, name)
+                n[i] = Moments.from_array(own["level_moments"]).n
+                mean = own["level_mean" if self._kind == "level" else "mix_shares"]
+                means[i] = self._standardised(np.asarray(mean, np.float64))
+        n[-1] = max(whole - n.sum(), 0.0)
+        missing = [i for i, name in enumerate(names) if name not in measured]
+        if missing:  # what the reference does not tell apart is shared out evenly
+            n[[*missing, len(names)]] = n[-1] / (len(missing) + 1)
+        elif n[-1] > 0:
+            means[-1] = -(n[:-1] @ means[:-1]) / n[-1]  # the mean of all is zero
+        return n, means
+
+    def nowhere(self, rows: int) -> Floats:
+        """Mean vectors that are not known."""
+        return np.full((rows, len(self._centre)), np.nan)
 
     def variance(self, n: int) -> float:
         """Mean squared length of one record's vector, with the inflation of windows of ``n`` records."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from connectors.database.rows import IncidentRow, KeptRecord
 from detectors.cause import EVERYTHING, MOST_ROWS, Cause, Sums, find_cause, nearest_exemplars
 from detectors.reference import Reference, nearest_prototypes
 from detectors.summary import BlockSummary
-from monitor.pipeline import OTHER, Space
+from monitor.pipeline import OTHER
 
 # Blocks with records that are read at most: three quarters since the onset, the latest; one quarter before it.
 MOST_BLOCKS = 512
@@ -27,6 +28,19 @@ RECORDS_OF_PROTOTYPE = 3
 MAX_EXCERPT = 120
 
 Key = tuple[str, str, int, int]  # space, segment, block, version of the reference
+
+
+class Space(Protocol):
+    """What is read of a space; `monitor.pipeline.Space` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def reference(self) -> Reference: ...
+    @property
+    def segments(self) -> Mapping[str, Sequence[str]]: ...
 
 
 class ClosedBlocks:
@@ -80,7 +94,7 @@ def cause_of(
     Returns:
         JSON-compatible; None where no block since the onset is left.
     """
-    onset, end = row.onset_ms // block_ms, _last_seen(row) // block_ms
+    onset, end = row.onset_ms // block_ms, last_seen(row) // block_ms
     # Of an incident in one segment, only that one is held against the whole: who else changed is the whole's to say.
     names = [EVERYTHING, *segments] if row.segment == EVERYTHING else [EVERYTHING, row.segment]
     most = max(min(MOST_BLOCKS, MOST_SUMMARIES // len(names)), 4)
@@ -124,7 +138,8 @@ def vectors_of(records: Sequence[KeptRecord], dimension: int) -> tuple[npt.NDArr
     return np.frombuffer(blob, "<f2").reshape(-1, dimension).astype(np.float32), places
 
 
-def _last_seen(row: IncidentRow) -> int:
+def last_seen(row: IncidentRow) -> int:
+    """End of the last block in which an incident was seen, in milliseconds."""
     last = row.detail.get("last_active_ms")
     return last if isinstance(last, int) else row.updated_ms
 

@@ -139,7 +139,7 @@ def test_two_segments_share_the_change_by_their_records(reference: Reference) ->
         b=TOPICS.draw(3_000, random, new_topic=0.2),
         c=TOPICS.draw(3_000, random),
     )
-    rows = segment_parts(reference.drift, now, {}, channel="level")
+    rows = segment_parts(reference, now, {}, channel="level")
     assert part_of(rows, "site=a") == pytest.approx(2 / 3, abs=0.1)
     assert part_of(rows, "site=b") == pytest.approx(1 / 3, abs=0.1)
 
@@ -150,8 +150,26 @@ def test_a_segment_that_always_was_different_is_not_blamed(reference: Reference)
     odd = [TOPICS.draw(3_000, random, prior=8.0, bias=0.1) for _ in range(2)]
     before = by_site(reference, a=TOPICS.draw(3_000, random), b=odd[0])
     now = by_site(reference, a=TOPICS.draw(3_000, random, new_topic=0.2), b=odd[1])
-    assert part_of(segment_parts(reference.drift, now, before, channel="level"), "site=a") > 0.9
-    assert part_of(segment_parts(reference.drift, now, {}, channel="level"), "site=a") < 0.8
+    assert part_of(segment_parts(reference, now, before, channel="level"), "site=a") > 0.9
+    assert part_of(segment_parts(reference, now, {}, channel="level"), "site=a") < 0.8
+
+
+@pytest.mark.parametrize("channel", ["level", "mix"])
+def test_the_references_own_baseline_of_a_segment_is_used(channel: str) -> None:
+    """The odd segment is known to be odd, so all of the change is the other one's, before a record was seen."""
+    random = np.random.default_rng(14)
+    odd = TOPICS.draw(6_000, random, prior=8.0, bias=0.1)
+    plain = TOPICS.draw(6_000, random)
+    vectors = np.stack([odd, plain], axis=1).reshape(12_000, -1)
+    reference = Reference.build(
+        vectors, prototypes=100, block=100, segments={"site": ("a", "b")}, segment_values={"site": ["b", "a"] * 6_000}
+    )
+    now = by_site(
+        reference, a=TOPICS.draw(3_000, random, new_topic=0.2), b=TOPICS.draw(3_000, random, prior=8.0, bias=0.1)
+    )
+    rows = segment_parts(reference, now, {}, channel=channel)
+    assert part_of(rows, "site=a") > 0.9
+    assert all(row.own_baseline and row.before == pytest.approx(0.5) for row in rows)
 
 
 def test_a_segment_that_grew_is_told_from_one_that_changed(reference: Reference) -> None:
@@ -162,7 +180,7 @@ def test_a_segment_that_grew_is_told_from_one_that_changed(reference: Reference)
 
     before = by_site(reference, a=TOPICS.draw(8_000, random), b=odd(1_000))
     now = by_site(reference, a=TOPICS.draw(4_000, random), b=odd(4_000))
-    row = next(row for row in segment_parts(reference.drift, now, before, channel="level") if row.segment == "site=b")
+    row = next(row for row in segment_parts(reference, now, before, channel="level") if row.segment == "site=b")
     assert row.moved > 0.5
     assert abs(row.own) < 0.1
     assert (row.share, row.before) == pytest.approx((1 / 2, 1 / 9))
@@ -171,7 +189,7 @@ def test_a_segment_that_grew_is_told_from_one_that_changed(reference: Reference)
 def test_where_noise_is_most_of_the_change_no_segment_is_blamed(reference: Reference) -> None:
     found = [
         segment_parts(
-            reference.drift,
+            reference,
             quiet(reference, 100 + i, a=500, b=500),
             quiet(reference, 200 + i, a=500, b=500),
             channel="level",
