@@ -227,14 +227,30 @@ class _Board:
             self._keep(following)
 
     def _tell(self, row: IncidentRow, name: EventName, at_ms: int) -> None:
-        """Count the revision, write title and text, and notify."""
-        row = replace(row, revision=row.revision + 1, detail={**row.detail, "last_told_ms": at_ms})
+        """Count the revision, write title and text, and notify, unless it was said of the whole traffic already."""
+        quiet = row.detail.get("quiet") is True if name == "resolved" else self._is_covered(row)
+        detail = {**row.detail, "last_told_ms": at_ms}
+        if row.segment:
+            detail["quiet"] = quiet and row.detail.get("quiet", True)  # until it is told for the first time
+        row = replace(row, revision=row.revision + 1, detail=detail)
         if (cause := self._cause(row)) is not None:
             row = replace(row, detail={**row.detail, "cause": cause})
         row = replace(row, title=title_of(row))
         row = replace(row, text=text_of_incident(row))
         self._keep(row)
-        self.notifications.append(notification_of(row, name))
+        if not quiet:
+            self.notifications.append(notification_of(row, name))
+
+    def _is_covered(self, row: IncidentRow) -> bool:
+        """Whether the whole traffic of the space has an open incident of the same kind that is as urgent.
+
+        One change is seen by the whole and by each segment that it touches: people are told once, and find the
+        segments in the list, in the cause and in the report.
+        """
+        whole = self._latest.get((row.model, row.kind, row.space, ""))
+        if not row.segment or whole is None or whole.status != "open":
+            return False
+        return whole.detail.get("severity_now") == "page" or row.detail.get("severity_now") != "page"
 
     def _keep(self, row: IncidentRow) -> None:
         self.changed[row.id] = row

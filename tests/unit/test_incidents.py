@@ -201,7 +201,7 @@ def test_each_key_has_its_own_incident() -> None:
     found = [evidence(START, "P", key=key) for key in ("b", "a", "")]
     run.push([entry for entry in found if entry is not None])
     assert len(run.rows) == 3
-    assert [note.segment for note in run.told] == ["", "a", "b"]
+    assert [note.segment for note in run.told] == [""]
     changed, told = advance([], [entry for entry in reversed(found) if entry], POLICY, (START + 1) * BLOCK_MS)
     assert told == run.told and changed == sorted(run.rows.values(), key=lambda row: row.id)
 
@@ -521,3 +521,43 @@ def test_durations_and_chances_are_readable() -> None:
     assert chance(5.89, 10_000) == "once in 90 days"
     assert chance(300.0, 10_000) == chance(float("inf"), 10_000) == "less than once in 1,000 years"
     assert [percent(share) for share in (0.00123, 0.05, 0.0996, 0.5, 1.0)] == ["0.12 %", "5 %", "10 %", "50 %", "100 %"]
+
+
+def several(run: Run, *marks: tuple[Mark, str]) -> list[Evidence]:
+    """Evidence of one block for several segments."""
+    found = [evidence(run.block, mark, key=segment) for mark, segment in marks]
+    return [entry for entry in found if entry is not None]
+
+
+def test_a_segment_is_quiet_while_the_whole_traffic_says_the_same() -> None:
+    run = Run().feed("P")
+    run.push(several(run, ("a", ""), ("P", "country=de"), ("W", "x=y")))
+    assert [(note.segment, note.values["event"]) for note in run.told] == [("", "opened")]
+    assert {row.segment for row in run.rows.values() if row.status == "open"} == {"", "country=de", "x=y"}
+    run.feed("." * 12)
+    assert {row.status for row in run.rows.values()} == {"resolved"}
+    assert [(note.segment, note.values["event"]) for note in run.told] == [("", "opened"), ("", "resolved")]
+
+
+def test_a_segment_that_is_more_urgent_or_came_first_is_told() -> None:
+    run = Run().feed("W")
+    run.push(several(run, ("a", ""), ("P", "country=de")))
+    assert [(note.segment, note.values["event"]) for note in run.told] == [("", "opened"), ("country=de", "opened")]
+    alone = Run().feed("P", key="country=de").feed("P")
+    alone.feed("." * 12)
+    assert sorted((note.segment, note.values["event"]) for note in alone.told) == [
+        ("", "opened"),
+        ("", "resolved"),
+        ("country=de", "opened"),
+        ("country=de", "resolved"),
+    ]
+
+
+def test_a_quiet_segment_that_outlasts_the_whole_is_told_as_going_on() -> None:
+    run = Run().feed("P")
+    run.push(several(run, ("P", "country=de")))
+    run.feed("a" * 40, key="country=de")
+    told = [(note.segment, note.values["event"]) for note in run.told]
+    assert told[:2] == [("", "opened"), ("", "resolved")] and ("country=de", "repeated") in told
+    run.feed("." * 12)
+    assert (run.told[-1].segment, run.told[-1].values["event"]) == ("country=de", "resolved")
