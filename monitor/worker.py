@@ -115,7 +115,9 @@ class Worker:
     def state(self) -> str:
         """In words, for people."""
         if self.collector is not None:
-            return f"collecting baseline: {self.collector.collected:,} of {self.collector.wanted:,} records"
+            thinned = self.collector.thinned
+            without = f", {thinned:,} more had no vote: record.key" if thinned else ""
+            return f"collecting baseline: {self.collector.collected:,} of {self.collector.wanted:,} records{without}"
         return "running" if self.pipeline is not None else "starting"
 
     @property

@@ -120,6 +120,20 @@ def test_workers_that_crash_all_the_time_give_the_same_bytes(prepared: Path, tmp
     assert thinned_again == thinned, "what is thinned is counted when its checkpoint is written"
 
 
+def test_a_key_that_all_records_share_is_seen_while_the_baseline_waits(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    text = "".join(json.dumps(row | {"session": "model-7"}) + "\n" for row in records(1_200))
+    (tmp_path / "data" / "0.jsonl").write_text(text)
+    settings = settings_in(tmp_path, tmp_path / "data", poll=500)
+    worker = Worker(
+        "orders", settings, store=open_store(settings), source=build_source("orders", settings.models["orders"])
+    )
+    worker.start()
+    worker.step(START_MS, 0.0, wait_s=0.0)
+    assert worker.state == "collecting baseline: 1 of 1,000 records, 499 more had no vote: record.key"
+    worker.source.close()
+
+
 @pytest.mark.kafka
 @pytest.mark.timeout(300)
 def test_kill_9_gives_no_session_a_second_vote(kafka: KafkaServer, topic: Callable[..., str], tmp_path: Path) -> None:
