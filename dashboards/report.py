@@ -21,6 +21,7 @@ from dashboards.charts import histogram_svg, map_svg, timeline_svg
 from dashboards.images import data_uri
 from dashboards.picture import write_picture
 from dashboards.report_data import (
+    AlarmBudget,
     Comparison,
     Excerpt,
     FlatMap,
@@ -80,6 +81,7 @@ def render(report: Report) -> str:
         _incidents(report.incidents, report.header),
         _strangest(report.strangest),
         _pairs(report.histograms, report.maps),
+        _budget(report.budget),
         _traffic(report.traffic),
         _references_and_settings(report.references, report.settings),
         _footer(report.header),
@@ -286,6 +288,28 @@ def _legend(*entries: tuple[str, str, bool]) -> str:
         for colour, label, bar in entries
     )
     return f'<div class="legend">{drawn}</div>'
+
+
+def _budget(budget: AlarmBudget | None) -> str:
+    if budget is None:
+        return ""
+    rows = [
+        [
+            f"<code>{safe_text(share.space)}</code>",
+            safe_text(share.segment or "all records"),
+            f"{small(100 * share.share)}\u00a0%",
+            f"{share.pages_at:.2f}",
+            f"only warns<small>{safe_text(share.only_warns)}</small>" if share.only_warns else "",
+        ]
+        for share in budget.shares[:MAX_ROWS]
+    ]
+    caption = (
+        f"{budget.said[:1].upper()}{budget.said[1:]}. Every alarm has a share of that one budget; the smaller it is, "
+        "the stronger its evidence must be. Was a page false? Say so: driftd incidents --false ID."
+        + _left_out(len(budget.shares), MAX_ROWS)
+    )
+    titles = ["space", "segment", "share", "pages at strength", ""]
+    return _card("Alarm budget", caption, _table(titles, rows, numbers=(2, 3)) if rows else "")
 
 
 def _traffic(traffic: Traffic) -> str:

@@ -239,6 +239,30 @@ class ReferenceIdentity:
     embedder: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class AlarmShare:
+    """What one alarm may spend of the budget. ``only_warns`` says why it may not page, "" if it may."""
+
+    space: str
+    segment: str
+    share: float
+    pages_at: float  # strength, log10 blocks
+    only_warns: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmBudget:
+    """What the alarm budget promised, and what came.
+
+    Attributes:
+        said: in words, such as "expected at most 1 false page in 90 days; 2 pages in 31 days, 1 called false".
+        shares: of the model's drift alarms; the whole deployment's add up to one at most.
+    """
+
+    said: str
+    shares: tuple[AlarmShare, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """Everything that a report shows. ``settings`` holds (key, value) as texts, without secrets."""
@@ -253,6 +277,7 @@ class Report:
     strangest: tuple[StrangeRecord, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
+    budget: AlarmBudget | None = None
 
 
 def flat_map(

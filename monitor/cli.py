@@ -373,11 +373,10 @@ def reference_build(
             progress=progress,
         )
     for row in rows:
-        seasons = references.seasons_in_days(Reference.load(row.path), loaded.models[row.model].drift)
-        say(
-            f"Built {row.model}/{row.space} version {row.version}: {row.records:,} records, now active"
-            f"{f'; {seasons}' if seasons else ''}."
-        )
+        made = Reference.load(row.path)
+        notes = [references.seasons_in_days(made, loaded.models[row.model].drift), references.small_in_words(made)]
+        said = [f"{row.records:,} records, now active", *filter(None, notes)]
+        say(f"Built {row.model}/{row.space} version {row.version}: {'; '.join(said)}.")
 
 
 @reference_app.command("list")

@@ -14,7 +14,9 @@ from connectors.database.rows import Checkpoint, ReferenceRow
 from detectors.errors import InvalidInput
 from detectors.reference import ANGULAR, STANDARD, Reference
 from detectors.seasons import MIN_CYCLES, Trial
+from detectors.segments import constants_of, measured_segments
 from monitor.app import build_source, check_references_folder, open_store
+from monitor.budget import why_only_warns
 from monitor.collect import Collector, next_version
 from monitor.decode import Decoder
 from monitor.scoring import read_vectors
@@ -158,6 +160,12 @@ def seasons_in_days(reference: Reference, drift: DriftSettings) -> str:
     return seasons_in_words(reference, lambda blocks: f"{blocks * drift.block / DAY_S:g} days")
 
 
+def small_in_words(reference: Reference) -> str:
+    """Why the alarms of a reference's whole traffic may only warn: "pages turn into warnings: ..."; "" if they page."""
+    why = why_only_warns(constants_of(reference.drift, ""))
+    return f"pages turn into warnings: {why}" if why else ""
+
+
 def seasons_in_words(reference: Reference, length: Callable[[float], str]) -> str:
     """Which season the reference follows, and why no other; "" where none was looked for.
 
@@ -194,6 +202,7 @@ def describe(path: Path) -> dict[str, Any]:
         "built": text_of(reference.created_ms),
         "embedder": reference.embedder.kind if reference.embedder else "ready vectors",
         "segments": {name: list(values) for name, values in reference.segments.items()},
-        "may page": reference.n_fit + reference.n_calibration >= 50_000,
+        "segments with a baseline of their own": measured_segments(reference.drift),
+        "may page": small_in_words(reference) or "yes",
         "checksum": reference.checksum,
     }

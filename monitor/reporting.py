@@ -14,6 +14,8 @@ import numpy.typing as npt
 from connectors.database.rows import IncidentRow, KeptRecord, ReadingRow, ReferenceRow
 from connectors.database.store import Store
 from dashboards.report_data import (
+    AlarmBudget,
+    AlarmShare,
     Channel,
     Comparison,
     Excerpt,
@@ -32,8 +34,17 @@ from dashboards.report_data import (
 )
 from detectors.errors import InvalidInput
 from detectors.reference import Reference
+from detectors.segments import constants_of
 from detectors.summary import BlockSummary, score_bins, score_edges
-from monitor.budget import RATE_SHARE, run_length, segment_shares
+from monitor.budget import (
+    RATE_SHARE,
+    budget_so_far,
+    observed_by_model,
+    run_length,
+    segment_shares,
+    threshold,
+    why_only_warns,
+)
 from monitor.embedders import Embedder
 from monitor.embedders.pixels import PixelsEmbedder
 from monitor.folding import alarmed_segments
@@ -100,7 +111,21 @@ def report_of(
         strangest=tuple(found for space in spaces.values() for found in space.strangest(notes or {})),
         comparisons=tuple(comparisons),
         settings=_settings(settings, chosen),
+        budget=_budget(settings, store, model, {name: space.reference for name, space in spaces.items()}),
     )
+
+
+def _budget(settings: Settings, store: Store, model: str, references: Mapping[str, Reference]) -> AlarmBudget:
+    alarms = []
+    for space, reference in references.items():
+        names = alarmed_segments(reference, settings.models[model])
+        for segment, share in segment_shares(settings, model, space, names).items():
+            drift_share = share * (1.0 - RATE_SHARE)
+            pages_at = threshold(settings.page_every_days, settings.models[model].drift.block, drift_share)
+            only_warns = why_only_warns(constants_of(reference.drift, segment))
+            alarms.append(AlarmShare(space, segment, drift_share, pages_at, only_warns))
+    seen = observed_by_model(settings, store)[model]
+    return AlarmBudget(budget_so_far(settings, seen), tuple(alarms))
 
 
 def _header(model: str, incidents: Sequence[IncidentRow], start_ms: int, end_ms: int) -> Header:

@@ -22,6 +22,8 @@ from dashboards.images import MAX_SIDE, png, thumbnail
 from dashboards.picture import MAX_BYTES, write_picture
 from dashboards.report import MAX_INCIDENTS, MAX_STRANGEST, MAX_TIMELINES, render, write_report
 from dashboards.report_data import (
+    AlarmBudget,
+    AlarmShare,
     Channel,
     Comparison,
     Excerpt,
@@ -477,3 +479,16 @@ def test_the_picture_is_a_small_png_of_the_loudest_timeline(tmp_path: Path) -> N
     assert _decoded((tmp_path / "plain.png").read_bytes()).shape[0] < _decoded(full).shape[0]
     with pytest.raises(InvalidInput, match="no timeline"):
         write_picture(tmp_path / "none.png", replace(_plain(), timelines=()))
+
+
+def test_the_alarm_budget_shows_what_was_promised_what_came_and_who_may_only_warn() -> None:
+    said = "expected at most 1 false page in 90 days; 2 pages in 31 days, 1 called false"
+    shares = (AlarmShare("input", "", 0.225, 6.54), AlarmShare("input", EVIL, 1e-5, 10.9, "it holds 500 records"))
+    page = render(replace(Report(_header_only(), Traffic(1, 0), ()), budget=AlarmBudget(said, shares)))
+    assert "Expected at most 1 false page in 90 days; 2 pages in 31 days, 1 called false" in page
+    assert "22.5" in page and "all records" in page and "it holds 500 records" in page and EVIL not in page
+    assert "Alarm budget" not in render(Report(_header_only(), Traffic(1, 0), ()))
+
+
+def _header_only() -> Header:
+    return Header("Digits", START, START + BLOCK, "calm", "Nothing to report.")
