@@ -85,8 +85,9 @@ class DriftMonitor:
             vectors: (n, d), finite; n may be 0.
 
         Returns:
-            For every block that became full, a reading of each channel: level, shape, mix. `onset` and `window_start`
-            are indices of records, counted from the first vector ever given; `block` counts blocks.
+            For every block that became full, a reading of each channel: level, shape, mix. `onset`, its interval from
+            `onset_earliest` to `onset_latest`, and `window_start` are indices of records, counted from the first
+            vector ever given; `block` counts blocks.
 
         Raises:
             InvalidInput: vectors that the reference cannot score; then none of this call were taken.
@@ -108,8 +109,13 @@ class DriftMonitor:
         return readings
 
     def _in_records(self, reading: Reading) -> Reading:
+        def record(block: int | None) -> int | None:
+            return None if block is None else block * self._block
+
         return replace(
             reading,
-            onset=None if reading.onset is None else reading.onset * self._block,
+            onset=record(reading.onset),
+            onset_earliest=record(reading.onset_earliest),
+            onset_latest=None if reading.onset_latest is None else (reading.onset_latest + 1) * self._block - 1,
             window_start=reading.window_start * self._block,
         )

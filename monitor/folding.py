@@ -312,6 +312,8 @@ class Folder:
             effect=reading.effect,
             window_start_ms=reading.window_start * self._block_ms,
             onset_ms=None if reading.onset is None else reading.onset * self._block_ms,
+            onset_from_ms=None if reading.onset_earliest is None else reading.onset_earliest * self._block_ms,
+            onset_to_ms=None if reading.onset_latest is None else (reading.onset_latest + 1) * self._block_ms,
             reference=alarm.space.version,
             page=reading.page and may_page,
             warn=reading.warn,

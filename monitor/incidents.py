@@ -46,6 +46,7 @@ class Evidence:
             alarms.
         channel: which statistic saw it.
         onset_ms: since when, as far as one can say.
+        onset_from_ms, onset_to_ms: it began between these two; None where nothing is known of that.
         n: records behind it.
         effect: how large the change is, in the channel's own unit.
         reference: number of the reference that was compared with; 0 if none was.
@@ -65,6 +66,8 @@ class Evidence:
     threshold: float = 0.0
     channel: str = ""
     onset_ms: int | None = None
+    onset_from_ms: int | None = None
+    onset_to_ms: int | None = None
     n: int = 0
     effect: float = 0.0
     reference: int = 0
@@ -326,6 +329,8 @@ def drift_evidence(
         threshold=threshold,
         channel=first.channel,
         onset_ms=None if first.onset is None else first.onset * block_ms,
+        onset_from_ms=None if first.onset_earliest is None else first.onset_earliest * block_ms,
+        onset_to_ms=None if first.onset_latest is None else (first.onset_latest + 1) * block_ms,
         n=first.n,
         effect=first.effect,
         reference=first.reference,
@@ -441,6 +446,8 @@ def _facts(evidence: Evidence) -> dict[str, object]:
         "threshold": evidence.threshold,
         "n": evidence.n,
         "effect": evidence.effect,
+        "onset_from_ms": evidence.onset_from_ms,
+        "onset_to_ms": evidence.onset_to_ms,
         "values": dict(evidence.values),
     }
 

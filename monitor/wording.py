@@ -51,7 +51,7 @@ def text_of_incident(row: IncidentRow) -> str:
     detail = row.detail
     n, effect = round(_number(detail, "n")), _number(detail, "effect")
     place = f"space {row.space}, segment {row.segment}" if row.segment else f"space {row.space}"
-    since = f"Since about {text_of(row.onset_ms)}"
+    since = f"Since about {text_of(row.onset_ms)}{_between(row)}"
     values = detail.get("values")
     values = values if isinstance(values, Mapping) else {}
     if row.kind == "drift":
@@ -168,6 +168,14 @@ def percent(share: float) -> str:
     """A share with two significant digits: "0.12 %", "5 %", "62 %"."""
     value = 100.0 * share
     return f"{value:.0f} %" if value >= 9.95 else f"{value:.2g} %"
+
+
+def _between(row: IncidentRow) -> str:
+    """The interval of the onset, where the detail holds one that the onset lies in."""
+    begin, end = (row.detail.get(name) for name in ("onset_from_ms", "onset_to_ms"))
+    if not (isinstance(begin, int) and isinstance(end, int) and begin <= row.onset_ms <= end):
+        return ""
+    return f", between {text_of(begin)} and {text_of(end)},"
 
 
 def _shift(channel: str, effect: float, place: str, reference: int) -> str:

@@ -41,6 +41,8 @@ def test_a_new_topic_is_paged_with_an_onset_in_records(reference, stream):
     assert abs(page.onset - 6_000) <= 512
     assert page.block * 256 <= 7_500
     assert page.window_start % 256 == 0 and page.n >= 1
+    assert page.onset_earliest % 256 == 0 and page.onset_latest % 256 == 255
+    assert page.onset_earliest <= 6_000 <= page.onset_latest < page.onset_earliest + 2_560
 
 
 @pytest.mark.parametrize("cuts", [[1, 2, 3], [255, 256, 257], [5_000], [6_000, 6_001, 9_999]])

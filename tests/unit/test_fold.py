@@ -21,6 +21,7 @@ from detectors.fold import (
     Rule,
     fold,
     fold_many,
+    onset_interval,
     pearson3_log_tail,
 )
 from detectors.payoffs import build_experts, calibration_bound
@@ -372,6 +373,40 @@ def test_the_onset_of_an_overwhelming_change_is_exact(reference, topics):
     delay, reading = first_page(run(rule, blocks)[1])
     assert delay == 30 and reading.onset == 30
     assert reading.p_value == pytest.approx(1e-300) and np.isfinite(reading.strength)
+
+
+@pytest.mark.parametrize(
+    ("profile", "drop", "since", "expected"),
+    [
+        # Starts 20 and 24 are as good as each other: it began after 10 had, and before 26 did.
+        ([1.0, 3.0, 9.5, 9.9, 2.0, 0.0], 1.0, 0, (10, 25)),
+        ([1.0, 3.0, 9.5, 9.9, 2.0, 0.0], 0.0, 0, (20, 25)),
+        ([9.9, 3.0, 2.0, 1.0, 0.0, 0.0], 1.0, 0, (0, 9)),  # nothing is known of what came before the first start
+        ([0.0, 0.0, 1.0, 2.0, 3.0, 9.9], 1.0, 0, (26, 28)),  # up to the latest block
+        ([9.9, 3.0, 2.0, 1.0, 0.0, 5.0], 1.0, 24, (26, 28)),  # an earlier page has used up the first starts
+    ],
+)
+def test_the_onset_lies_between_the_neighbours_of_the_likely_starts(profile, drop, since, expected):
+    starts = np.array([0, 10, 20, 24, 26, 28])
+    assert onset_interval(np.array(profile), starts, 28, drop=drop, since=since) == expected
+
+
+def test_a_page_says_between_which_blocks_the_change_began(reference, topics):
+    rule = Rule(reference.constants, settings())
+    held, widths = [], []
+    for seed, change in enumerate([{"new_topic": 0.1}, {"spread": 1.2}, {"prior": 4.0}, {"bias": 0.06}] * 3):
+        random = np.random.default_rng(20 + seed)
+        state, quiet = run(rule, reference.summaries(topics.draw(48 * BLOCK, random), BLOCK))
+        calm = [reading for found in quiet for reading in found if not reading.active]
+        assert all(reading.onset_earliest is None and reading.onset_latest is None for reading in calm)
+        # The change comes in the middle of a block.
+        parts = topics.draw(BLOCK // 2, random), topics.draw(30 * BLOCK, random, **change)
+        _, reading = first_page(run(rule, reference.summaries(np.concatenate(parts), BLOCK), state)[1])
+        assert reading.onset_earliest <= reading.onset <= reading.onset_latest <= reading.block
+        held.append(reading.onset_earliest <= 48 <= reading.onset_latest)
+        widths.append(reading.onset_latest - reading.onset_earliest + 1)
+    assert np.mean(held) >= 0.9
+    assert np.mean(widths) <= 10
 
 
 def test_muted_channels_give_no_reading_and_leave_the_others_as_they_were(reference, topics):

@@ -29,7 +29,8 @@ from monitor.incidents import (
     incident_id,
     rate_evidence,
 )
-from monitor.wording import chance, duration, percent
+from monitor.times import text_of
+from monitor.wording import chance, duration, percent, text_of_incident
 
 BLOCK_MS = 10_000
 START = 170_000_000  # first block: 2023-11-14
@@ -370,6 +371,19 @@ def test_the_most_urgent_channel_speaks_and_of_those_the_clearest() -> None:
     assert (found.channel, found.severity, found.strength, found.threshold) == ("mix", "page", 7.0, 5.9)
     assert found.onset_ms == (START - 9) * BLOCK_MS and found.end_ms - found.start_ms == BLOCK_MS
     assert found.reference == 3 and found.values == {"channels": "level mix shape"} and found.active
+
+
+def test_an_incident_says_between_which_times_it_began() -> None:
+    sure = reading("mix", page=True, warn=True, strength=7.0, onset_earliest=START - 3, onset_latest=START - 1)
+    found = drift_evidence("m", "s", "", [sure], block_ms=BLOCK_MS)
+    assert found is not None
+    assert (found.onset_from_ms, found.onset_to_ms) == ((START - 3) * BLOCK_MS, START * BLOCK_MS)
+    (row,), _ = advance([], [found], POLICY, found.end_ms)
+    assert f"between {text_of((START - 3) * BLOCK_MS)} and {text_of(START * BLOCK_MS)}, the mix" in row.text
+    # Later evidence that begins before what the first could see is told without an interval.
+    earlier = replace(found, block=START + 1, start_ms=found.end_ms, end_ms=found.end_ms + BLOCK_MS, onset_ms=0)
+    (row,), _ = advance([row], [earlier], POLICY, earlier.end_ms)
+    assert "between" not in text_of_incident(row)
 
 
 def test_a_small_baseline_warns_where_it_would_page() -> None:
