@@ -236,7 +236,7 @@ def words_of(result: TestResult) -> str:
     if result.name in ("psi", "score_psi"):
         size = "stable" if result.statistic < 0.1 else "a moderate change" if result.statistic < 0.25 else "a change"
         where = "the scores" if result.name == "score_psi" else f"component {result.component}"
-        return f"{where}: {size} by custom (0.1, 0.25), {'more' if sure else 'no more'} than chance does"
+        return f"{where}: {size} by custom (limits 0.1 and 0.25), {'and beyond' if sure else 'and within'} chance"
     if result.name == "ks":
         return f"{result.changed} principal components differ; component {result.component} most"
     what = "mean or spread of the records" if result.name == "frechet" else "the distribution of the records"
