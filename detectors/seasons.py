@@ -325,11 +325,12 @@ def _lines(at: Floats, records: Floats, z: Floats, end: float, period: float, cy
     np.fill_diagonal(alike, np.nan)
     degrees = np.empty(most)
     for h in range(most):
-        # Slow wandering may fill one direction where quicker noise fills all: three lines' neighbours are asked, and
-        # all of them. Few looks at how many directions there are make few believed in.
-        near = np.searchsorted(background, np.unique(around[max(h - 1, 0) : h + 2]))
+        # Slow wandering may fill one direction where quicker noise fills all: the neighbours of three lines are asked,
+        # and all of them. Each pair is one look at how many directions there are; few looks, and few are believed in.
+        first = min(max(h - 1, 0), max(most - 3, 0))
+        near = np.searchsorted(background, np.unique(around[first : first + 3]))
         overlap = max(_mean(alike[np.ix_(near, near)]), _mean(alike), 1.0 / z.shape[1])
-        degrees[h] = min(1.0 / overlap, float(len(near)))
+        degrees[h] = max(min(1.0 / overlap, len(near) * (len(near) - 1) / 2.0), 1.0)
     floor_power = power[np.searchsorted(background, around)].mean(axis=1)
     ratio = (np.abs(transform(line)) ** 2).sum(axis=1) / floor_power
     return np.asarray(fdtrc(2.0 * degrees, 2.0 * degrees * len(aside), ratio))

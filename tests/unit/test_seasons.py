@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detectors.baseline import measure
+from detectors.baseline import _middles, measure
 from detectors.errors import InvalidInput
 from detectors.fold import FoldSettings, Rule
 from detectors.seasons import Design, Season, Trial, seek, trials_array, widened
@@ -217,3 +217,22 @@ def test_trials_survive_their_array():
 def test_a_period_no_longer_than_a_block_is_refused(seasonal, period):
     with pytest.raises(InvalidInput, match="longer than a block"):
         measure(**seasonal.measured, seasons=(period,))
+
+
+def test_merged_blocks_with_closed_nights_still_tell_the_hour():
+    """Four live blocks in one of the baseline, numbered from 1970, with traffic in three quarters of the day only."""
+    random = np.random.default_rng(11)
+    day, start = 96, 1_760_000_000 // 900
+    live = np.array([b for b in range(start, start + 12 * day) if b % day < 72])
+    number = live[::4]
+    hour = (live.reshape(-1, 4) + 0.5).mean(axis=1) % day / day
+    z = noise(random, len(number)) + 64 * np.sin(2 * np.pi * hour)[:, None] * np.eye(8)[0]
+    middles = _middles(number)
+    assert np.allclose(middles, live.reshape(-1, 4).mean(axis=1) + 0.5)
+    (trial,), design = seek(middles, np.full(len(number), 64.0), [z], (float(day),))
+    assert trial.used and trial.cycles == 12 and design.harmonics[0] == 1
+    forecast = Season(
+        float(day), design.harmonics, design.coefficients(z), np.zeros((3, 1)), np.zeros((2, 1))
+    ).level_at(start - start % day + 24)
+    assert forecast[0] == pytest.approx(1.0, abs=0.1)
+    assert _middles(number[:1]).tolist() == [number[0] + 0.5]
