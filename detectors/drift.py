@@ -15,6 +15,7 @@ from detectors.baseline import measure_reference
 from detectors.errors import InvalidInput
 from detectors.fold import BASELINE_SHARE, MIN_RECORDS, FoldSettings, FoldState, Reading, Rule, fold
 from detectors.reference import Reference
+from detectors.seasons import Season
 from detectors.summary import BlockSummary, summarise
 
 __all__ = ["DriftMonitor", "Reading"]
@@ -33,8 +34,12 @@ class DriftMonitor:
         page_every, warn_every: average number of records between two false pages (false warnings) while nothing
             changes.
 
+    Where the reference follows a season (`Reference.build(..., seasons=...)`), the first vector must lie a whole number
+    of cycles after the baseline's first one, and blocks must be as long as the reference's.
+
     Raises:
-        InvalidInput: a block below 1, or run lengths that are not at least a block, page >= warn.
+        InvalidInput: a block below 1, or run lengths that are not at least a block, page >= warn; a block of another
+            length than the reference's season was counted in.
 
     Example:
         >>> import numpy as np
@@ -62,6 +67,12 @@ class DriftMonitor:
         self._reference = reference
         self._block = block
         constants = reference.drift or measure_reference(reference)
+        if Season.read(constants) is not None and block != reference.block_records:
+            raise InvalidInput(
+                f"The reference follows a season that was counted in blocks of {reference.block_records} records, "
+                f"not of {block}.",
+                hint=f"DriftMonitor(reference, block={reference.block_records})",
+            )
         longest = max(MIN_RECORDS, reference.n_records * BASELINE_SHARE)
         settings = FoldSettings(
             page_run_length_blocks=page_every / block,

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from detectors.baseline import _middles, measure
+from detectors.drift import DriftMonitor
 from detectors.errors import InvalidInput
 from detectors.fold import FoldSettings, Rule
+from detectors.reference import Reference
 from detectors.seasons import Design, Season, Trial, seek, trials_array, widened
 from tests.streams import Baseline, Topics
 
@@ -236,3 +238,19 @@ def test_merged_blocks_with_closed_nights_still_tell_the_hour():
     ).level_at(start - start % day + 24)
     assert forecast[0] == pytest.approx(1.0, abs=0.1)
     assert _middles(number[:1]).tolist() == [number[0] + 0.5]
+
+
+def test_a_monitor_counts_the_season_in_the_blocks_of_its_reference():
+    topics, random = Topics(dimension=8, topics=10), np.random.default_rng(12)
+
+    def days(count):
+        hours = np.arange(count * 24) * (2 * np.pi / 24)
+        return np.concatenate([topics.draw(128, random, prior=3.0 ** np.sin(hour)) for hour in hours])
+
+    reference = Reference.build(days(8), block=128, prototypes=20, seasons=(24.0,))
+    with pytest.raises(InvalidInput, match="blocks of 128 records, not of 64"):
+        DriftMonitor(reference, block=64)
+    right, wrong = DriftMonitor(reference, block=128), DriftMonitor(reference, block=128)
+    following = days(3)
+    assert not any(reading.page for reading in right.update(following))
+    assert any(reading.page for reading in wrong.update(following[128 * 12 :]))  # half a day late
