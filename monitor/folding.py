@@ -24,7 +24,7 @@ from connectors.notification import Notification
 from connectors.records import Partition
 from detectors.conformal import P_EDGES
 from detectors.errors import OwnershipLost
-from detectors.fold import FoldState, Reading, Rule, fold
+from detectors.fold import FoldState, Reading, Rule, fold_many
 from detectors.rate import RateReading, RateRule, RateState, fold_rate
 from detectors.reference import Reference
 from detectors.segments import constants_of, measured_segments
@@ -237,27 +237,27 @@ class Folder:
         evidence: dict[int, list[Evidence]] = {}
         flag_at: dict[tuple[str, int], float] = {}
         changed: list[rows.FoldState] = []
-        for (space, segment), alarm in self._alarms.items():
-            blocks = {
-                block: summary
-                for (name, part, block, version), summary in merged.items()
-                if (name, part, version) == (space, segment, alarm.space.version)
-            }
-            if not blocks:
-                continue
-            state = _Advancing(alarm, current.get((space, segment)), min(blocks))
-            for block, summary in sorted(blocks.items()):
+        advancing: dict[tuple[str, str], _Advancing] = {}
+        for (space, block), summaries in sorted(self._by_block(merged).items()):
+            for segment in summaries:
+                if (space, segment) not in advancing:
+                    alarm = self._alarms[space, segment]
+                    advancing[space, segment] = _Advancing(alarm, current.get((space, segment)), block)
+            # All segments of a space take the step together, which costs a third of one after the other.
+            states = [advancing[space, segment] for segment in summaries]
+            for state, (segment, summary), drift in zip(
+                states, summaries.items(), _fold_drift(states, block, list(summaries.values())), strict=True
+            ):
                 if segment == EVERYTHING:
                     flag_at[space, block] = state.flag_at(self._settings.outliers.budget)
-                drift, rate = state.push(block, summary)
-                rows_of_block = [
-                    *(self._reading(alarm, reading) for reading in drift),
-                    self._rate_reading(alarm, rate),
+                rate = state.push(block, summary)
+                readings += [
+                    *(self._reading(state.alarm, reading) for reading in drift),
+                    self._rate_reading(state.alarm, rate),
                     *state.opinions(block, summary, block_ms=self._block_ms),
                 ]
-                readings += rows_of_block
-                evidence.setdefault(block, []).extend(self._evidence(alarm, drift, rate))
-            changed.append(state.row())
+                evidence.setdefault(block, []).extend(self._evidence(state.alarm, drift, rate))
+        changed += [state.row() for state in advancing.values()]
         window = _DeadLetterWindow.restored(current.get(("", EVERYTHING)))
         for block, count in sorted(counts.items()):
             window.push(block, count)
@@ -274,6 +274,19 @@ class Folder:
         ]
         outbox = [(sink, notification) for notification in notifications for sink in self._sinks]
         return FoldResult(below, kept, changed, readings, held, outbox, flag_at)
+
+    def _by_block(
+        self, merged: Mapping[tuple[str, str, int, int], BlockSummary]
+    ) -> dict[tuple[str, int], dict[str, BlockSummary]]:
+        """By space and block, the summary of every segment that has an alarm, in the order of the alarms."""
+        found: dict[tuple[str, int], dict[str, BlockSummary]] = {}
+        blocks = {block for _, _, block, _ in merged}
+        for (space, segment), alarm in self._alarms.items():
+            for block in blocks:
+                summary = merged.get((space, segment, block, alarm.space.version))
+                if summary is not None:
+                    found.setdefault((space, block), {})[segment] = summary
+        return found
 
     def _incidents(
         self, known: Sequence[IncidentRow], evidence: Mapping[int, list[Evidence]], below: int, cause: CauseOf
@@ -399,29 +412,28 @@ class _Advancing:
     """The alarms of one (space, segment), block after block."""
 
     def __init__(self, alarm: _Alarm, stored: rows.FoldState | None, first_block: int) -> None:
-        self._alarm = alarm
+        self.alarm = alarm
         version = alarm.space.version
         if stored is not None and stored.reference == version:
             held = msgspec.msgpack.decode(stored.blob, type=_SegmentState)
-            self._drift = FoldState.from_bytes(held.drift)
+            self.drift = FoldState.from_bytes(held.drift)
             self._rate = RateState.from_bytes(held.rate)
             self._scores = np.frombuffer(held.scores, dtype="<i8").astype(np.int64)
             self._opinions = Opinions(alarm.opinions, held.opinions)
         else:
             # A new reference begins anew: evidence against another one says nothing about it.
-            self._drift = FoldState.start(alarm.drift, reference=version, block=first_block)
+            self.drift = FoldState.start(alarm.drift, reference=version, block=first_block)
             self._rate = RateState.start(alarm.rate, block=first_block)
             self._scores = np.zeros(0, dtype=np.int64)
             self._opinions = Opinions(alarm.opinions, {})
 
-    def push(self, block: int, summary: BlockSummary) -> tuple[tuple[Reading, ...], RateReading]:
-        """Fold one block. Blocks without records are passed over: silence is no evidence, and ages nothing."""
-        self._drift, drift = fold(replace(self._drift, block=block), summary, self._alarm.drift)
+    def push(self, block: int, summary: BlockSummary) -> RateReading:
+        """Fold one block, but for its drift: `_fold_drift` does that."""
         candidates = int(summary.h[: _candidate_bin() + 1].sum())
-        self._rate, rate = fold_rate(replace(self._rate, block=block), summary.n, candidates, self._alarm.rate)
-        if self._alarm.segment == EVERYTHING and summary.scores is not None:
+        self._rate, rate = fold_rate(replace(self._rate, block=block), summary.n, candidates, self.alarm.rate)
+        if self.alarm.segment == EVERYTHING and summary.scores is not None:
             self._scores = summary.scores + (self._scores if len(self._scores) else 0)
-        return drift, rate
+        return rate
 
     def flag_at(self, budget: float) -> float:
         """The score from which a candidate is flagged: so few earlier records reached it that the budget holds.
@@ -435,23 +447,35 @@ class _Advancing:
             return 0.0
         if total > 20 * enough:
             self._scores = self._scores >> 1
-        return score_at_share(self._scores, budget, scale=self._alarm.space.reference.score_scale)
+        return score_at_share(self._scores, budget, scale=self.alarm.space.reference.score_scale)
 
     def opinions(self, block: int, summary: BlockSummary, *, block_ms: int) -> Iterable[ReadingRow]:
         """What the second opinions say after one block; nothing where none were asked for."""
-        return self._opinions.push(block, summary, space=self._alarm.space, rule=self._alarm.drift, block_ms=block_ms)
+        return self._opinions.push(block, summary, space=self.alarm.space, rule=self.alarm.drift, block_ms=block_ms)
 
     def row(self) -> rows.FoldState:
         """The state, to be stored."""
         blob = _SegmentState(
-            self._drift.to_bytes(),
+            self.drift.to_bytes(),
             self._rate.to_bytes(),
             self._scores.astype("<i8").tobytes(),
             self._opinions.states(),
         )
         return rows.FoldState(
-            self._alarm.space.name, self._alarm.segment, self._alarm.space.version, msgspec.msgpack.encode(blob)
+            self.alarm.space.name, self.alarm.segment, self.alarm.space.version, msgspec.msgpack.encode(blob)
         )
+
+
+def _fold_drift(
+    states: Sequence[_Advancing], block: int, summaries: Sequence[BlockSummary]
+) -> list[tuple[Reading, ...]]:
+    """The drift readings of one block. Blocks without records are passed over: silence is no evidence, ages nothing."""
+    folded = fold_many(
+        [replace(state.drift, block=block) for state in states], summaries, [state.alarm.drift for state in states]
+    )
+    for state, (following, _) in zip(states, folded, strict=True):
+        state.drift = following
+    return [readings for _, readings in folded]
 
 
 def _merge(
