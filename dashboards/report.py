@@ -25,6 +25,7 @@ from dashboards.report_data import (
     Comparison,
     Excerpt,
     FlatMap,
+    Growth,
     Header,
     Incident,
     ReferenceIdentity,
@@ -41,6 +42,9 @@ __all__ = ["render", "write_picture", "write_report"]
 
 MAX_TIMELINES: Final = 16
 MAX_INCIDENTS: Final = 60
+MAX_CAUSES: Final = 4
+MAX_PARTS: Final = 6  # segments of a cause
+MAX_GROWTHS: Final = 6  # prototypes of a cause
 MAX_STRANGEST: Final = 20
 MAX_CHARTS: Final = 4  # histograms, and maps
 MAX_REASONS: Final = 20
@@ -79,6 +83,7 @@ def render(report: Report) -> str:
         _comparisons(report.comparisons),
         _timelines(report.timelines, report.header),
         _incidents(report.incidents, report.header),
+        _causes(report.incidents),
         _strangest(report.strangest),
         _pairs(report.histograms, report.maps),
         _budget(report.budget),
@@ -183,7 +188,7 @@ def _incidents(incidents: Sequence[Incident], header: Header) -> str:
     rows = [
         [
             _pill(incident.severity, incident.severity),
-            f"{safe_text(incident.title)}<small>{safe_text(incident.text)}</small>",
+            f"{safe_text(incident.title)}<small>{safe_text(incident.text, at_most=MAX_EXCERPT)}</small>",
             _moment(incident.onset_ms, header),
             _moment(incident.opened_ms, header),
             "still open" if incident.resolved_ms is None else _moment(incident.resolved_ms, header),
@@ -199,6 +204,55 @@ def _incidents(incidents: Sequence[Incident], header: Header) -> str:
         "One line for each reason to alert, however often it was seen." + _left_out(len(incidents), MAX_INCIDENTS),
         table,
     )
+
+
+def _causes(incidents: Sequence[Incident]) -> str:
+    """What changed, for the incidents that matter most: pages before warnings, the whole before its segments."""
+    known = [incident for incident in incidents if incident.cause and (incident.cause.parts or incident.cause.growths)]
+    ranked = sorted(known, key=lambda one: (one.severity != "page", one.segment != "", -(one.strength or 0.0)))
+    if not ranked:
+        return ""
+    parts = []
+    for incident in ranked[:MAX_CAUSES]:
+        cause = incident.cause
+        assert cause is not None
+        parts.append(f"<h3>{safe_text(incident.title)}, {count(cause.records)} records</h3>")
+        if cause.parts:
+            rows = [
+                [f"<code>{safe_text(part.segment)}</code>", _meter(part.part), _percent(part.share)]
+                for part in cause.parts[:MAX_PARTS]
+            ]
+            parts.append(_table(["segment", "part of the change", "of the records"], rows, numbers=(2,)))
+        if cause.growths:
+            kinds = "".join(_growth(growth) for growth in cause.growths[:MAX_GROWTHS])
+            parts.append(f'<div class="finds">{kinds}</div>')
+    caption = (
+        "From the sums of the blocks since the onset: which segments carry the change, and which kinds of records grew "
+        "or shrank, each with a record kept since then and one that the reference knows of this kind. The parts of one "
+        "field add up to 100 %." + _left_out(len(ranked), MAX_CAUSES)
+    )
+    return _card("What changed", caption, "".join(parts))
+
+
+def _growth(growth: Growth) -> str:
+    sides = "" if growth.now is None else _side(growth.now, "now")
+    sides += "" if growth.usual is None else _side(growth.usual, "reference")
+    shown = [side for side in (growth.now, growth.usual) if side is not None]
+    kind = "find" if shown and all(side.pixels is not None for side in shown) else "find words"
+    change = f"{_percent(growth.expected)} → {_percent(growth.share)}"
+    facts = f"<dt>{safe_text(growth.name)}</dt><dd>{change}</dd>"
+    return f'<div class="{kind}"><div class="sides">{sides}</div><dl>{facts}</dl></div>'
+
+
+def _meter(part: float) -> str:
+    """A share as a bar and a number; a part may lie a little outside of 0 to 1, by chance."""
+    width = round(100 * min(max(part, 0.0), 1.0))
+    return f'<span class="meter"><i style="width:{width}%"></i></span> {_percent(part)}'
+
+
+def _percent(share: float) -> str:
+    value = 100.0 * share
+    return f"{value:.0f}\u00a0%" if abs(value) >= 9.95 or abs(value) < 0.005 else f"{value:.2g}\u00a0%"
 
 
 def _moment(time_ms: int | None, header: Header) -> str:

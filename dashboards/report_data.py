@@ -40,6 +40,50 @@ class Header:
     version: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Excerpt:
+    """What can be shown of a record: a picture, uint8 (h, w) or (h, w, 3), or a piece of its text, or both."""
+
+    pixels: Pixels | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How much of a change comes from one segment: its part of the change, and its share of the records, now."""
+
+    segment: str
+    part: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Growth:
+    """A kind of records of which there is more or less than there was.
+
+    Attributes:
+        name: such as "prototype 17".
+        expected, share: of the records, then and now.
+        usual: a record of the reference of this kind.
+        now: a record of this kind since the onset, where one was kept.
+    """
+
+    name: str
+    expected: float
+    share: float
+    usual: Excerpt | None = None
+    now: Excerpt | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cause:
+    """What an incident says of its cause: over so many records since its onset."""
+
+    records: int
+    parts: tuple[Part, ...] = ()
+    growths: tuple[Growth, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Incident:
     """One row of the incidents table. ``strength`` is log10 blocks, None where the incident has none."""
@@ -53,6 +97,7 @@ class Incident:
     onset_ms: int | None
     resolved_ms: int | None
     strength: float | None = None
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,14 +224,6 @@ class FlatMap:
     flagged: Floats
     labels: tuple[str, ...]
     explained: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Excerpt:
-    """What can be shown of a record: a picture, uint8 (h, w) or (h, w, 3), or a piece of its text, or both."""
-
-    pixels: Pixels | None = None
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,13 +16,16 @@ from connectors.database.store import Store
 from dashboards.report_data import (
     AlarmBudget,
     AlarmShare,
+    Cause,
     Channel,
     Comparison,
     Excerpt,
     FlatMap,
+    Growth,
     Header,
     Incident,
     Mark,
+    Part,
     Period,
     ReferenceIdentity,
     Report,
@@ -104,7 +107,7 @@ def report_of(
             flag_budget=chosen.outliers.budget,
         ),
         references=tuple(space.identity() for space in spaces.values()),
-        incidents=tuple(_incident(row) for row in incidents),
+        incidents=tuple(_incident(row, spaces.get(row.space)) for row in incidents),
         timelines=tuple(_timelines(settings, model, readings, incidents, spaces, truth)),
         histograms=tuple(space.histogram() for space in spaces.values()),
         maps=tuple(flat for space in spaces.values() if (flat := space.map()) is not None),
@@ -156,7 +159,9 @@ def _header(model: str, incidents: Sequence[IncidentRow], start_ms: int, end_ms:
     )
 
 
-def _incident(row: IncidentRow) -> Incident:
+def _incident(row: IncidentRow, space: _Space | None) -> Incident:
+    stored = row.detail.get("cause")
+    same = space is not None and space.row.version == row.reference
     return Incident(
         severity=row.severity,
         title=row.title,
@@ -167,6 +172,7 @@ def _incident(row: IncidentRow) -> Incident:
         onset_ms=row.onset_ms,
         resolved_ms=row.resolved_ms,
         strength=_strength(row) or None,
+        cause=space.cause(stored) if space is not None and same and isinstance(stored, Mapping) else None,
     )
 
 
@@ -357,6 +363,28 @@ class _Space:
             )
             for record in chosen
         ]
+
+    def cause(self, cause: Mapping[str, Any]) -> Cause:
+        """The stored cause of an incident with what can be shown of its prototypes."""
+        kept = {record.id: record for record in (*self._sample, *self._flagged)}
+        growths = []
+        for row in cause["prototypes"]:
+            exemplar = row["exemplar"]
+            now = next((kept[name] for name in row["records"] if name in kept), None)
+            growths.append(
+                Growth(
+                    name=f"prototype {row['prototype']}",
+                    expected=row["expected"],
+                    share=row["share"],
+                    usual=None if exemplar is None else self._nearest(exemplar["index"]),
+                    now=None if now is None else self._excerpt(now.kept),
+                )
+            )
+        return Cause(
+            records=cause["records"],
+            parts=tuple(Part(row["segment"], row["part"], row["share"]) for row in cause["segments"]),
+            growths=tuple(growths),
+        )
 
     def _nearest(self, exemplar: int) -> Excerpt | None:
         texts = self.reference.exemplar_excerpts

@@ -71,21 +71,21 @@ def text_of_incident(row: IncidentRow) -> str:
     else:
         what = f"{since}: {row.kind}."
     sentences = [what]
+    cause = detail.get("cause")
+    if isinstance(cause, Mapping) and (why := cause_in_words(cause, row.segment)):
+        sentences.append(why)
     if row.kind != "dead_letters":
         strength, block_ms = _number(detail, "strength"), round(_number(detail, "block_ms"))
         sentences.append(f"By chance, such evidence appears {chance(strength, block_ms)}.")
     if values.get("only_warns"):
         sentences.append(f"This alarm may only warn, because its baseline is small: {values['only_warns']}.")
-    cause = detail.get("cause")
-    if isinstance(cause, Mapping) and (why := cause_in_words(cause, row.segment)):
-        sentences.append(why)
     flaps = round(_number(detail, "flaps"))
     if flaps:
         sentences.append(f"It came back {'once' if flaps == 1 else f'{flaps} times'} after it had resolved.")
     if row.status == "resolved" and row.resolved_ms is not None:
         last = text_of(round(_number(detail, "last_active_ms", row.resolved_ms)))
         sentences.append(f"Last seen at {last}; resolved at {text_of(row.resolved_ms)}.")
-    sentences.append(f"Next: driftd incidents {row.id}")
+    sentences.append(f"Next: driftd {'incidents' if cause is None else 'explain'} {row.id}")
     return " ".join(sentences)
 
 

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from connectors.database.rows import IncidentRow, ReferenceRow
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch
+from dashboards.report import render
+from dashboards.report_data import Cause, Excerpt, Growth, Header, Incident, Part, Report, Traffic
 from detectors.errors import InvalidInput
 from detectors.reference import STANDARD, Reference
 from detectors.two_sample import TestResult
@@ -26,6 +28,7 @@ from monitor.embedders import Embedder
 from monitor.explain import Explanation, explain, find_incident, tables_of, words_of
 from monitor.folding import Folder
 from monitor.pipeline import Pipeline, Space
+from monitor.reporting import report_of
 from monitor.settings import Settings
 from monitor.wording import cause_in_words
 
@@ -360,3 +363,38 @@ def test_a_test_in_words() -> None:
     assert "has changed" in words_of(TestResult("frechet", 100, 100, 1.0, 0.002))
     assert "3 principal components differ" in words_of(TestResult("ks", 9, 9, 0.4, 0.001, component=2, changed=3))
     assert "a moderate change by custom" in words_of(TestResult("score_psi", 9, 9, 0.2, 0.001))
+
+
+def test_the_report_shows_what_changed_with_every_text_escaped() -> None:
+    nasty = "<script>alert(1)</script>"
+    cause = Cause(
+        records=1_234,
+        parts=(Part(nasty, 1.2, 0.25), Part("b", -0.2, 0.75)),
+        growths=(
+            Growth(nasty, 0.004, 0.061, usual=Excerpt(text=nasty), now=Excerpt(pixels=np.eye(8, dtype=np.uint8))),
+        ),
+    )
+    incident = Incident("page", nasty, "text", "input", "", START_MS, START_MS, None, 7.0, cause)
+    calm = replace(incident, title="no cause known", cause=None)
+    page = render(
+        Report(
+            header=Header("t", START_MS, START_MS + 60_000, "page", "v"),
+            traffic=Traffic(1, 0),
+            references=(),
+            incidents=(calm, incident),
+        )
+    )
+    shown = page[page.index("What changed") :]
+    assert nasty not in page
+    assert "no cause known" not in shown
+    for words in ("1,234 records", "width:100%", "width:0%", "0.4\u00a0% → 6.1\u00a0%", "data:image/png"):
+        assert words in shown
+
+
+def test_the_report_takes_the_cause_from_the_database(ran: tuple[Settings, Store]) -> None:
+    settings, store = ran
+    report = report_of(settings, store, "orders")
+    shown = next(one for one in report.incidents if not one.segment and one.cause is not None)
+    assert shown.cause is not None
+    assert shown.cause.parts[0].segment == "shop=b"
+    assert shown.cause.growths[0].share > shown.cause.growths[0].expected
