@@ -157,7 +157,12 @@ def _with_season(drift: DriftSettings, season: str) -> DriftSettings:
 
 def seasons_in_days(reference: Reference, drift: DriftSettings) -> str:
     """Which season a reference follows, and why no other; "" where none was looked for."""
-    return seasons_in_words(reference, lambda blocks: f"{blocks * drift.block / DAY_S:g} days")
+
+    def days(blocks: float) -> str:
+        number = blocks * drift.block / DAY_S
+        return f"{number:g} day{'' if number == 1 else 's'}"
+
+    return seasons_in_words(reference, days)
 
 
 def small_in_words(reference: Reference) -> str:
@@ -179,7 +184,7 @@ def seasons_in_words(reference: Reference, length: Callable[[float], str]) -> st
             said.append(f"follows a season of {period}, which {trial.cycles} cycles show")
         elif trial.cycles < MIN_CYCLES:
             said.append(
-                f"no season of {period}: the baseline holds {trial.cycles} whole cycles of at least {MIN_CYCLES}"
+                f"no season of {period}: it takes {MIN_CYCLES} whole cycles, and the baseline holds {trial.cycles}"
             )
         elif trial.gain > 0:
             said.append(f"no season of {period}: another forecasts better")

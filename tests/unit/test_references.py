@@ -12,10 +12,11 @@ import pytest
 from detectors.errors import InvalidInput, InvalidReference
 from detectors.fold import FoldSettings, Rule
 from detectors.reference import Reference
+from monitor.checks import diagnose
 from monitor.collect import check_block_length
-from monitor.references import describe, from_vectors
+from monitor.references import describe, from_source, from_vectors, seasons_in_days
 from monitor.scoring import score_file
-from monitor.settings import DriftSettings
+from monitor.settings import DriftSettings, Settings, load_settings
 
 
 def sorted_vectors() -> np.ndarray:
@@ -145,7 +146,7 @@ def test_a_season_that_is_not_there_or_too_long_is_said_to_be_so(tmp_path: Path)
     said = built_with_season(tmp_path / "none", seasonal_vectors(season=False), PERIOD)
     assert "no season of 5,120 rows: none in 5 cycles (p = " in said
     said = built_with_season(tmp_path / "long", seasonal_vectors(), 3 * PERIOD)
-    assert "no season of 15,360 rows: the baseline holds 1 whole cycles of at least 2" in said
+    assert "no season of 15,360 rows: it takes 2 whole cycles, and the baseline holds 1" in said
 
 
 def test_mixed_rows_and_seasons_shorter_than_blocks_are_refused(tmp_path: Path) -> None:
@@ -170,6 +171,57 @@ def test_a_season_counted_in_blocks_of_another_length_is_refused() -> None:
         check_block_length(shifted, 60_000)
     plain = Reference.build(seasonal_vectors(), block_ids=hours // 3_600_000, times_ms=hours)
     check_block_length(plain, 60_000)
+
+
+def daily_source(folder: Path, days: int = 4, per_hour: int = 150) -> Settings:
+    """A file of records with event times whose mix swings with the hour, and settings that read it."""
+    chance = np.random.default_rng(5)
+    centres = chance.normal(size=(4, 6)) * 2
+    hours = np.repeat(np.arange(days * 24), per_hour)
+    swings = chance.random(len(hours)) < 0.4 + 0.3 * np.sin(2 * np.pi * hours / 24)
+    vectors = centres[np.where(swings, 0, chance.integers(1, 4, len(hours)))] + chance.normal(size=(len(hours), 6))
+    midnight, step = 1_760_054_400_000, 3_600_000 // per_hour
+    records = [
+        {"ts": midnight + row * step, "v": [round(value, 4) for value in vector]}
+        for row, vector in enumerate(vectors.tolist())
+    ]
+    (folder / "x.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    (folder / "driftd.yaml").write_text(
+        f"""
+database: sqlite:///{folder}/driftd.db
+references: {folder}/references
+models:
+  m:
+    source: {{kind: files, path: {folder}/x.jsonl}}
+    record: {{time: {{path: /ts, unit: ms}}}}
+    reference: {{collect: {len(records)}}}
+    drift: {{block: 1h}}
+    spaces: {{input: {{embedder: {{kind: vector, field: /v, encoding: list}}}}}}
+"""
+    )
+    return load_settings(folder / "driftd.yaml")
+
+
+def test_the_hour_of_a_source_is_followed_and_the_doctor_says_so(tmp_path: Path) -> None:
+    settings = daily_source(tmp_path)
+    quiet = {"start_ms": None, "end_ms": None, "progress": lambda step, share: None}
+    (row,) = from_source(settings, "m", **quiet)
+    reference = Reference.load(row.path)
+    said = seasons_in_days(reference, settings.models["m"].drift)
+    assert said == (
+        "follows a season of 1 day, which 4 cycles show; no season of 7 days: it takes 2 whole cycles, and the "
+        "baseline holds 0"
+    )
+    assert any(said in finding.detail for finding in diagnose(settings))
+    first = int(reference.blocks.number[0])
+    rule = Rule(reference.drift, FoldSettings(1e4, 1e3))
+    peak, trough = rule.shares_at(first + 24 * 100 + 6), rule.shares_at(first + 24 * 100 + 18)
+    swinging = int(np.argmax(peak - trough))
+    assert peak[swinging] > 1.5 * trough[swinging]
+    (row,) = from_source(settings, "m", season="none", **quiet)
+    assert seasons_in_days(Reference.load(row.path), settings.models["m"].drift) == ""
+    with pytest.raises(InvalidInput, match=r"--season weekly: expected .auto., .none. or a duration"):
+        from_source(settings, "m", season="weekly", **quiet)
 
 
 def test_a_day_and_a_week_are_tried_unless_the_settings_say_otherwise() -> None:
