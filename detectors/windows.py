@@ -63,7 +63,7 @@ class Windows:
         alive = list(range(count + 1))
         first = [*self.first_block.tolist(), block]
         classes = [*self.size_class.tolist(), 0]
-        counts = np.append(self.records, 0) + records
+        counts = [*(self.records + records).tolist(), records]
         end, size = len(alive), 0
         while True:
             # Classes fall with the index, so those of one size lie together, before all smaller ones.
@@ -87,7 +87,7 @@ class Windows:
                 to += gap - begin
             begin = gap + 1
         sums[-1] = values
-        return Windows(sums, counts[alive], np.array(first)[alive], np.array(classes)[alive])
+        return Windows(sums, *(np.array([column[index] for index in alive]) for column in (counts, first, classes)))
 
     def pack(self) -> bytes:
         """Bytes of a fixed layout, the same for the same windows."""

@@ -357,6 +357,25 @@ def test_a_change_is_paged_with_its_onset(reference, topics, change, channels):
     assert reading.p_value < 1e-4 and reading.effect > 0 and reading.n >= 1
 
 
+@pytest.mark.parametrize(
+    ("channel", "change", "within"),
+    [("level", {"bias": 0.06}, 12), ("shape", {"new_topic": 0.03}, 16), ("mix", {"prior": 3.0}, 24)],
+)
+def test_each_channel_finds_its_change_and_what_is_switched_off_finds_none(reference, topics, channel, change, within):
+    random = np.random.default_rng(40)
+    blocks = reference.summaries(topics.draw(40 * BLOCK, random), BLOCK)
+    blocks += reference.summaries(topics.draw(within * BLOCK, random, **change), BLOCK)
+    rules = {
+        chosen: Rule(reference.constants, settings(page=1e6, warn=1e4, channels=chosen))
+        for chosen in (CHANNELS, (channel,), tuple(name for name in CHANNELS if name != channel))
+    }
+    found = {chosen: run(rule, blocks)[1] for chosen, rule in rules.items()}
+    for chosen, readings in found.items():
+        assert {reading.channel for step in readings for reading in step} == set(chosen)
+        heard = {reading.channel for step in readings for reading in step if reading.page}
+        assert (channel in heard) == (channel in chosen)
+
+
 def test_level_and_mix_wait_for_256_records(reference, topics):
     rule = Rule(reference.constants, settings(channels=("level", "mix")))
     blocks = reference.summaries(topics.draw(8 * BLOCK, np.random.default_rng(4), bias=3.0), BLOCK)
