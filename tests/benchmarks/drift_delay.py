@@ -46,8 +46,8 @@ def run(task: tuple[Spec, str, int]) -> list[Delay]:
     """One run of one shift: for each run length, the records from the change to the alarm."""
     spec, shift, number = task
     built = BUILT[spec]
-    watch = Watch(built.constants, block=spec.block, run_length=max(RUN_LENGTHS))
     stream = source(spec.stream).open(number, kind=kind(spec.stream), shift=SHIFTS[shift], onset=ONSET)
+    watch = Watch(built.constants, block=spec.block, run_length=max(RUN_LENGTHS), start=stream.start)
     for _ in range(0, ONSET + CUT, 1024):
         watch.take(summaries(built.reference.score(stream.take(1024))), stop=True)
         if watch.alarms:

@@ -54,8 +54,10 @@ def null_run(task: tuple[Spec, int, int]) -> list[list[str]]:
     """The channels that paged on one stream without a change, page by page, for each run length."""
     spec, seed, records = task
     built = BUILT[spec]
-    watches = [Watch(built.constants, block=spec.block, run_length=length) for length in RUN_LENGTHS]
     stream = source(spec.stream).open(seed, kind=kind(spec.stream))
+    watches = [
+        Watch(built.constants, block=spec.block, run_length=length, start=stream.start) for length in RUN_LENGTHS
+    ]
     for scored in scored_pieces(built.reference, stream, records):
         found = summaries(scored)
         for watch in watches:

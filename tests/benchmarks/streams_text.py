@@ -67,7 +67,13 @@ NO_SHIFT = Shift()
 
 
 class Stream(Protocol):
-    """Vectors in the order of time."""
+    """Vectors in the order of time.
+
+    Attributes:
+        start: records since the beginning of a season at which the stream begins, a multiple of 256; 0 without one.
+    """
+
+    start: int
 
     def take(self, n: int) -> Floats:
         """The next ``n`` vectors, float32 (n, d); ``n`` a multiple of 16."""
@@ -136,8 +142,9 @@ class TextModel:
         self.phases = chance(151).uniform(0.0, 2.0 * np.pi, TOPICS)
 
     def baseline(self, n: int, *, kind: Kind, seed: int) -> Floats:
-        """``n`` records of normal traffic; of a seasonal stream whole cycles where ``n`` is a multiple of 20,000."""
-        stream, rows = self.open(seed, kind=kind), np.empty((n, self.means.shape[1]), np.float32)
+        """``n`` records of normal traffic; a seasonal one begins with a season."""
+        stream, rows = _TextStream(self, seed, kind, NO_SHIFT, 0), np.empty((n, self.means.shape[1]), np.float32)
+        stream.start = 0
         for start in range(0, n, 16_000):
             rows[start : start + 16_000] = stream.take(16_000)[: n - start]
         return rows
@@ -154,7 +161,7 @@ class _TextStream:
         self._model, self._kind, self._shift, self._onset = model, kind, shift, onset
         self._random = random = chance(seed, 1)
         self._at = 0
-        self._start = int(random.integers(PERIOD))  # where in its season the stream begins
+        self.start = 256 * int(random.integers(PERIOD // 256)) if kind == "seasonal" else 0
         drawn = int(random.integers(NEW_TOPICS))
         self._new = model.new_means[drawn if shift.topic is None else shift.topic]
         self._direction = unit(random.standard_normal((1, model.means.shape[1]), dtype=np.float32))[0]
@@ -199,7 +206,7 @@ class _TextStream:
                 topics[part] = random.choice(TOPICS, size=int(part.sum()), p=prior)
             return topics
         step = 160  # records through which a season stands still
-        hours = (times + self._start) // step
+        hours = (times + self.start) // step
         for hour in np.unique(hours):
             angle = 2.0 * np.pi * (hour % (PERIOD // step)) * step / PERIOD
             for part, prior in ((~changed, model.prior), (changed, self._prior)):
@@ -270,6 +277,7 @@ class RealPools:
 
 class _RealStream:
     def __init__(self, pools: RealPools, seed: int, shift: Shift, onset: int) -> None:
+        self.start = 0
         self._pools, self._shift, self._onset = pools, shift, onset
         self._random = random = chance(seed, 2)
         self._at = 0

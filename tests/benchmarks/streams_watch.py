@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import numpy.typing as npt
-from streams_text import Floats, Kind, RealPools, Source, Stream, TextModel
+from streams_text import PERIOD, Floats, Kind, RealPools, Source, Stream, TextModel
 
 from detectors import Reference
 from detectors.baseline import Constants
@@ -34,7 +34,7 @@ from detectors.reference import TEXT, Scored
 from detectors.summary import BlockSummary
 
 BLOCK = 64  # the smallest block that any benchmark folds; larger ones are sums of these
-STREAMS = ("independent", "sessions", "seasonal", "real")
+STREAMS = ("independent", "sessions", "seasonal", "seasonal, not told", "real")
 BASELINE_SEED = 1_000_000  # streams have seeds below
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -90,7 +90,7 @@ def source(name: str) -> Source:
 
 def kind(name: str) -> Kind:
     """How the records of such a stream follow each other."""
-    kinds: dict[str, Kind] = {"sessions": "sessions", "seasonal": "seasonal"}
+    kinds: dict[str, Kind] = {"sessions": "sessions", "seasonal": "seasonal", "seasonal, not told": "seasonal"}
     return kinds.get(name, "independent")
 
 
@@ -116,7 +116,14 @@ def build(spec: Spec) -> Built:
     """Draw a baseline in the order of time and measure it."""
     origin = source(spec.stream)
     vectors = origin.baseline(spec.size, kind=kind(spec.stream), seed=BASELINE_SEED + spec.draw)
-    reference = Reference.build(vectors, geometry=TEXT, block=spec.block, exemplars=0, seed=spec.draw)
+    reference = Reference.build(
+        vectors,
+        geometry=TEXT,
+        block=spec.block,
+        exemplars=0,
+        seed=spec.draw,
+        seasons=(PERIOD / spec.block,) if spec.stream == "seasonal" else (),
+    )
     constants = reference.drift
     if isinstance(origin, RealPools):
         constants = pooled(constants, pool=origin.pool, baseline=reference.n_records)
@@ -183,13 +190,14 @@ class Watch:
         *,
         block: int,
         run_length: float,
+        start: int = 0,
         channels: tuple[Channel, ...] = CHANNELS,
     ) -> None:
         # Windows are pruned by their records at a quarter of the baseline; more blocks than that are never needed.
         longest = max(1, int(np.ceil(float(constants["level_moments"][-1]) / 4 / block)))
         settings = FoldSettings(run_length / block, run_length / block, max_blocks=longest, channels=channels)
         self._rule = Rule(constants, settings)
-        self._state = FoldState.start(self._rule)
+        self._state = FoldState.start(self._rule, block=start // block)
         self._block = block
         self._partial: BlockSummary | None = None
         self.strengths: list[tuple[float, ...]] = []
