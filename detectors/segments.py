@@ -111,9 +111,7 @@ def measure_segments(
         level_map, _ = whitening(np.asarray(pooled))
         for name, at in enough.items():
             names.append(name)
-            found.append(
-                _measure(halves, at, moments[name][1], level_map, np.asarray(constants["mix_groups"]), len(maps))
-            )
+            found.append(_measure(halves, at, moments[name][1], level_map, constants, len(maps)))
         maps.append(level_map)
     if not found:
         return {}
@@ -197,7 +195,7 @@ def _moments(halves: Halves, at: Int64s) -> tuple[Floats, Floats]:
 
 
 def _measure(
-    halves: Halves, at: Int64s, covariance: Floats, level_map: Floats, groups: npt.NDArray[np.generic], field: int
+    halves: Halves, at: Int64s, covariance: Floats, level_map: Floats, constants: Constants, field: int
 ) -> dict[str, npt.NDArray[np.generic]]:
     """The constants of the segment whose records are at these places."""
     numbers, place = np.unique(halves.block[at], return_inverse=True)
@@ -215,11 +213,13 @@ def _measure(
     level = level_moments(spectrum, (sample - mean) @ level_map @ rotation, n0=len(at), held_out=True)
     level_inflation = quadratic_inflation((sums - n[:, None] * mean) @ level_map, n, level)
 
-    prototypes = len(groups)
-    counts = np.zeros((len(n), prototypes))
+    groups = np.asarray(constants["mix_groups"])
+    counts = np.zeros((len(n), len(groups)))
     np.add.at(counts, (block, halves.nearest[at]), 1.0)
     grouped = group_sums(counts, groups)
-    shares, scale, mix = shares_moments(grouped.sum(axis=0))
+    shares, scale, mix = shares_moments(
+        with_unseen(grouped.sum(axis=0), np.asarray(constants["mix_shares"], np.float64))
+    )
     mix_inflation = quadratic_inflation((grouped - n[:, None] * shares) * scale, n, mix)
 
     scores = halves.scores[calibrating]
@@ -245,6 +245,24 @@ def _measure(
         "block_histogram": histogram,
         "inflation_measured": np.array([level_inflation.measured, mix_inflation.measured, shape_measured]),
     }
+
+
+def with_unseen(counts: Floats, usual: Floats) -> Floats:
+    """Counts per group (G,) in which groups that a small segment never showed have their part: (G,), the same total.
+
+    A group that is merely rare would look impossible, and its first record like an alarm. All unseen groups together
+    have the probability (1 + groups seen once) / n (Good, 1953), divided among them as in the whole traffic.
+
+    Args:
+        counts: records of the segment.
+        usual: shares of the whole traffic, positive where a segment may have records.
+    """
+    total = float(counts.sum())
+    unseen = (counts == 0) & (usual > 0)
+    if not unseen.any():
+        return counts
+    mass = min((1.0 + float(np.count_nonzero(counts == 1))) / total, 0.5)
+    return np.where(unseen, total * mass * usual / usual[unseen].sum(), counts * (1.0 - mass))
 
 
 def _sum(halves: Halves, at: Int64s) -> Int64s:

@@ -20,8 +20,10 @@ from detectors.segments import (
     measured_segments,
     segment_codes,
     thresholds_of,
+    with_unseen,
 )
 from detectors.summary import summarise
+from tests.streams import Topics
 
 DIMENSION, BLOCK = 8, 256
 CENTRES = np.random.default_rng(1).normal(size=(6, DIMENSION)) * 4.0
@@ -58,7 +60,8 @@ def watch(
     rule = Rule(constants_of(reference.drift, segment), settings)
     codes = segment_codes(labels, KNOWN)
     names = [f"prediction={name}" for name in (*KNOWN, OTHER)]
-    state, found = FoldState.start(rule), []
+    state = FoldState.start(rule)
+    found: list[Reading] = []
     for start in range(0, len(vectors) - BLOCK + 1, BLOCK):
         rows = np.arange(start, start + BLOCK)
         scored = reference.score(vectors[rows])
@@ -163,3 +166,44 @@ def test_a_field_that_decides_the_vector_has_no_segments() -> None:
         vectors, geometry=STANDARD, segments={"prediction": ["0", "1"]}, segment_values={"prediction": values}
     )
     assert measured_segments(built.drift) == []
+
+
+def test_groups_that_a_small_segment_never_showed_have_their_part() -> None:
+    usual = np.array([0.5, 0.3, 0.1, 0.1, 0.0])
+    found = with_unseen(np.array([60.0, 39.0, 0.0, 1.0, 0.0]), usual)
+    # One group was seen once: unseen ones have (1 + 1) / 100 together, and those that nobody ever saw have nothing.
+    np.testing.assert_allclose(found, [60 * 0.98, 39 * 0.98, 2.0, 0.98, 0.0])
+    everywhere = np.array([5.0, 4.0, 3.0, 2.0, 0.0])
+    np.testing.assert_array_equal(with_unseen(everywhere, usual), everywhere)
+
+
+def test_small_segments_keep_their_run_length_where_rare_kinds_of_records_come() -> None:
+    """Twelve segments of 500 to 4,000 records, a tenth of them of any other kind; nominal one false page in 500."""
+    random = np.random.default_rng(12)
+    topics = Topics(16, 40, seed=12)
+
+    def batch(n: int) -> tuple[Floats, list[str]]:
+        label = random.choice(40, size=n, p=topics.prior)
+        x = topics.centres[label] + random.standard_normal((n, 16)) @ topics.factor
+        said = np.where(random.random(n) < 0.1, random.integers(0, 40, n), label)
+        return x.astype(np.float32), [str(value) for value in said.tolist()]
+
+    vectors, labels = batch(20_000)
+    known = [str(number) for number in range(20)]
+    built = Reference.build(vectors, segments={"p": known}, segment_values={"p": labels})
+    names = measured_segments(built.drift)
+    settings = FoldSettings(page_run_length_blocks=500.0, warn_run_length_blocks=100.0, channels=("mix",))
+    rules = {name: Rule(constants_of(built.drift, name), settings) for name in names}
+    states = {name: FoldState.start(rule) for name, rule in rules.items()}
+    vectors, labels = batch(70_000)
+    codes, pages, blocks = segment_codes(labels, known), 0, 0
+    for start in range(0, len(vectors), 1_000):
+        scored = built.score(vectors[start : start + 1_000])
+        for code, summary in summarise(codes[start : start + 1_000], scored).items():
+            name = f"p={known[code]}" if code < len(known) else f"p={OTHER}"
+            if name in rules:
+                states[name], readings = fold(states[name], summary, rules[name])
+                pages += any(reading.page for reading in readings)
+                blocks += 1
+    assert len(names) > 8 and blocks > 600
+    assert pages <= blocks / 500
