@@ -141,7 +141,7 @@ def test_changes_are_found_soon_at_one_false_page_in_ten_million_records(
     topics, baseline, change, at_most, record_property
 ):
     rule = Rule(baseline.constants, settings(64, page=1e7, warn=2e4))
-    delays = []
+    delays, held, widths = [], 0, []
     for run in range(5):
         random = np.random.default_rng(100 + run)
         stream = np.concatenate([topics.draw(2_048, random), topics.draw(8_192, random, **change)])
@@ -150,10 +150,15 @@ def test_changes_are_found_soon_at_one_false_page_in_ten_million_records(
             state, readings = fold(state, summary, rule)
             if any(reading.page for reading in readings):
                 delays.append(state.block * 64 - 2_048)
+                page = max((reading for reading in readings if reading.page), key=lambda reading: reading.strength)
+                held += page.onset_earliest <= 32 <= page.onset_latest
+                widths.append((page.onset_latest - page.onset_earliest + 1) * 64)
                 break
     record_property("mean_delay_in_records", np.mean(delays))
     assert len(delays) == 5 and min(delays) > 0
     assert np.mean(delays) <= at_most
+    record_property("mean_width_of_the_onset_in_records", np.mean(widths))
+    assert held >= 4 and np.mean(widths) <= 2_000
 
 
 def test_the_whole_path_from_vectors_keeps_the_contract(topics, record_property):
