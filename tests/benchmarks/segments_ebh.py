@@ -2,7 +2,7 @@
 
 S segments watch a stream in which some of them change at block 0. The evidence of each is a Shiryaev-Roberts sum M of
 likelihood ratios (log-normal, 0.05 nats per block where something changed, as for a shift that a single alarm finds in
-about 200 blocks). Fixed shares alarm at M >= S T. e-BH (Wang and Ramdas, 2022), used as a detector, names the k segments
+about 200 blocks). Fixed shares alarm at M >= S T. e-BH (Wang and Ramdas, 2022), as a detector, names the k segments
 with the greatest M, for the largest k with M >= S T / k. Both have the same run length T while nothing changes at all.
 
 Printed: mean blocks until the first segment is named, until half of the changed ones are, and the false names of

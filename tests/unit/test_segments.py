@@ -177,8 +177,8 @@ def test_groups_that_a_small_segment_never_showed_have_their_part() -> None:
     np.testing.assert_array_equal(with_unseen(everywhere, usual), everywhere)
 
 
-def test_small_segments_keep_their_run_length_where_rare_kinds_of_records_come() -> None:
-    """Twelve segments of 500 to 4,000 records, a tenth of them of any other kind; nominal one false page in 500."""
+def test_the_mix_of_a_small_segment_is_as_lively_as_its_null_law_says() -> None:
+    """A tenth of each segment's records are of any other kind, most of which its baseline has not shown."""
     random = np.random.default_rng(12)
     topics = Topics(16, 40, seed=12)
 
@@ -191,19 +191,16 @@ def test_small_segments_keep_their_run_length_where_rare_kinds_of_records_come()
     vectors, labels = batch(20_000)
     known = [str(number) for number in range(20)]
     built = Reference.build(vectors, segments={"p": known}, segment_values={"p": labels})
-    names = measured_segments(built.drift)
-    settings = FoldSettings(page_run_length_blocks=500.0, warn_run_length_blocks=100.0, channels=("mix",))
-    rules = {name: Rule(constants_of(built.drift, name), settings) for name in names}
-    states = {name: FoldState.start(rule) for name, rule in rules.items()}
-    vectors, labels = batch(70_000)
-    codes, pages, blocks = segment_codes(labels, known), 0, 0
-    for start in range(0, len(vectors), 1_000):
-        scored = built.score(vectors[start : start + 1_000])
-        for code, summary in summarise(codes[start : start + 1_000], scored).items():
-            name = f"p={known[code]}" if code < len(known) else f"p={OTHER}"
-            if name in rules:
-                states[name], readings = fold(states[name], summary, rules[name])
-                pages += any(reading.page for reading in readings)
-                blocks += 1
-    assert len(names) > 8 and blocks > 600
-    assert pages <= blocks / 500
+    vectors, labels = batch(60_000)
+    nearest = np.concatenate([built.score(vectors[start : start + 4_096]).nearest for start in range(0, 60_000, 4_096)])
+    codes = segment_codes(labels, known)
+    ratios = {}
+    for name in measured_segments(built.drift):
+        code = known.index(name[2:]) if name[2:] in known else len(known)
+        rule = Rule(constants_of(built.drift, name), SETTINGS)
+        shares = np.bincount(rule.groups[nearest[codes == code]], minlength=rule.group_count) / np.sum(codes == code)
+        # E |scale (one-hot - shares)|^2 of a record that falls into a group with its true share.
+        lively = float(((rule.scale**2) * (shares * (1.0 - 2.0 * rule.shares) + rule.shares**2)).sum())
+        ratios[name] = lively / rule.mix.moments.t1
+    assert len(ratios) > 8
+    assert max(ratios.values()) < 1.1
