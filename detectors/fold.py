@@ -606,6 +606,7 @@ class _Many:
     since: Ints  # (2, S), the blocks from which evidence for a page, and for a warning, may begin
     histogram: Floats  # (S, 49), p-values in the block
     windows: list[Windows]  # (S,)
+    squares: list[tuple[Floats, Floats]]  # (S,), squared length of the sums of each window, for level and for mix
     first: list[int]  # (S,), index of each segment's first window
     segment: Ints  # (W,), index of each window's segment
 
@@ -623,12 +624,15 @@ class _Many:
                 )
         counts = [0 if summary is None else int(summary.n) for summary in summaries]
         values = _project(states, summaries, rules)
-        windows = [
-            state.windows.push(
+        windows, squares = [], []
+        for state, row, n, rule in zip(states, values, counts, rules, strict=True):
+            pushed = state.windows.push(
                 row, n, block=state.block, max_blocks=rule.settings.max_blocks, max_records=rule.max_records
             )
-            for state, row, n, rule in zip(states, values, counts, rules, strict=True)
-        ]
+            windows.append(pushed)
+            # At once, while the sums are still in the processor's cache.
+            level, mix = pushed.sums[:, : rule.dimension], pushed.sums[:, rule.dimension : -N_BINS]
+            squares.append((np.vecdot(level, level), np.vecdot(mix, mix)))
         block, n, *since = np.array(
             [(state.block, n, state.page_from, state.warn_from) for state, n in zip(states, counts, strict=True)]
         ).T
@@ -639,15 +643,10 @@ class _Many:
             since=np.array(since),
             histogram=values[:, -N_BINS:],
             windows=windows,
+            squares=squares,
             first=[0, *accumulate(lengths[:-1])],
             segment=np.repeat(np.arange(len(states)), lengths),
         )
-
-    def squares(self, part: slice, out: Floats) -> None:
-        """(W,), squared length of every window's sum over some columns."""
-        for windows, first in zip(self.windows, self.first, strict=True):
-            sums = windows.sums[:, part]
-            np.vecdot(sums, sums, out=out[first : first + len(sums)])
 
 
 def _project(states: Sequence[FoldState], summaries: Sequence[Summary | None], rules: Sequence[Rule]) -> Floats:
@@ -690,16 +689,13 @@ def _quadratic_evidence(many: _Many, rules: Sequence[Rule]) -> dict[Channel, _Ev
     names: list[Channel] = [name for name in ("level", "mix") if any(name in rule.channels for rule in rules)]
     if not names:
         return {}
-    dimension, segments, windows = rules[0].dimension, len(rules), len(many.segment)
+    segments, windows = len(rules), len(many.segment)
     # All windows of one channel after those of the other: W numbers each.
     records = np.concatenate([one.records for one in many.windows] * len(names))
     first_block = np.concatenate([one.first_block for one in many.windows] * len(names))
     owner = np.concatenate([many.segment + row * segments for row in range(len(names))])
-    sizes, t = np.maximum(records, 1).astype(np.float64), np.empty(len(records))
-    for row, name in enumerate(names):
-        part = slice(0, dimension) if name == "level" else slice(dimension, -N_BINS)
-        many.squares(part, out=t[row * windows : (row + 1) * windows])
-    t /= sizes
+    sizes = np.maximum(records, 1).astype(np.float64)
+    t = np.concatenate([both[0 if name == "level" else 1] for name in names for both in many.squares]) / sizes
     log_p, mean = log_tails(t, sizes, [_null(rule, name) for name in names for rule in rules], owner)
 
     least, least_warn = [NO_EVIDENCE] * (segments * len(names)), [NO_EVIDENCE] * (segments * len(names))

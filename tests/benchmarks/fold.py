@@ -35,7 +35,6 @@ def main() -> None:
     spectrum = 1.0 / np.arange(1, DIMENSION + 1)
     spectrum /= spectrum.sum()
     centroids = random.standard_normal((PROTOTYPES, DIMENSION)) * np.sqrt(spectrum)
-    widths = np.diff(np.append(0.0, P_EDGES))
     constants = measure(
         n0=10**7,
         mean=np.zeros(DIMENSION),
@@ -50,21 +49,11 @@ def main() -> None:
         block_h=np.zeros((0, N_BINS), dtype=np.int64),
         block_c=np.zeros((0, PROTOTYPES), dtype=np.int64),
     )
-    sums = random.standard_normal((BLOCKS, DIMENSION)) * np.sqrt(spectrum * BLOCK)
-    blocks = [
-        BlockSummary(
-            BLOCK,
-            np.rint(row * 2**20).astype(np.int64),
-            random.multinomial(BLOCK, widths),
-            random.multinomial(BLOCK, np.full(PROTOTYPES, 1.0 / PROTOTYPES)),
-        )
-        for row in sums
-    ]
     rule = Rule(constants, FoldSettings(1e9, 1e9, max_blocks=4096))
     state = FoldState.start(rule)
-    for block in blocks:  # fills the windows
+    for block in _blocks(BLOCKS, random):  # fills the windows
         state, _ = fold(state, block, rule)
-    step_us = min(_step_us(state, blocks[first : first + 400], rule) for first in range(0, BLOCKS, 400))
+    step_us = min(_step_us(state, _blocks(400, random), rule) for _ in range(5))
     floor_us = _floor_us(rule, len(state.windows))
     print(
         json.dumps(
@@ -81,7 +70,7 @@ def main() -> None:
             }
         )
     )
-    each_us, states = _many_us(state, blocks, rule)
+    each_us, states = _many_us(state, rule, random)
     print(
         json.dumps(
             {
@@ -97,12 +86,27 @@ def main() -> None:
     )
 
 
-def _many_us(state: FoldState, blocks: list[BlockSummary], rule: Rule) -> tuple[float, list[FoldState]]:
+def _blocks(count: int, random: np.random.Generator) -> list[BlockSummary]:
+    """Blocks of an unchanged stream, new ones: the same block twice would look like a change."""
+    spectrum = 1.0 / np.arange(1, DIMENSION + 1)
+    sums = random.standard_normal((count, DIMENSION)) * np.sqrt(spectrum / spectrum.sum() * BLOCK)
+    widths, shares = np.diff(np.append(0.0, P_EDGES)), np.full(PROTOTYPES, 1.0 / PROTOTYPES)
+    return [
+        BlockSummary(
+            BLOCK,
+            np.rint(row * 2**20).astype(np.int64),
+            random.multinomial(BLOCK, widths),
+            random.multinomial(BLOCK, shares),
+        )
+        for row in sums
+    ]
+
+
+def _many_us(state: FoldState, rule: Rule, random: np.random.Generator) -> tuple[float, list[FoldState]]:
     """Time of one segment's step among many, each with windows of its own, and their states."""
-    random = np.random.default_rng(1)
     states, rules, best = [state] * SEGMENTS, [rule] * SEGMENTS, np.inf
     for _ in range(8):
-        summaries = [blocks[index] for index in random.integers(0, BLOCKS, SEGMENTS)]
+        summaries = _blocks(SEGMENTS, random)
         start = process_time()
         states = [following for following, _ in fold_many(states, summaries, rules)]
         best = min(best, (process_time() - start) / SEGMENTS * 1e6)
