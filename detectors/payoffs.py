@@ -91,7 +91,10 @@ def build_experts(
     )
     high = np.minimum(np.maximum.accumulate(upper) * (1.0 + tolerance), 1.0)
     low = np.maximum.accumulate(lower)
-    high_before, low_before = np.append(0.0, high[:-1]), np.append(0.0, low[:-1])
+    # No p-value is below 1 / (size + 1): the mass of the edges down there belongs to the first bin that has records.
+    reachable = np.floor(P_EDGES * (size + 1.0) + 1e-9) > 0.0
+    high_before = np.where(np.append(False, reachable[:-1]), np.append(0.0, high[:-1]), 0.0)
+    low_before = np.append(0.0, low[:-1])
     middle = ndtri(1.0 - (P_EDGES + np.append(0.0, P_EDGES[:-1])) / 2.0)
 
     phi: list[Floats] = []
@@ -109,7 +112,7 @@ def build_experts(
     def bets(gain: Floats, stakes: tuple[float, ...]) -> list[Floats]:
         return [1.0 + stake * (gain - 1.0) for stake in stakes]
 
-    rising, falling = high - high_before, low - low_before
+    rising, falling = np.where(reachable, high - high_before, 0.0), low - low_before
     family(
         "beyond",
         [
