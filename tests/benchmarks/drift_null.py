@@ -200,7 +200,7 @@ def main() -> None:
     specs = [
         Spec(stream, block, size.baseline, draw)
         for stream in streams
-        for block in ((64, 256) if stream == "sessions" else (64,))
+        for block in ((64, 256) if stream.startswith("sessions") else (64,))
         for draw in range(draws)
     ]
     soaked = Spec("independent", BLOCK, size.baseline)

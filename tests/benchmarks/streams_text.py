@@ -22,13 +22,14 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Kind = Literal["independent", "sessions", "seasonal"]
+Kind = Literal["independent", "sessions", "votes", "seasonal"]
 
 TOPICS, NEW_TOPICS, PRIOR_TOPICS = 140, 10, 15
 PERIOD = 20_000  # records in a season
 SWING = 0.5  # log of the factor by which a season makes a topic more or less common
 LANES, SESSION = 16, 8  # sessions interleaved, and their mean length
 SHARED = 0.95  # of a record's variance within its topic that its whole session has in common
+VOTING = 256  # records of sessions in a block of event time, in which each session has one vote
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,11 @@ class _TextStream:
         self._prior = prior / prior.sum()
         self._copied = unit(model.means[random.choice(TOPICS, size=1, p=model.prior)] + self._noise(1))[0]
         self._carried: Floats | None = None
+        self._votes: list[Floats] = []
 
     def take(self, n: int) -> Floats:
+        if self._kind == "votes":
+            return self._take_votes(n)
         times = np.arange(self._at, self._at + n)
         if self._kind == "sessions":
             x = self._sessions(times)
@@ -219,6 +223,21 @@ class _TextStream:
         draws = self._random.standard_normal((n, len(self._model.factor)), dtype=np.float32)
         return np.asarray(draws @ self._model.factor)
 
+    def _take_votes(self, n: int) -> Floats:
+        """The first record of each session in each block of 256 records: a session is a key to thin by."""
+        while sum(map(len, self._votes)) < n:
+            times = np.arange(self._at, self._at + VOTING)
+            self._at += VOTING
+            x = self._sessions(times)
+            first = np.sort(np.unique(self._number, return_index=True)[1])
+            x = unit(x[first])
+            if self._shift.bias:
+                x[times[first] >= self._onset] += np.float32(self._shift.bias) * self._direction
+            self._votes.append(x)
+        votes = np.concatenate(self._votes)
+        self._votes = [votes[n:]]
+        return votes[:n]
+
     def _sessions(self, times: Ints) -> Floats:
         """Sixteen lanes of sessions, of geometric length with mean 8; every sixteenth record is of the same lane."""
         steps = len(times) // LANES
@@ -232,6 +251,7 @@ class _TextStream:
         number = np.where(begins, LANES + np.cumsum(begins.reshape(-1)).reshape(begins.shape) - 1, 0)
         number[0] = np.where(begins[0], number[0], np.arange(LANES))
         number = np.maximum.accumulate(number, axis=0)
+        self._number = number.reshape(-1)
         everything = np.concatenate([carried, x])
         self._carried = everything[number[-1]]
         own = np.float32(np.sqrt((1.0 - SHARED) / SHARED)) * self._noise(len(times))

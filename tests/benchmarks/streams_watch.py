@@ -34,7 +34,7 @@ from detectors.reference import TEXT, Scored
 from detectors.summary import BlockSummary
 
 BLOCK = 64  # the smallest block that any benchmark folds; larger ones are sums of these
-STREAMS = ("independent", "sessions", "seasonal", "seasonal, not told", "real")
+STREAMS = ("independent", "sessions", "sessions, one vote each", "seasonal", "seasonal, not told", "real")
 BASELINE_SEED = 1_000_000  # streams have seeds below
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -90,7 +90,12 @@ def source(name: str) -> Source:
 
 def kind(name: str) -> Kind:
     """How the records of such a stream follow each other."""
-    kinds: dict[str, Kind] = {"sessions": "sessions", "seasonal": "seasonal", "seasonal, not told": "seasonal"}
+    kinds: dict[str, Kind] = {
+        "sessions": "sessions",
+        "sessions, one vote each": "votes",
+        "seasonal": "seasonal",
+        "seasonal, not told": "seasonal",
+    }
     return kinds.get(name, "independent")
 
 
