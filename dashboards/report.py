@@ -40,7 +40,7 @@ from detectors.errors import InvalidInput
 
 __all__ = ["render", "write_picture", "write_report"]
 
-MAX_TIMELINES: Final = 16
+MAX_TIMELINES: Final = 10
 MAX_INCIDENTS: Final = 60
 MAX_CAUSES: Final = 4
 MAX_PARTS: Final = 6  # segments of a cause
@@ -162,8 +162,8 @@ def _timelines(timelines: Sequence[Timeline], header: Header) -> str:
         caption += " Shaded: when it truly happened."
     if not timelines:
         return _card("Drift", "No block of this period is closed yet, so there is nothing to draw.", "")
-    # The strongest evidence comes first; where all is calm, the order given stays.
-    chosen = sorted(timelines, key=lambda timeline: -_times_the_page_level(timeline))[:MAX_TIMELINES]
+    # Alarms come first, of the whole traffic before those of segments, the strongest on top; then the calm ones.
+    chosen = sorted(timelines, key=_rank)[:MAX_TIMELINES]
     parts = []
     for i, timeline in enumerate(chosen):
         name = f"space <code>{safe_text(timeline.space)}</code>" + (
@@ -172,8 +172,13 @@ def _timelines(timelines: Sequence[Timeline], header: Header) -> str:
         chart = timeline_svg(timeline, start_ms=header.start_ms, end_ms=header.end_ms, name=f"timeline-{i}")
         parts.append(f'<h3>{name}</h3><div class="scroll">{chart}</div>')
     if len(timelines) > len(chosen):
-        parts.append(f'<p class="caption">{count(len(timelines) - len(chosen))} calmer timelines are not drawn.</p>')
+        parts.append(f'<p class="caption">{count(len(timelines) - len(chosen))} more are not drawn.</p>')
     return _card("Drift, block by block", caption, "".join(parts))
+
+
+def _rank(timeline: Timeline) -> tuple[bool, bool, float]:
+    height = _times_the_page_level(timeline)
+    return height == 0.0, timeline.segment != "", -height
 
 
 def _times_the_page_level(timeline: Timeline) -> float:

@@ -59,8 +59,6 @@ BASELINE_SHARE = 0.25
 REFERENCE_QUANTILE = 3.09  # normal quantile of 0.999: one baseline in a thousand lies further from the truth
 # Before a baseline is this large, its own error hides weak shifts and fakes strong ones; callers should only warn.
 MIN_BASELINE_TO_PAGE = 50_000
-# The window that raised an alarm was a lucky one: one twice as long shows whether the shift persists.
-RECENT_FACTOR = 2
 GONE_P = 0.01  # an alarm is over when its recent window has a p-value above this, or an e-value below its inverse
 LN10 = log(10.0)
 # Segments are whitened in products of one and the same shape, however many there are: BLAS rounds others differently.
@@ -101,7 +99,7 @@ class FoldSettings:
             warnings) on a stream that does not change.
         share: part of the deployment's one budget of false alarms that this (model, space, segment) may spend.
         tolerance: shifts of the mean below so many whitened standard deviations count as no change.
-        tail_tolerance: tail shares up to (1 + tail_tolerance) times the calibrated ones count as no change.
+        contamination: share of the records that may be scattered outliers of any kind, and counts as no change.
         max_blocks: windows are pruned beyond this many blocks (and beyond a quarter of the baseline's records).
         hold_off_blocks: blocks after an alarm from which the next alarm takes no evidence.
         channels: the channels that may alarm; the share of the others stays unused.
@@ -111,7 +109,7 @@ class FoldSettings:
     warn_run_length_blocks: float
     share: float = 1.0
     tolerance: float = 0.0
-    tail_tolerance: float = 0.0
+    contamination: float = 0.0
     max_blocks: int = 8192
     hold_off_blocks: int = 16
     channels: tuple[Channel, ...] = CHANNELS
@@ -122,7 +120,8 @@ class FoldSettings:
             for wrong, text in (
                 (not self.page_run_length_blocks >= self.warn_run_length_blocks >= 1, "run lengths: page >= warn >= 1"),
                 (not 0 < self.share <= 1, "share: above 0, at most 1"),
-                (not (self.tolerance >= 0 and self.tail_tolerance >= 0), "tolerances: at least 0"),
+                (not self.tolerance >= 0, "tolerance: at least 0"),
+                (not 0 <= self.contamination < 1, "contamination: at least 0, below 1"),
                 (self.max_blocks < 1, "max_blocks: at least 1"),
                 (self.hold_off_blocks < 0, "hold_off_blocks: at least 0"),
                 (not self.channels or set(self.channels) - set(CHANNELS), f"channels: some of {', '.join(CHANNELS)}"),
@@ -143,7 +142,7 @@ class FoldSettings:
         block_s: float,
         share: float = 1.0,
         tolerance: float = 0.0,
-        tail_tolerance: float = 0.0,
+        contamination: float = 0.0,
         max_blocks: int = 8192,
         hold_off_blocks: int = 16,
         channels: tuple[Channel, ...] = CHANNELS,
@@ -154,7 +153,7 @@ class FoldSettings:
             warn_run_length_blocks=warn_every_days * 86_400 / block_s,
             share=share,
             tolerance=tolerance,
-            tail_tolerance=tail_tolerance,
+            contamination=contamination,
             max_blocks=max_blocks,
             hold_off_blocks=hold_off_blocks,
             channels=channels,
@@ -397,7 +396,7 @@ class Rule:
         self.experts = build_experts(
             size=max(size, 1.0),
             effective=max(effective, 1.0),
-            tolerance=settings.tail_tolerance,
+            contamination=settings.contamination,
             above=np.asarray(constants["calibration_above"], dtype=np.int64),
         )
         inflation, _ = payoff_inflation(constants["block_histogram"], self.experts.phi)
@@ -464,7 +463,7 @@ class FoldState:
         page_wealth, warn_wealth: (E,), log of each expert's Shiryaev-Roberts sum.
         excursion: (E,), each expert's log-likelihood since it last fell to zero (Page, 1954).
         excursion_start: (E,), index of the block after that fall.
-        alarm_records: (3,), per channel: records in the window that raised its latest alarm, 0 once that is over.
+        alarm_records: (3,), per channel: records in the shortest window that raised an alarm, 0 once all are over.
     """
 
     reference: int
@@ -821,12 +820,15 @@ def _log_wealth(weighted: Floats) -> Floats:
 def _recent_log_p(
     windows: Windows, needed: int, block: int, rule: Rule, *, window_log_p: Floats | None
 ) -> float | None:
-    """Log of a p-value over the shortest window with twice the records that the alarm took to be seen.
+    """Log of a p-value over the shortest window with as many records as the alarm took to be seen.
+
+    The evidence that raises an alarm is worth a p-value of 1e-6 or less; the same shift, or one half as strong, has a
+    p-value below GONE_P again in as many records.
 
     None while there is no such window. For the experts, who have no p-value of a window, the inverse of their e-value
     bounds it.
     """
-    enough = np.flatnonzero(windows.records >= min(max(RECENT_FACTOR * needed, MIN_RECORDS), rule.max_records))
+    enough = np.flatnonzero(windows.records >= min(max(needed, MIN_RECORDS), rule.max_records))
     if len(enough):
         window = int(enough[-1])
     elif block - int(windows.first_block[0]) + 1 >= rule.settings.max_blocks:
@@ -902,7 +904,9 @@ def _decide(
             each = None if evidence.window_log_p is None else evidence.window_log_p[first : first + len(windows)]
             recent = _recent_log_p(windows, needed, block, rule, window_log_p=each)
         if warn:
-            alarm_records[channel] = min(max(n, MIN_RECORDS), rule.max_records)
+            # The fewest of the episode: what so few records showed, as many show again if it is still there.
+            enough = min(max(n, MIN_RECORDS), rule.max_records)
+            alarm_records[channel] = min(enough, needed or enough)
         elif recent is not None and recent > log(GONE_P):  # the most recent records show no shift any more
             alarm_records[channel] = 0
         start, onset = (evidence.window_start[index], evidence.onset[index]) if seen else (block, None)

@@ -76,21 +76,23 @@ def calibration_bound(
 
 
 def build_experts(
-    *, size: float, effective: float, tolerance: float, above: npt.NDArray[np.int64] | None = None
+    *, size: float, effective: float, contamination: float = 0.0, above: npt.NDArray[np.int64] | None = None
 ) -> Experts:
     """The 42 experts for a calibration set.
 
     Args:
         size, effective, above: see `calibration_bound`.
-        tolerance: tail shares up to (1 + tolerance) times the calibrated ones count as no change.
+        contamination: share of the records that may have any p-values at all; a mixture with so much of another law
+            counts as no change (Huber's contamination model, 1964).
     """
     from scipy.special import ndtri
 
     lower, upper = calibration_bound(
         P_EDGES, size=size, effective=effective, failure=BAND_FAILURE / (2 * N_BINS), above=above
     )
-    high = np.minimum(np.maximum.accumulate(upper) * (1.0 + tolerance), 1.0)
-    low = np.maximum.accumulate(lower)
+    high = np.maximum.accumulate(upper) * (1.0 - contamination) + contamination
+    low = np.maximum.accumulate(lower) * (1.0 - contamination)
+    low[P_EDGES >= 1.0] = 1.0
     # No p-value is below 1 / (size + 1): the mass of the edges down there belongs to the first bin that has records.
     reachable = np.floor(P_EDGES * (size + 1.0) + 1e-9) > 0.0
     high_before = np.where(np.append(False, reachable[:-1]), np.append(0.0, high[:-1]), 0.0)

@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float64]
 
 BOUND_FAILURE = 0.001  # one calibration set in a thousand has a true rate above the bound
 GONE_P = 0.01  # an alarm is over when its recent window has a p-value above this
-# The window that raised an alarm was a lucky one: one four times as long shows whether the rise persists.
-RECENT_FACTOR = 4
+# The window that raised an alarm holds few counts and was a lucky one: one twice as long shows whether it persists.
+RECENT_FACTOR = 2
 
 
 class RateRule:
@@ -157,7 +157,7 @@ class RateState:
         block: index of the next block.
         windows: running counts since every start.
         page_from, warn_from: only windows that begin at this block or later may page (warn).
-        alarm_records: records in the window that raised the latest alarm, 0 once that is over.
+        alarm_records: records in the shortest window that raised an alarm, 0 once all are over.
     """
 
     block: int
@@ -227,7 +227,10 @@ def fold_rate(state: RateState, n: int, count: int, rule: RateRule) -> tuple[Rat
     best = int(np.flatnonzero(may_page & (log_p == least))[0]) if least < 0.0 else len(windows) - 1
     size, found, start = int(windows.records[best]), int(counts[best]), int(windows.first_block[best])
 
-    alarm_records = size if warn else state.alarm_records
+    alarm_records = state.alarm_records
+    if warn:
+        # The fewest of the episode: what so few records showed, twice as many show again if it is still there.
+        alarm_records = min(size, alarm_records or size)
     if alarm_records > 0 and not warn:
         long_enough = np.flatnonzero(windows.records >= RECENT_FACTOR * alarm_records)
         whole_past = block - int(windows.first_block[0]) + 1 >= rule.max_blocks

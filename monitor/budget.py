@@ -136,6 +136,7 @@ def fold_settings(settings: Settings, model: str, share: float) -> FoldSettings:
         block_s=chosen.drift.block,
         share=share,
         tolerance=chosen.drift.tolerance,
+        contamination=chosen.outliers.budget,
         channels=channels_in_use(chosen),
     )
 

@@ -91,7 +91,8 @@ def report_of(
     end_ms = max(reading.end_ms for reading in readings)
     start_ms = min(reading.start_ms for reading in readings) if hours is None else end_ms - round(hours * 3_600_000)
     readings = [reading for reading in readings if reading.start_ms >= start_ms]
-    incidents = [row for row in store.incidents(model=model) if row.resolved_ms is None or row.resolved_ms >= start_ms]
+    found = [row for row in store.incidents(model=model) if row.resolved_ms is None or row.resolved_ms >= start_ms]
+    incidents, under = _grouped(found)
     chosen = settings.models[model]
     spaces = {
         space: _Space(store, chosen, model, space) for space in chosen.spaces if store.active_reference(model, space)
@@ -107,8 +108,8 @@ def report_of(
             flag_budget=chosen.outliers.budget,
         ),
         references=tuple(space.identity() for space in spaces.values()),
-        incidents=tuple(_incident(row, spaces.get(row.space)) for row in incidents),
-        timelines=tuple(_timelines(settings, model, readings, incidents, spaces, truth)),
+        incidents=tuple(_incident(row, spaces.get(row.space), under.get(row.id, ())) for row in incidents),
+        timelines=tuple(_timelines(settings, model, readings, found, spaces, truth)),
         histograms=tuple(space.histogram() for space in spaces.values()),
         maps=tuple(flat for space in spaces.values() if (flat := space.map()) is not None),
         strangest=tuple(found for space in spaces.values() for found in space.strangest(notes or {})),
@@ -159,13 +160,36 @@ def _header(model: str, incidents: Sequence[IncidentRow], start_ms: int, end_ms:
     )
 
 
-def _incident(row: IncidentRow, space: _Space | None) -> Incident:
+def _grouped(incidents: Sequence[IncidentRow]) -> tuple[list[IncidentRow], dict[str, list[str]]]:
+    """Incidents that were told for themselves; and, by their ids, the segments that quietly saw the same change."""
+    alone: list[IncidentRow] = []
+    under: dict[str, list[str]] = {}
+    whole = [row for row in incidents if not row.segment]
+    for row in incidents:
+        over = [
+            other
+            for other in whole
+            if (other.kind, other.space) == (row.kind, row.space)
+            and other.opened_ms <= row.updated_ms
+            and (other.status == "open" or (row.status == "resolved" and row.opened_ms <= (other.resolved_ms or 0)))
+        ]
+        if row.segment and row.detail.get("quiet") is True and over:
+            under.setdefault(over[0].id, []).append(row.segment)
+        else:
+            alone.append(row)
+    return alone, under
+
+
+def _incident(row: IncidentRow, space: _Space | None, segments: Sequence[str]) -> Incident:
+    text = row.text.split(" Next: ")[0]
+    if segments:
+        text += f" Seen in {', '.join(sorted(segments))} too."
     stored = row.detail.get("cause")
     same = space is not None and space.row.version == row.reference
     return Incident(
         severity=row.severity,
         title=row.title,
-        text=row.text.split(" Next: ")[0],
+        text=text,
         space=row.space,
         segment=row.segment,
         opened_ms=row.opened_ms,

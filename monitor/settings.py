@@ -105,7 +105,12 @@ class OutlierSettings(_Section):
     """When a record is flagged: its p-value is at most alpha, and the share of flagged records stays in the budget."""
 
     alpha: float = Field(0.001, gt=0, le=0.1, description="largest p-value of a candidate")
-    budget: float = Field(0.001, gt=0, le=0.1, description="largest share of records flagged over time")
+    budget: float = Field(
+        0.001,
+        gt=0,
+        le=0.1,
+        description="largest share of records flagged over time; scattered outliers up to it are no drift",
+    )
     tolerance: float = Field(
         2.0,
         ge=0,

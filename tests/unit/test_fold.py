@@ -227,7 +227,7 @@ def test_dependence_in_the_baseline_slows_every_expert_down(topics):
 
 
 def test_forty_two_experts_share_one_stake():
-    experts = build_experts(size=50_000, effective=50_000, tolerance=0.0)
+    experts = build_experts(size=50_000, effective=50_000)
     assert experts.phi.shape == (42, N_BINS) and experts.psi.shape == (42,)
     assert np.exp(experts.log_weight).sum() == pytest.approx(1.0)
 
@@ -235,7 +235,7 @@ def test_forty_two_experts_share_one_stake():
 @pytest.mark.parametrize("size", [20, 1000, 50_000])
 @pytest.mark.parametrize("effective_share", [1.0, 0.1])
 def test_no_expert_gains_on_average_inside_the_band(size, effective_share):
-    experts = build_experts(size=size, effective=size * effective_share, tolerance=0.0)
+    experts = build_experts(size=size, effective=size * effective_share)
     low, high = calibration_bound(P_EDGES, size=size, effective=size * effective_share, failure=1e-4)
     for edge in (low, high, (low + high) / 2, np.clip(P_EDGES, low, high)):
         # No p-value lies below 1 / (size + 1), so the bins down there are empty, whatever the distribution.
@@ -255,14 +255,14 @@ def test_calibration_bounds_are_those_of_clopper_and_pearson():
 
 def test_records_that_all_score_the_same_gain_nothing():
     # All p-values are 1 then, which looks as if the records had moved closer to the prototypes.
-    tied = build_experts(size=5_000, effective=5_000, tolerance=0.0, above=np.zeros(N_BINS, dtype=np.int64))
-    distinct = build_experts(size=5_000, effective=5_000, tolerance=0.0)
+    tied = build_experts(size=5_000, effective=5_000, above=np.zeros(N_BINS, dtype=np.int64))
+    distinct = build_experts(size=5_000, effective=5_000)
     assert (tied.phi[:, -1] - tied.psi).max() <= 1e-6
     assert (distinct.phi[:, -1] - distinct.psi).max() > 0.1
 
 
 def test_each_family_gains_on_the_change_that_it_is_for():
-    experts = build_experts(size=1e6, effective=1e6, tolerance=0.0)
+    experts = build_experts(size=1e6, effective=1e6)
     widths = np.diff(np.append(0.0, P_EDGES))
     middle = P_EDGES - widths / 2
 
@@ -277,13 +277,17 @@ def test_each_family_gains_on_the_change_that_it_is_for():
     assert best(widths * middle**0.5) == "down"
 
 
-def test_tolerated_tail_shares_gain_nothing():
-    experts = build_experts(size=1e6, effective=1e6, tolerance=0.5)
+@pytest.mark.parametrize("at", [0, 10, N_BINS - 1])
+def test_as_many_strange_records_as_are_allowed_gain_nothing_wherever_they_lie(at):
     widths = np.diff(np.append(0.0, P_EDGES))
-    heavier = np.where(P_EDGES <= 0.25, 1.4, (1 - 0.35) / 0.75) * widths
-    gain = np.log(np.exp(experts.phi) @ heavier) - experts.psi
-    rising = [index for index, name in enumerate(experts.names) if name not in ("down", "near")]
-    assert gain[rising].max() <= 0
+    mixed = widths * 0.99
+    mixed[at] += 0.01
+
+    def gain(allowed):
+        experts = build_experts(size=1e6, effective=1e6, contamination=allowed)
+        return (np.log(np.exp(experts.phi) @ mixed) - experts.psi).max()
+
+    assert gain(0.01) <= 0.0 < 1e-4 < gain(0.0)
 
 
 def test_a_block_is_compared_with_the_mean_and_the_shares_of_its_own_number(reference, topics):
@@ -321,7 +325,8 @@ def test_days_become_blocks_and_a_share_of_the_budget_raises_the_threshold():
     [
         ({"page_run_length_blocks": 10.0}, "page >= warn"),
         ({"share": 0.0}, "share"),
-        ({"tolerance": -1.0}, "tolerances"),
+        ({"tolerance": -1.0}, "tolerance"),
+        ({"contamination": 1.0}, "contamination"),
         ({"max_blocks": 0}, "max_blocks"),
         ({"hold_off_blocks": -1}, "hold_off_blocks"),
         ({"channels": ("level", "colour")}, "channels"),
