@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from connectors.database.store import Store
 from dashboards.picture import write_picture
 from dashboards.report import write_report
@@ -24,11 +26,12 @@ from monitor.demo_stream import DemoTruth, make_demo
 from monitor.outbox import RetryPolicy, SinkQueue, wall_clock_ms
 from monitor.references import from_source
 from monitor.reporting import report_of
-from monitor.settings import Settings
+from monitor.settings import Settings, load_settings
 from monitor.times import text_of
 
 MODEL = "digit_reader"
 BASELINE_RECORDS = 100_000
+SETTINGS_FILE = "driftd.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,11 @@ class DemoResult:
 
 
 def demo_settings(folder: Path, stream: Path) -> Settings:
-    """The settings of the demo, as a user would write them into a file."""
-    return Settings(
-        database=f"sqlite:///{folder / 'driftd.db'}",
-        references=folder / "references",
-        models={
+    """The settings of the demo, written into a file as a user would, so that every command works on it afterwards."""
+    content: dict[str, Any] = {
+        "database": f"sqlite:///{folder / 'driftd.db'}",
+        "references": str(folder / "references"),
+        "models": {
             MODEL: {
                 "source": {"kind": "files", "path": str(stream)},
                 "record": {
@@ -62,10 +65,14 @@ def demo_settings(folder: Path, stream: Path) -> Settings:
                     "output": {"embedder": {"kind": "vector", "field": "/probabilities", "encoding": "list"}},
                 },
                 "reference": {"collect": BASELINE_RECORDS},
+                "outliers": {"sample": 0.02},  # so short a stream would leave too few to ask questions of
             }
         },
-        sinks={"log": {"kind": "jsonl", "path": str(folder / "notifications.jsonl")}},
-    )
+        "sinks": {"log": {"kind": "jsonl", "path": str(folder / "notifications.jsonl")}},
+    }
+    file = folder / SETTINGS_FILE
+    file.write_text("# What `driftd demo` ran with.\n" + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return load_settings(file)
 
 
 def run_demo(folder: Path, *, seed: int, say: Callable[[str], None]) -> DemoResult:
@@ -107,7 +114,9 @@ def run_demo(folder: Path, *, seed: int, say: Callable[[str], None]) -> DemoResu
     write_picture(folder / "report.png", report)
     took = time.perf_counter() - began
     data = {"seed": seed, "records": truth.stream_records, "facts": facts}
-    return DemoResult(_as_text(facts, folder, truth.stream_records / scoring_s, took), data)
+    pages = [row for row in store.incidents(model=MODEL) if row.kind == "drift" and row.severity == "page"]
+    incident = min(pages, key=lambda row: row.opened_ms).id if pages else ""
+    return DemoResult(_as_text(facts, folder, truth.stream_records / scoring_s, took, incident), data)
 
 
 def _prepare(folder: Path) -> None:
@@ -208,7 +217,7 @@ def _compare(store: Store, truth: DemoTruth) -> list[dict[str, Any]]:
     ]
 
 
-def _as_text(facts: list[dict[str, Any]], folder: Path, rate: float, took: float) -> str:
+def _as_text(facts: list[dict[str, Any]], folder: Path, rate: float, took: float, incident: str) -> str:
     widths = [max(len(fact[key]) for fact in facts) for key in ("happened", "reported")]
     lines = [f"{'what happened':<{widths[0]}}   {'what driftd reported':<{widths[1]}}"]
     lines += [
@@ -219,4 +228,5 @@ def _as_text(facts: list[dict[str, Any]], folder: Path, rate: float, took: float
     if shown.is_relative_to(Path.cwd()):
         shown = shown.relative_to(Path.cwd())
     lines += ["", f"{rate:,.0f} records/s through the whole path, {took:.0f} s in all. Look at it: {shown}"]
+    lines += [f"Ask on: driftd explain {incident} --settings {shown.parent / SETTINGS_FILE}"] if incident else []
     return "\n".join(lines)
