@@ -227,7 +227,9 @@ class _Board:
         elif evidence.end_ms - _count(row, "last_told_ms") >= self._policy.repeat_every_ms:
             self._tell(following, "repeated", evidence.end_ms)
         else:
-            self._keep(following)
+            # The first blocks rarely hold the whole story: it is told anew after 1, 2, 4, 8, ... blocks, to who asks.
+            age = evidence.block - _count(row, "opening_block")
+            self._keep(self._worded(following) if age & (age - 1) == 0 else following)
 
     def _tell(self, row: IncidentRow, name: EventName, at_ms: int) -> None:
         """Count the revision, write title and text, and notify, unless it was said of the whole traffic already."""
@@ -235,14 +237,17 @@ class _Board:
         detail = {**row.detail, "last_told_ms": at_ms}
         if row.segment:
             detail["quiet"] = quiet and row.detail.get("quiet", True)  # until it is told for the first time
-        row = replace(row, revision=row.revision + 1, detail=detail)
-        if (cause := self._cause(row)) is not None:
-            row = replace(row, detail={**row.detail, "cause": cause})
-        row = replace(row, title=title_of(row))
-        row = replace(row, text=text_of_incident(row))
+        row = self._worded(replace(row, revision=row.revision + 1, detail=detail))
         self._keep(row)
         if not quiet:
             self.notifications.append(notification_of(row, name))
+
+    def _worded(self, row: IncidentRow) -> IncidentRow:
+        """The incident with its cause, title and text as of now."""
+        if (cause := self._cause(row)) is not None:
+            row = replace(row, detail={**row.detail, "cause": cause})
+        row = replace(row, title=title_of(row))
+        return replace(row, text=text_of_incident(row))
 
     def _is_covered(self, row: IncidentRow) -> bool:
         """Whether the whole traffic of the space has an open incident of the same kind that is as urgent.

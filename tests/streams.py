@@ -81,8 +81,10 @@ class Baseline:
         block: int = 64,
         calibration_share: float = 0.5,
     ) -> None:
-        held_out = np.zeros(len(vectors), dtype=bool)
-        held_out[random.permutation(len(vectors))[: int(len(vectors) * calibration_share)]] = True
+        # Stretches of neighbours, as in a reference: copies of one session must not lie in both halves.
+        stretch = np.arange(len(vectors)) // max(1, min(1024, len(vectors) // 64))
+        stretches = int(stretch[-1]) + 1
+        held_out = np.isin(stretch, random.permutation(stretches)[: int(stretches * calibration_share)])
         base, calibration = vectors[~held_out], vectors[held_out]
         self.prototypes = base[random.permutation(len(base))[:prototypes]]
         for _ in range(5):

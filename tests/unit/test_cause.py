@@ -214,10 +214,11 @@ def test_a_named_segment_is_compared_with_its_own_past(reference: Reference) -> 
     odd = [TOPICS.draw(4_000, random, prior=8.0) for _ in range(2)]
     now, before = by_site(reference, a=odd[0]), by_site(reference, a=odd[1])
     past = find_cause(reference, now, before=before, segment="site=a")
-    assert (past.against, past.changed) == ("before", 0)
+    assert past.against == "before"
+    assert past.changed <= 1  # in one of a hundred, a prototype is named by chance
     whole = find_cause(reference, now, before={}, segment="site=a")
     assert whole.against == "reference"
-    assert whole.changed > 0
+    assert whole.changed > 5
 
 
 def test_the_cause_does_not_depend_on_the_order_of_the_blocks(reference: Reference) -> None:
