@@ -227,9 +227,10 @@ class _Board:
         elif evidence.end_ms - _count(row, "last_told_ms") >= self._policy.repeat_every_ms:
             self._tell(following, "repeated", evidence.end_ms)
         else:
-            # The first blocks rarely hold the whole story: it is told anew after 1, 2, 4, 8, ... blocks, to who asks.
+            # The first blocks rarely hold the whole story: after 1, 4, 16, ... blocks it is told anew, to who asks.
             age = evidence.block - _count(row, "opening_block")
-            self._keep(self._worded(following) if age & (age - 1) == 0 else following)
+            again = age & (age - 1) == 0 and age.bit_length() % 2 == 1 and row.detail.get("quiet") is not True
+            self._keep(self._worded(following) if again else following)
 
     def _tell(self, row: IncidentRow, name: EventName, at_ms: int) -> None:
         """Count the revision, write title and text, and notify, unless it was said of the whole traffic already."""

@@ -172,6 +172,9 @@ class _TextStream:
         self._copied = unit(model.means[random.choice(TOPICS, size=1, p=model.prior)] + self._noise(1))[0]
         self._carried: Floats | None = None
         self._votes: list[Floats] = []
+        self._voted, self._votes_onset = 0, onset
+        if kind == "votes":
+            self._onset = np.iinfo(np.int64).max  # in records; not known before so many votes were cast
 
     def take(self, n: int) -> Floats:
         if self._kind == "votes":
@@ -226,6 +229,8 @@ class _TextStream:
     def _take_votes(self, n: int) -> Floats:
         """The first record of each session in each block of 256 records: a session is a key to thin by."""
         while sum(map(len, self._votes)) < n:
+            if self._voted >= self._votes_onset:
+                self._onset = min(self._onset, self._at)
             times = np.arange(self._at, self._at + VOTING)
             self._at += VOTING
             x = self._sessions(times)
@@ -234,6 +239,7 @@ class _TextStream:
             if self._shift.bias:
                 x[times[first] >= self._onset] += np.float32(self._shift.bias) * self._direction
             self._votes.append(x)
+            self._voted += len(x)
         votes = np.concatenate(self._votes)
         self._votes = [votes[n:]]
         return votes[:n]
