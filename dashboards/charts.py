@@ -342,3 +342,15 @@ def _marks(x: Linear, timeline: Timeline) -> str:
                 f'<text class="mark-label {mark.kind}" x="{place:.1f}" y="16" text-anchor="{anchor}">{words}</text>'
             )
     return "".join(parts)
+
+
+def telling(timeline: Timeline) -> tuple[bool, bool, float]:
+    """Sorts timelines: alarms first, of the whole traffic before those of segments, the strongest on top."""
+    height = _times_the_page_level(timeline)
+    return height == 0.0, timeline.segment != "", -height
+
+
+def _times_the_page_level(timeline: Timeline) -> float:
+    """How far above its page level a timeline came; 0 for all that stayed under their warning level."""
+    highest = float(timeline.strongest.max(initial=0.0))
+    return highest / max(timeline.page, 1e-9) if highest >= timeline.warn else 0.0

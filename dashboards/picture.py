@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dashboards.charts import MAX_POINTS, open_stretches, thin_out
+from dashboards.charts import MAX_POINTS, open_stretches, telling, thin_out
 from dashboards.images import thumbnail
 from dashboards.report_data import Report, StrangeRecord, Timeline
 from dashboards.scales import Strengths, clock, duration, period, small, time_tick_label, time_ticks
@@ -82,8 +82,8 @@ def _draw(report: Report, resolution: int) -> bytes:
 
 
 def _telling(timelines: tuple[Timeline, ...]) -> list[Timeline]:
-    """The strongest timeline, and the calmest of the same space: where it happened, and where it did not."""
-    strongest = max(timelines, key=lambda timeline: float(timeline.strongest.max(initial=0.0)))
+    """The most telling timeline, and the calmest of the same space: where it happened, and where it did not."""
+    strongest = min(timelines, key=telling)
     others = [one for one in timelines if one is not strongest and one.space == strongest.space]
     calmest = sorted(others, key=lambda timeline: float(timeline.strongest.max(initial=0.0)))[:1]
     return [strongest, *calmest][:MAX_ROWS]

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from dashboards.charts import histogram_svg, map_svg, timeline_svg
+from dashboards.charts import histogram_svg, map_svg, telling, timeline_svg
 from dashboards.images import data_uri
 from dashboards.picture import write_picture
 from dashboards.report_data import (
@@ -163,7 +163,7 @@ def _timelines(timelines: Sequence[Timeline], header: Header) -> str:
     if not timelines:
         return _card("Drift", "No block of this period is closed yet, so there is nothing to draw.", "")
     # Alarms come first, of the whole traffic before those of segments, the strongest on top; then the calm ones.
-    chosen = sorted(timelines, key=_rank)[:MAX_TIMELINES]
+    chosen = sorted(timelines, key=telling)[:MAX_TIMELINES]
     parts = []
     for i, timeline in enumerate(chosen):
         name = f"space <code>{safe_text(timeline.space)}</code>" + (
@@ -174,17 +174,6 @@ def _timelines(timelines: Sequence[Timeline], header: Header) -> str:
     if len(timelines) > len(chosen):
         parts.append(f'<p class="caption">{count(len(timelines) - len(chosen))} more are not drawn.</p>')
     return _card("Drift, block by block", caption, "".join(parts))
-
-
-def _rank(timeline: Timeline) -> tuple[bool, bool, float]:
-    height = _times_the_page_level(timeline)
-    return height == 0.0, timeline.segment != "", -height
-
-
-def _times_the_page_level(timeline: Timeline) -> float:
-    """How far above its page level a timeline came; 0 for all that stayed under their warning level."""
-    highest = float(timeline.strongest.max(initial=0.0))
-    return highest / max(timeline.page, 1e-9) if highest >= timeline.warn else 0.0
 
 
 def _incidents(incidents: Sequence[Incident], header: Header) -> str:
