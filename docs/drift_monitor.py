@@ -1,6 +1,6 @@
 """Draws docs/drift_monitor.png: the three strengths of a `DriftMonitor` over a stream with a change.
 
-python tests/benchmarks/drift_monitor.py
+python docs/drift_monitor.py
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import matplotlib
