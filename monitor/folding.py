@@ -253,7 +253,7 @@ class Folder:
                 rate = state.push(block, summary)
                 readings += [
                     *(self._reading(state.alarm, reading) for reading in drift),
-                    self._rate_reading(state.alarm, rate),
+                    self._row(state.alarm, rate, "outlier_rate", statistic=rate.rate),
                     *state.opinions(block, summary, block_ms=self._block_ms),
                 ]
                 evidence.setdefault(block, []).extend(self._evidence(state.alarm, drift, rate))
@@ -309,38 +309,22 @@ class Folder:
         return cause
 
     def _reading(self, alarm: _Alarm, reading: Reading) -> ReadingRow:
-        may_page = not alarm.only_warns
-        return ReadingRow(
-            space=alarm.space.name,
-            segment=alarm.segment,
-            block=reading.block,
-            start_ms=reading.block * self._block_ms,
-            end_ms=(reading.block + 1) * self._block_ms,
-            channel=reading.channel,
-            statistic=reading.statistic,
-            strength=reading.strength,
-            threshold=reading.threshold,
-            warn_threshold=reading.warn_threshold,
-            n=reading.n,
-            effect=reading.effect,
-            window_start_ms=reading.window_start * self._block_ms,
-            onset_ms=None if reading.onset is None else reading.onset * self._block_ms,
+        return replace(
+            self._row(alarm, reading, reading.channel, statistic=reading.statistic),
             onset_from_ms=None if reading.onset_earliest is None else reading.onset_earliest * self._block_ms,
             onset_to_ms=None if reading.onset_latest is None else (reading.onset_latest + 1) * self._block_ms,
-            reference=alarm.space.version,
-            page=reading.page and may_page,
-            warn=reading.warn,
         )
 
-    def _rate_reading(self, alarm: _Alarm, reading: RateReading) -> ReadingRow:
+    def _row(self, alarm: _Alarm, reading: Reading | RateReading, channel: str, *, statistic: float) -> ReadingRow:
+        """What the readings of drift and of the outlier rate have in common."""
         return ReadingRow(
             space=alarm.space.name,
             segment=alarm.segment,
             block=reading.block,
             start_ms=reading.block * self._block_ms,
             end_ms=(reading.block + 1) * self._block_ms,
-            channel="outlier_rate",
-            statistic=reading.rate,
+            channel=channel,
+            statistic=statistic,
             strength=reading.strength,
             threshold=reading.threshold,
             warn_threshold=reading.warn_threshold,

@@ -141,3 +141,17 @@ def not_fitted(kind: str) -> InvalidReference:
         f'The embedder "{kind}" has not seen a baseline yet, and learns from it how to embed.',
         hint="Build a reference first: driftd reference build",
     )
+
+
+def check_optional(*, learned: bool, set_to: bool) -> None:
+    """Refuse a reference whose missing values were treated otherwise than the settings say now.
+
+    Raises:
+        InvalidReference: the two differ.
+    """
+    if learned != set_to:
+        raise InvalidReference(
+            f"The reference was made with optional: {str(learned).lower()}, and the settings say "
+            f"{str(set_to).lower()}.",
+            hint="Restore the settings, or build a new reference: driftd reference build",
+        )

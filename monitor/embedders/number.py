@@ -18,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field
 
-from detectors.errors import InvalidInput, InvalidReference
+from detectors.errors import InvalidInput
 from detectors.geometry import CLIP, STANDARD
 from monitor.embedders.embedder import (
     Columns,
     Embedded,
     Floats,
     Problem,
+    check_optional,
     decode_state,
     encode_state,
     fingerprint,
@@ -112,12 +113,7 @@ class NumberEmbedder:
             self._learned = None
             return
         learned = decode_state(self.kind, state, _Learned)
-        if learned.optional != self._settings.optional:
-            raise InvalidReference(
-                f"The reference was made with optional: {str(learned.optional).lower()}, and the settings say "
-                f"{str(self._settings.optional).lower()}.",
-                hint="Restore the settings, or build a new reference: driftd reference build",
-            )
+        check_optional(learned=learned.optional, set_to=self._settings.optional)
         self._learned = learned
 
     def fingerprint(self) -> str:
