@@ -20,6 +20,25 @@ class Partition(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """Records of one partition that were gone before they could be read.
+
+    Attributes:
+        from_offset, to_offset: where reading should have gone on, and where it goes on now; the latter is smaller where a
+            topic was made anew.
+        reason: "retention" (deleted by the broker), "recreated" (another topic has the name now), "truncated" (the
+            topic lost its newest records), "damaged" (a batch that cannot be decoded).
+        detail: one sentence for a person.
+    """
+
+    partition: Partition
+    from_offset: int
+    to_offset: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class RawBatch:
     """Records of one partition in the order of their offsets, still as bytes.
 
@@ -29,6 +48,8 @@ class RawBatch:
         timestamps_ms: int64 (n,), the broker's time in milliseconds since 1970, -1 where there is none.
         keys, values, headers: n entries each; a value of None is a tombstone.
         next_offset: where reading goes on; greater than the last offset.
+        topic_id: the broker's id of the topic, None if unknown; a topic made anew under the same name has another one.
+        gap: records between where reading should have gone on and this batch; such a batch is empty.
     """
 
     partition: Partition
@@ -38,6 +59,8 @@ class RawBatch:
     values: Sequence[bytes | None]
     headers: Sequence[Headers]
     next_offset: int
+    topic_id: str | None = None
+    gap: Gap | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -52,6 +75,8 @@ class RawBatch:
             values=self.values[first:after],
             headers=self.headers[first:after],
             next_offset=int(self.offsets[after]) if after < len(self) else self.next_offset,
+            topic_id=self.topic_id,
+            gap=self.gap,
         )
 
 
@@ -66,6 +91,7 @@ class DeadLetter:
         detail: one sentence on what was found, without the payload.
         payload: the first bytes of the value, as many as settings allow.
         size: the length of the whole value in bytes.
+        row: which row of the record, where a record carries many; 0 where all of it cannot be used.
     """
 
     partition: Partition
@@ -75,6 +101,7 @@ class DeadLetter:
     detail: str
     payload: bytes
     size: int
+    row: int = 0
 
 
 # Given partitions, the next offset stored for each; partitions that were never read are absent.

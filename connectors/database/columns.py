@@ -174,6 +174,7 @@ def kept_columns(model: str, record: KeptRecord, stored_ms: int) -> Columns:
         "flagged": False,
         "stored_ms": stored_ms,
         "vector": record.vector,
+        "row": record.row,
     }
 
 
@@ -196,6 +197,7 @@ def kept_row(row: Any) -> KeptRecord:
         from_json(row.fields),
         bool(row.flagged),
         row.vector,
+        row.row,
     )
 
 
@@ -212,18 +214,35 @@ def letter_columns(model: str, letter: DeadLetter, stored_ms: int) -> Columns:
         "size": letter.size,
         "published": False,
         "stored_ms": stored_ms,
+        "row": letter.row,
     }
 
 
 def letter_row(row: Any) -> DeadLetter:
     return DeadLetter(
-        Partition(row.topic, row.number), row.position, row.time_ms, row.reason, row.detail, row.payload, row.size
+        Partition(row.topic, row.number),
+        row.position,
+        row.time_ms,
+        row.reason,
+        row.detail,
+        row.payload,
+        row.size,
+        row.row,
     )
 
 
 def partition_state(row: Any) -> PartitionState:
     return PartitionState(
-        Partition(row.topic, row.number), row.next_offset, row.max_time_ms, row.records, row.dead, row.late
+        Partition(row.topic, row.number),
+        row.next_offset,
+        row.max_time_ms,
+        row.records,
+        row.dead,
+        row.late,
+        row.topic_id,
+        row.idle_offset,
+        row.advanced_ms,
+        row.closed_late,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from connectors.notification import Notification
-from connectors.records import DeadLetter, Partition
+from connectors.records import DeadLetter, Gap, Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Advance:
         max_time_ms: greatest event time seen in the partition so far; decides lateness and the watermark.
         records, dead, late: how many records this checkpoint adds to the partition's counts (dead and late are part of
             records).
+        topic_id: the broker's id of the topic that the records came from; None where there is none, or it is unknown.
     """
 
     partition: Partition
@@ -28,6 +29,7 @@ class Advance:
     records: int
     dead: int
     late: int
+    topic_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,15 @@ class ThinnedKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfRow:
+    """One half of a request and its response, which waits for the other. ``blob`` is opaque to the database."""
+
+    partition: Partition
+    offset: int
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class KeptRecord:
     """A record that a person may want to see: a candidate outlier, or one of the hash-chosen sample."""
 
@@ -82,6 +93,7 @@ class KeptRecord:
     kept: dict[str, object]  # fields that settings allow to keep, after redaction
     flagged: bool = False  # set by the fold; ignored when a checkpoint writes the record
     vector: bytes | None = None  # float16 little-endian, as prepared by the reference; None where not kept
+    row: int = 0  # among the rows of one record
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +117,9 @@ class Checkpoint:
 
     Attributes:
         references: new references, built from the records of this checkpoint; each becomes the active one of its space.
+        gaps: records that were lost before they could be read; the advances jump over them.
+        halves, joined: pending halves that came, and those (with their offsets) that are pending no more.
+        incidents, outbox: what the worker itself has to tell of, such as a gap; an incident that is there is left.
     """
 
     model: str
@@ -114,11 +129,23 @@ class Checkpoint:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     references: list[ReferenceRow] = field(default_factory=list)
     thinned_keys: list[ThinnedKeys] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    halves: list[HalfRow] = field(default_factory=list)
+    joined: list[tuple[Partition, int]] = field(default_factory=list)
+    incidents: list[IncidentRow] = field(default_factory=list)
+    outbox: list[tuple[str, Notification]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionState:
-    """How far a partition was read, with its exact counts."""
+    """How far a partition was read, with its exact counts.
+
+    Attributes:
+        topic_id: the broker's id of the topic that it was read from, if known.
+        idle_offset: its owner found it silent and read to its end at this next offset; void once it has moved on.
+        advanced_ms: wall clock of the last checkpoint that moved it.
+        closed_late: records that came after their block was closed by the wall clock; not part of ``late``.
+    """
 
     partition: Partition
     next_offset: int
@@ -126,6 +153,15 @@ class PartitionState:
     records: int
     dead: int
     late: int
+    topic_id: str | None = None
+    idle_offset: int | None = None
+    advanced_ms: int = 0
+    closed_late: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Silent, and read to its end, when its owner last looked."""
+        return self.idle_offset == self.next_offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +233,7 @@ class Closure:
     """Blocks below ``block`` were closed by the wall clock or the end of a source, with these next offsets."""
 
     block: int
-    reason: Literal["idle", "end"]
+    reason: Literal["idle", "stalled", "end"]
     next_offsets: dict[Partition, int]
     closed_at_ms: int
 
@@ -211,6 +247,7 @@ class FoldResult:
         merged: one summary for each (space, segment, block, reference) that was closed; replaces the deltas.
         flag_at: per (space, block), kept candidates with score >= the value are flagged as outliers.
         outbox: (sink name, notification) pairs; a pair whose notification id and sink are there already is skipped.
+        closed_late: records of blocks that were closed before they came, to be added to the counts of their partitions.
     """
 
     next_block: int
@@ -221,6 +258,7 @@ class FoldResult:
     outbox: list[tuple[str, Notification]]
     flag_at: dict[tuple[str, int], float] = field(default_factory=dict)
     closure: Closure | None = None
+    closed_late: dict[Partition, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

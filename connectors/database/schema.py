@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The newest file in migrations/versions. Four digits: a greater text is a newer schema.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s"})
 
@@ -43,6 +43,11 @@ def _text(name: str) -> Column[str]:
 
 def _int(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False)
+
+
+def _added(name: str) -> Column[int]:
+    # Of a later schema: the rows that were there before have 0.
+    return Column(name, BigInteger, nullable=False, server_default="0")
 
 
 def _float(name: str) -> Column[float]:
@@ -72,7 +77,11 @@ partitions = Table(
     _int("max_time_ms"),
     _int("records"),
     _int("dead"),
-    _int("late"),
+    _int("late"),  # of their own partition
+    Column("topic_id", Text, nullable=True),  # the broker's id of the topic; another one means that it was made anew
+    Column("idle_offset", BigInteger, nullable=True),  # silent at its end, as long as this is the next offset
+    _added("advanced_ms"),  # wall clock of the last checkpoint that moved it
+    _added("closed_late"),  # records whose block the wall clock had closed before they came
     PrimaryKeyConstraint("model", "topic", "number"),
 )
 
@@ -145,7 +154,8 @@ kept = Table(
     _bool("flagged"),
     _int("stored_ms"),
     Column("vector", LargeBinary, nullable=True),
-    UniqueConstraint("model", "space", "topic", "number", "position"),
+    _added("row"),  # among the rows of one record
+    UniqueConstraint("model", "space", "topic", "number", "position", "row"),
     Index("ix_kept_block", "model", "space", "block"),
     Index("ix_kept_time", "model", "time_ms"),
     _partial("ix_kept_flagged", "model", "score", sqlite="flagged = 1", postgresql="flagged"),
@@ -166,6 +176,7 @@ dead_letters = Table(
     _int("size"),
     _bool("published"),
     _int("stored_ms"),
+    _added("row"),  # among the rows of one record; 0 where all of it cannot be used
     Index("ix_dead_letters_model", "model", "id"),
     _partial("ix_dead_letters_unpublished", "model", "id", sqlite="published = 0", postgresql="NOT published"),
 )
@@ -180,6 +191,44 @@ dead_letter_counts = Table(
     _text("reason"),
     _int("count"),
     PrimaryKeyConstraint("model", "topic", "number", "reason"),
+)
+
+# Records that were gone before they could be read.
+gaps = Table(
+    "gaps",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("from_offset"),
+    _int("to_offset"),
+    _text("reason"),
+    _text("detail"),
+    _int("noticed_ms"),
+    PrimaryKeyConstraint("model", "topic", "number", "from_offset", "to_offset", "reason", "noticed_ms"),
+)
+
+# What the first record of a topic looked like, where the settings leave the format open: it holds from then on.
+formats = Table(
+    "formats",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _text("format"),
+    _int("pinned_ms"),
+    PrimaryKeyConstraint("model", "topic"),
+)
+
+# Requests and responses whose other half has not come yet, as bytes.
+pending_halves = Table(
+    "pending_halves",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("position"),
+    _blob("blob"),
+    PrimaryKeyConstraint("model", "topic", "number", "position"),
 )
 
 folds = Table(

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from sqlalchemy import Connection, bindparam, insert, inspect, select, text, tuple_, update
+from sqlalchemy import Connection, bindparam, func, insert, inspect, select, text, tuple_, update
 
 from connectors.database import retention, schema
 from connectors.database.columns import (
@@ -188,7 +188,7 @@ class Store(Reports, Outbox, References):
         model, now_ms, dialect = checkpoint.model, self._database.now_ms(), self._database.dialect
         with self._database.writing() as connection:
             # First of all: a worker that lost its partitions stops here, before it has written anything.
-            self._advance(connection, model, sorted(checkpoint.advances, key=partition_key))
+            self._advance(connection, model, sorted(checkpoint.advances, key=partition_key), now_ms)
             if checkpoint.summaries:
                 connection.execute(
                     insert(schema.summary_deltas), [delta_columns(model, delta) for delta in checkpoint.summaries]
@@ -198,8 +198,10 @@ class Store(Reports, Outbox, References):
                     insert(schema.thinned_keys), [thinned_columns(model, keys) for keys in checkpoint.thinned_keys]
                 )
             if checkpoint.kept:
-                key = ("model", "space", "topic", "number", "position")
-                ordered = sorted(checkpoint.kept, key=lambda record: (record.space, *record.partition, record.offset))
+                key = ("model", "space", "topic", "number", "position", "row")
+                ordered = sorted(
+                    checkpoint.kept, key=lambda record: (record.space, *record.partition, record.offset, record.row)
+                )
                 connection.execute(
                     schema.upsert(schema.kept, key, dialect=dialect, leave=("flagged",)),
                     [kept_columns(model, record, now_ms) for record in ordered],
@@ -221,7 +223,7 @@ class Store(Reports, Outbox, References):
                 )
             add_references(connection, [replace(row, active=True) for row in checkpoint.references])
 
-    def _advance(self, connection: Connection, model: str, advances: list[Advance]) -> None:
+    def _advance(self, connection: Connection, model: str, advances: list[Advance], now_ms: int) -> None:
         known = [advance for advance in advances if advance.expected is not None]
         new = [advance for advance in advances if advance.expected is None]
         moved = 0
@@ -240,6 +242,8 @@ class Store(Reports, Outbox, References):
                     records=_TABLE.c.records + bindparam("more_records"),
                     dead=_TABLE.c.dead + bindparam("more_dead"),
                     late=_TABLE.c.late + bindparam("more_late"),
+                    topic_id=func.coalesce(bindparam("of_topic_id"), _TABLE.c.topic_id),
+                    advanced_ms=now_ms,
                 )
             )
             values = [
@@ -252,6 +256,7 @@ class Store(Reports, Outbox, References):
                     "more_records": advance.records,
                     "more_dead": advance.dead,
                     "more_late": advance.late,
+                    "of_topic_id": advance.topic_id,
                 }
                 for advance in known
             ]
@@ -267,6 +272,8 @@ class Store(Reports, Outbox, References):
                     "records": advance.records,
                     "dead": advance.dead,
                     "late": advance.late,
+                    "topic_id": advance.topic_id,
+                    "advanced_ms": now_ms,
                 }
                 for advance in new
             ]

@@ -307,8 +307,8 @@ def test_a_checkpoint_moves_positions_and_adds_up_counts(store: Store) -> None:
     assert store.positions("other", [P0]) == {}
     assert store.positions("m", []) == {}
     assert store.partition_states("m") == [
-        PartitionState(P0, 25, 25_000, records=25, dead=3, late=5),
-        PartitionState(P1, 5, 5_000, records=10, dead=0, late=0),
+        PartitionState(P0, 25, 25_000, records=25, dead=3, late=5, advanced_ms=1000),
+        PartitionState(P1, 5, 5_000, records=10, dead=0, late=0, advanced_ms=1000),
     ]
     assert store.totals("m") == Totals(records=35, dead=3, late=5, kept=0, flagged=0)
 
