@@ -24,7 +24,7 @@ class Gap:
     """Records of one partition that were gone before they could be read.
 
     Attributes:
-        from_offset, to_offset: where reading should have gone on, and where it goes on now; the latter is smaller where a
+        from_offset, to_offset: where reading should have gone on, and where it does; the latter is smaller where a
             topic was made anew.
         reason: "retention" (deleted by the broker), "recreated" (another topic has the name now), "truncated" (the
             topic lost its newest records), "damaged" (a batch that cannot be decoded).
