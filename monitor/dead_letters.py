@@ -1,23 +1,79 @@
-"""Dead letters on their way from the table to a topic, after their transaction was committed: at least once, keyed by
-position. A topic that does not answer delays nothing; the letters wait in the table.
+"""Dead letters on their way from the table to a topic, and the limit at which there are too many of them.
+
+They are published after their transaction was committed: at least once, keyed by position. A topic that does not answer
+delays nothing; the letters wait in the table.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from connectors.database.store import Store
 from connectors.kafka_dead_letters import KafkaDeadLetterTopic
+from connectors.records import DeadLetter
 from detectors.errors import SinkError, StoreError
 from monitor.log import event
+from monitor.settings import DeadLetterSettings
 
 log = logging.getLogger(__name__)
 
 AT_A_TIME = 500
 WAIT_S = 1.0
 RETRY_S = 10.0
+
+
+class DeadLetterLimit:
+    """Says when so many records cannot be used that reading must stop: a share of the last ones, or a run of them.
+
+    It counts record by record, in the order in which they are handed over, so that the cut of the polls does not
+    matter. Remembers at most ``max(stop_records, stop_run)`` positions.
+
+    Args:
+        limits: ``stop_ratio`` of the last ``stop_records`` records reach the limit, not before there were so many;
+            ``stop_run`` in a row reach it at any time.
+    """
+
+    def __init__(self, limits: DeadLetterSettings) -> None:
+        self._ratio = limits.stop_ratio
+        self._records = limits.stop_records
+        self._run = limits.stop_run
+        self._seen = 0
+        self._dead: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)  # which of all records that were seen
+
+    def push(self, offsets: npt.NDArray[np.int64], dead: Sequence[DeadLetter]) -> str:
+        """Take note of records of one partition.
+
+        Args:
+            offsets: int64 (n,), of all of them, strictly increasing.
+            dead: the letters among them, in any order.
+
+        Returns:
+            Why the limit is reached, in words; "" while it is not.
+        """
+        before, self._seen = self._seen, self._seen + len(offsets)
+        last = max(dead, key=lambda letter: letter.offset, default=None)
+        if last is None and before >= self._records:
+            return ""  # a share that was no reason to stop has not grown
+        found = np.unique(np.fromiter((letter.offset for letter in dead), dtype=np.int64, count=len(dead)))
+        at = np.concatenate([self._dead, before + np.searchsorted(offsets, found)])
+        self._dead = at[at >= self._seen - max(self._records, self._run)]
+        why = f" (the last one: {last.reason}: {last.detail})" if last is not None else ""
+        if len(at) >= self._run and bool(np.any(at[self._run - 1 :] - at[: len(at) - self._run + 1] == self._run - 1)):
+            return f"{self._run:,} records in a row cannot be used{why}"
+        # A share is greatest just after a dead letter, or when the first window is full.
+        looks = at[np.searchsorted(at, max(before, self._records - 1)) :]
+        if before < self._records <= self._seen:
+            looks = np.append(looks, self._records - 1)
+        inside = np.searchsorted(at, looks, side="right") - np.searchsorted(at, looks - self._records, side="right")
+        worst = int(inside.max(initial=0))
+        if worst > self._ratio * self._records:
+            return f"{worst:,} of {self._records:,} records cannot be used{why}"
+        return ""
 
 
 class DeadLetterPublisher:

@@ -163,7 +163,14 @@ class DriftSettings(_Section):
         description="at most one record of a key enters the drift summaries of a block, in each partition; by default "
         "where record.key is mapped",
     )
-    idle: Duration = Field(60.0, description="a partition without records for so long does not hold blocks open")
+    idle: Duration = Field(
+        60.0, description="a partition read to its end and without records for so long does not hold blocks open"
+    )
+    wait: Duration = Field(
+        600.0,
+        description="longest wait for a slow partition: by the clock for one that stands still, in event time for one "
+        "that is read to its end and lies so far behind the newest; what comes after that counts as late",
+    )
     resolve_after: Duration = Field(300.0, description="event time without evidence after which an incident resolves")
     repeat_every: Duration = Field(4 * 3600.0, description="event time between notices of an incident that goes on")
 
@@ -193,6 +200,7 @@ class DeadLetterSettings(_Section):
     alert_ratio: float = Field(0.05, gt=0, le=1, description="share of dead letters that opens an incident")
     stop_ratio: float = Field(0.5, gt=0, le=1, description="share over the last stop_records that stops reading")
     stop_records: int = Field(1000, ge=100, description="records over which stop_ratio is judged")
+    stop_run: int = Field(500, ge=10, description="so many in a row stop reading, too")
 
 
 class ModelSettings(_Section):
