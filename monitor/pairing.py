@@ -1,0 +1,236 @@
+"""Pairs requests with their responses: two records of one partition, joined by an id.
+
+    records ──► one half each ──► Pairing ──► joined pairs, in the order of the records that completed them
+                                     │
+                                     └─────► halves alone: no partner came in time, or too many were waiting
+
+What comes out, and in which order, is decided by the sequence of records of the partition alone, one record at a time:
+polls may cut it anywhere. What waits is the whole state. It is written with each checkpoint, as raw records, so that a
+worker that takes over goes on with exactly the same halves.
+
+Time is the broker's, or the record's own where the broker gives none. A half waits until a record comes that is more
+than the time-out younger. A half without any time waits for its partner, for more room, or for the end of the source.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from connectors.database.rows import HalfRow
+from connectors.records import Headers, Partition
+
+MAX_PENDING: Final = 100_000  # halves of one partition that may wait
+MAX_PENDING_BYTES: Final = 64 << 20  # and what their records may hold; beyond either, the oldest goes alone
+
+Role = Literal["request", "response"]
+
+
+class Half(msgspec.Struct, frozen=True, array_like=True):
+    """One half of a pair, with the record that it came in.
+
+    Attributes:
+        offset: where its record lies in the partition.
+        id, role: which half of which pair.
+        time_ms: decides when it has waited for too long; -1 where there is no time.
+        timestamp_ms: the broker's time of the record, -1 where there is none.
+        key, value, headers: the record as it came.
+    """
+
+    offset: int
+    id: str
+    role: Role
+    time_ms: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record, about."""
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        return len(self.key or b"") + len(self.value) + headers + len(self.id)
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """A request with its response, or one of them alone.
+
+    Attributes:
+        offset: of the half that completed it; of the only half, if it is alone.
+        at: the row, in the batch, of the record at which it came out.
+    """
+
+    request: Half | None
+    response: Half | None
+    offset: int
+    at: int
+
+    @property
+    def joined(self) -> bool:
+        """Both halves are here."""
+        return self.request is not None and self.response is not None
+
+    @property
+    def last(self) -> Half:
+        """The half that stands at `offset`: the one that completed the pair, or the only one."""
+        for half in (self.request, self.response):
+            if half is not None and half.offset == self.offset:
+                return half
+        raise AssertionError("a pair stands where one of its halves does")
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """What became of the halves of one batch.
+
+    Attributes:
+        pairs: in the order in which they came out.
+        repeated: halves (rows in the batch) whose id and role were waiting already.
+    """
+
+    pairs: Sequence[Pair]
+    repeated: Sequence[int]
+
+
+class Pairing:
+    """The pairs of one partition.
+
+    Args:
+        timeout_ms: how long a half waits for the other.
+        stored: halves that the last checkpoint left waiting, by offset.
+
+    Attributes:
+        joined, timed_out, crowded_out: pairs so far; halves alone because their time was over, or the room.
+    """
+
+    def __init__(
+        self,
+        timeout_ms: int,
+        stored: Iterable[HalfRow] = (),
+        *,
+        max_pending: int = MAX_PENDING,
+        max_bytes: int = MAX_PENDING_BYTES,
+    ) -> None:
+        self.joined = self.timed_out = self.crowded_out = 0
+        self._timeout_ms = timeout_ms
+        self._max_pending = max_pending
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        # By id, in the order of the offsets. OrderedDict, because the first of a dict is slow to find after deletions.
+        self._pending: OrderedDict[str, Half] = OrderedDict()
+        self._by_time: list[tuple[int, int, str]] = []  # a heap; entries of halves that wait no more are skipped
+        self._unwritten: dict[int, Half] = {}  # by offset: those that the database does not hold yet
+        self._left: list[int] = []  # offsets that it holds, but which wait no more
+        for row in sorted(stored, key=lambda row: row.offset):
+            self._wait(_DECODER.decode(row.blob))
+        self._unwritten.clear()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """Time of the oldest half that waits; None where none does, or none has a time."""
+        while self._by_time and not self._waits(self._by_time[0]):
+            heapq.heappop(self._by_time)
+        return self._by_time[0][0] if self._by_time else None
+
+    def take(self, halves: Iterable[tuple[int, Half]]) -> Paired:
+        """Take in halves, each with its row in the batch, in the order of their offsets."""
+        pairs: list[Pair] = []
+        repeated: list[int] = []
+        for row, half in halves:
+            if half.time_ms >= 0:
+                self._expire(half.time_ms - self._timeout_ms, row, pairs)
+            other = self._pending.get(half.id)
+            if other is None:
+                self._wait(half)
+                self._make_room(row, pairs)
+            elif other.role == half.role:
+                repeated.append(row)
+            else:
+                self._leave(other)
+                self.joined += 1
+                request, response = (half, other) if half.role == "request" else (other, half)
+                pairs.append(Pair(request, response, half.offset, row))
+        return Paired(pairs, repeated)
+
+    def end(self, row: int) -> list[Pair]:
+        """The source is at its end: what waits goes alone, the oldest offset first."""
+        pairs: list[Pair] = []
+        while self._pending:
+            self._alone(next(iter(self._pending.values())), row, pairs)
+            self.timed_out += 1
+        return pairs
+
+    def unwritten(self, partition: Partition) -> list[HalfRow]:
+        """The halves that wait and are not in the database yet, by offset."""
+        return [HalfRow(partition, offset, _ENCODER.encode(half)) for offset, half in self._unwritten.items()]
+
+    @property
+    def left(self) -> Sequence[int]:
+        """Offsets of halves in the database that wait no more."""
+        return self._left
+
+    def written(self) -> None:
+        """The checkpoint with `unwritten` and `left` was committed."""
+        self._unwritten.clear()
+        self._left = []
+
+    def _wait(self, half: Half) -> None:
+        self._pending[half.id] = self._unwritten[half.offset] = half
+        self._bytes += half.size
+        if half.time_ms >= 0:
+            heapq.heappush(self._by_time, (half.time_ms, half.offset, half.id))
+        if len(self._by_time) > 2 * len(self._pending) + 1_000:  # most of it is gone: joined before its time was over
+            self._by_time = [entry for entry in self._by_time if self._waits(entry)]
+            heapq.heapify(self._by_time)
+
+    def _waits(self, entry: tuple[int, int, str]) -> bool:
+        _, offset, id_ = entry
+        half = self._pending.get(id_)
+        return half is not None and half.offset == offset
+
+    def _leave(self, half: Half) -> None:
+        del self._pending[half.id]
+        self._bytes -= half.size
+        if self._unwritten.pop(half.offset, None) is None:
+            self._left.append(half.offset)
+
+    def _alone(self, half: Half, row: int, pairs: list[Pair]) -> None:
+        self._leave(half)
+        request, response = (half, None) if half.role == "request" else (None, half)
+        pairs.append(Pair(request, response, half.offset, row))
+
+    def _expire(self, before_ms: int, row: int, pairs: list[Pair]) -> None:
+        while self._by_time and self._by_time[0][0] < before_ms:
+            entry = heapq.heappop(self._by_time)
+            if self._waits(entry):
+                self._alone(self._pending[entry[2]], row, pairs)
+                self.timed_out += 1
+
+    def _make_room(self, row: int, pairs: list[Pair]) -> None:
+        while len(self._pending) > self._max_pending or self._bytes > self._max_bytes:
+            self._alone(next(iter(self._pending.values())), row, pairs)
+            self.crowded_out += 1
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Half)
+
+
+def role_of(text: str) -> Role | None:
+    """The role that a CloudEvents type or a field names: "request" and "x.y.request" are requests; None if neither."""
+    last = text.rpartition(".")[2].lower()
+    return "request" if last == "request" else "response" if last == "response" else None
+
+
+def headers_of(headers: Headers) -> list[tuple[str, bytes]]:
+    """Headers as they are stored with a half."""
+    return [(name, value) for name, value in headers]
