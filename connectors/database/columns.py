@@ -16,6 +16,8 @@ import msgspec
 from connectors.database.rows import (
     Closure,
     FoldState,
+    GapRow,
+    HalfRow,
     IncidentRow,
     KeptRecord,
     OutboxRow,
@@ -26,7 +28,7 @@ from connectors.database.rows import (
     ThinnedKeys,
 )
 from connectors.notification import Notification
-from connectors.records import DeadLetter, Partition
+from connectors.records import DeadLetter, Gap, Partition
 
 Columns = dict[str, Any]
 Row = TypeVar("Row")
@@ -136,6 +138,38 @@ def thinned_row(row: Any) -> ThinnedKeys:
     return ThinnedKeys(Partition(row.topic, row.number), row.block, row.first_offset, row.blob)
 
 
+def half_columns(model: str, half: HalfRow) -> Columns:
+    return {
+        "model": model,
+        "topic": half.partition.topic,
+        "number": half.partition.number,
+        "position": half.offset,
+        "blob": half.blob,
+    }
+
+
+def half_row(row: Any) -> HalfRow:
+    return HalfRow(Partition(row.topic, row.number), row.position, row.blob)
+
+
+def gap_columns(model: str, gap: Gap, noticed_ms: int) -> Columns:
+    return {
+        "model": model,
+        "topic": gap.partition.topic,
+        "number": gap.partition.number,
+        "from_offset": gap.from_offset,
+        "to_offset": gap.to_offset,
+        "reason": gap.reason,
+        "detail": clean(gap.detail),
+        "noticed_ms": noticed_ms,
+    }
+
+
+def gap_row(row: Any) -> GapRow:
+    partition = Partition(row.topic, row.number)
+    return GapRow(Gap(partition, row.from_offset, row.to_offset, row.reason, row.detail), row.noticed_ms)
+
+
 def summary_columns(model: str, merged: SummaryDelta, stored_ms: int) -> Columns:
     return {
         "model": model,
@@ -215,6 +249,7 @@ def letter_columns(model: str, letter: DeadLetter, stored_ms: int) -> Columns:
         "published": False,
         "stored_ms": stored_ms,
         "row": letter.row,
+        "block": letter.block,
     }
 
 
@@ -228,6 +263,7 @@ def letter_row(row: Any) -> DeadLetter:
         row.payload,
         row.size,
         row.row,
+        row.block,
     )
 
 

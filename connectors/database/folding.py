@@ -8,7 +8,7 @@ What is deleted is exactly what was handed out: a delta that arrives in between 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
@@ -33,6 +33,7 @@ from connectors.database.columns import (
 )
 from connectors.database.connection import Database
 from connectors.database.rows import FoldResult, FoldState, IncidentRow, KeptRecord, PartitionState, SummaryDelta
+from connectors.records import Partition
 from detectors.errors import OwnershipLost, StoreError
 
 _FOLDS, _DELTAS, _STATES, _INCIDENTS = schema.folds, schema.summary_deltas, schema.fold_states, schema.incidents
@@ -175,6 +176,8 @@ class Fold:
         self._snapshot.rollback()
         with self._database.writing() as connection:
             self._take_turn(connection, result.next_block)
+            # Partitions before anything that a checkpoint writes after its partitions, so that none wait in a ring.
+            self._count_late(connection, result.closed_late)
             flagged = self._write(connection, result)
         self._committed = True
         return flagged
@@ -197,6 +200,25 @@ class Fold:
         )
         if connection.execute(change).rowcount != 1:
             raise lost
+
+    def _count_late(self, connection: Connection, closed_late: Mapping[Partition, int]) -> None:
+        table = schema.partitions
+        change = (
+            update(table)
+            .where(
+                table.c.model == self._model,
+                table.c.topic == bindparam("of_topic"),
+                table.c.number == bindparam("of_number"),
+            )
+            .values(closed_late=table.c.closed_late + bindparam("more"))
+        )
+        rows = [
+            {"of_topic": topic, "of_number": number, "more": count}
+            for (topic, number), count in sorted(closed_late.items())
+            if count
+        ]
+        if rows:
+            connection.execute(change, rows)
 
     def _write(self, connection: Connection, result: FoldResult) -> Counter[str]:
         model, dialect, now_ms = self._model, self._database.dialect, self._database.now_ms()

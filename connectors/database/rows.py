@@ -64,6 +64,14 @@ class ThinnedKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class GapRow:
+    """A gap, and when it was noticed: wall clock, milliseconds since 1970."""
+
+    gap: Gap
+    noticed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class HalfRow:
     """One half of a request and its response, which waits for the other. ``blob`` is opaque to the database."""
 
@@ -117,9 +125,12 @@ class Checkpoint:
 
     Attributes:
         references: new references, built from the records of this checkpoint; each becomes the active one of its space.
-        gaps: records that were lost before they could be read; the advances jump over them.
+        gaps: records that were lost before they could be read; the advances jump over them. Where offsets are used
+            again (a topic made anew, or cut at its end), what is stored of the old ones gets negative offsets, before
+            anything else of this checkpoint but ``joined`` is written.
         halves, joined: pending halves that came, and those (with their offsets) that are pending no more.
-        incidents, outbox: what the worker itself has to tell of, such as a gap; an incident that is there is left.
+        incidents, outbox: what the worker itself has to tell of, such as a gap; an incident that is there is left, and
+            a pair whose notification id and sink are there is skipped.
     """
 
     model: str

@@ -13,42 +13,39 @@ nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
-from sqlalchemy import Connection, bindparam, func, insert, inspect, select, text, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, inspect, null, text, update
 
 from connectors.database import retention, schema
 from connectors.database.columns import (
     clean,
     delta_columns,
-    incident_columns,
-    incident_row,
+    gap_columns,
+    half_columns,
     kept_columns,
     letter_columns,
     partition_key,
-    partition_state,
-    rows_of,
     thinned_columns,
-    thinned_row,
 )
 from connectors.database.connection import Database, wall_clock_ms
 from connectors.database.folding import Fold
+from connectors.database.incidents import Incidents, add_incidents
 from connectors.database.outbox import Outbox
+from connectors.database.partitions import Partitions
 from connectors.database.references import References, add_references
+from connectors.database.remade import move_below_zero
 from connectors.database.reports import Reports
-from connectors.database.rows import Advance, Checkpoint, IncidentRow, PartitionState, Retention, ThinnedKeys
-from connectors.records import Partition
-from detectors.errors import InvalidInput, OwnershipLost, StoreError
+from connectors.database.rows import Advance, Checkpoint, Retention
+from detectors.errors import OwnershipLost, StoreError
 
 _TABLE = schema.partitions
 _MIGRATIONS = Path(__file__).parent / "migrations"
-# Keys of one IN: SQLite takes 32,766 parameters in a statement.
-_KEYS = 5_000
 # "driftd" in ASCII, as the number of the lock that migrating processes take on PostgreSQL.
 _MIGRATION_LOCK = 0x647269667464
 
@@ -57,7 +54,7 @@ class _MovedByOthers(Exception):
     """A compare-and-set matched fewer rows than partitions; ends the transaction."""
 
 
-class Store(Reports, Outbox, References):
+class Store(Partitions, Incidents, Reports, Outbox, References):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 
     Every process opens its own: connections do not survive a fork.
@@ -142,37 +139,10 @@ class Store(Reports, Outbox, References):
             )
         return None if revision is None else str(revision)
 
-    # --- positions and checkpoints ------------------------------------------------------------------------------------
-
-    def positions(self, model: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """The next offset of each partition; partitions that were never read are absent."""
-        found: dict[Partition, int] = {}
-        with self._database.reading() as connection:
-            for start in range(0, len(partitions), _KEYS):
-                found |= self._stored(connection, model, partitions[start : start + _KEYS])
-        return found
-
-    def partition_states(self, model: str) -> list[PartitionState]:
-        """How far every partition of the model is, with its exact counts, by topic and number."""
-        query = select(_TABLE).where(_TABLE.c.model == model).order_by(_TABLE.c.topic, _TABLE.c.number)
-        with self._database.reading() as connection:
-            return rows_of(connection.execute(query), partition_state)
-
-    def thinned_keys(self, model: str, partition: Partition) -> list[ThinnedKeys]:
-        """The keys that checkpoints met in blocks of the partition that are not folded yet, by block and offset.
-
-        Read them after the partition's position: where another owner writes a checkpoint in between, the position is
-        old, and whoever read it writes nothing.
-        """
-        table = schema.thinned_keys
-        query = select(table).where(
-            table.c.model == model, table.c.topic == partition.topic, table.c.number == partition.number
-        )
-        with self._database.reading() as connection:
-            return rows_of(connection.execute(query.order_by(table.c.block, table.c.first_offset)), thinned_row)
+    # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def commit(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint: offsets, counts, summaries, keys, kept records, dead letters, references; or nothing.
+        """Write a checkpoint: offsets and counts, and all that came of the records; or nothing.
 
         Raises:
             OwnershipLost: a partition does not stand where this owner left it, because another one moved it, or a
@@ -189,6 +159,27 @@ class Store(Reports, Outbox, References):
         with self._database.writing() as connection:
             # First of all: a worker that lost its partitions stops here, before it has written anything.
             self._advance(connection, model, sorted(checkpoint.advances, key=partition_key), now_ms)
+            if checkpoint.joined:
+                halves = schema.pending_halves.c
+                joined = delete(schema.pending_halves).where(
+                    halves.model == model,
+                    halves.topic == bindparam("of_topic"),
+                    halves.number == bindparam("of_number"),
+                    halves.position == bindparam("at"),
+                )
+                connection.execute(
+                    joined,
+                    [
+                        {"of_topic": topic, "of_number": number, "at": offset}
+                        for (topic, number), offset in sorted(checkpoint.joined)
+                    ],
+                )
+            if checkpoint.gaps:
+                move_below_zero(connection, model, checkpoint.gaps)
+                connection.execute(
+                    schema.insert_ignoring(schema.gaps, dialect=dialect),
+                    [gap_columns(model, gap, now_ms) for gap in checkpoint.gaps],
+                )
             if checkpoint.summaries:
                 connection.execute(
                     insert(schema.summary_deltas), [delta_columns(model, delta) for delta in checkpoint.summaries]
@@ -196,6 +187,10 @@ class Store(Reports, Outbox, References):
             if checkpoint.thinned_keys:
                 connection.execute(
                     insert(schema.thinned_keys), [thinned_columns(model, keys) for keys in checkpoint.thinned_keys]
+                )
+            if checkpoint.halves:
+                connection.execute(
+                    insert(schema.pending_halves), [half_columns(model, half) for half in checkpoint.halves]
                 )
             if checkpoint.kept:
                 key = ("model", "space", "topic", "number", "position", "row")
@@ -222,6 +217,7 @@ class Store(Reports, Outbox, References):
                     ],
                 )
             add_references(connection, [replace(row, active=True) for row in checkpoint.references])
+            add_incidents(self._database, connection, checkpoint.incidents, checkpoint.outbox)
 
     def _advance(self, connection: Connection, model: str, advances: list[Advance], now_ms: int) -> None:
         known = [advance for advance in advances if advance.expected is not None]
@@ -244,6 +240,8 @@ class Store(Reports, Outbox, References):
                     late=_TABLE.c.late + bindparam("more_late"),
                     topic_id=func.coalesce(bindparam("of_topic_id"), _TABLE.c.topic_id),
                     advanced_ms=now_ms,
+                    # Not only outdated: after a topic was made anew the partition may come to this offset again.
+                    idle_offset=null(),
                 )
             )
             values = [
@@ -301,12 +299,6 @@ class Store(Reports, Outbox, References):
             hint="Normal for a moment when workers come and go. If it goes on, two deployments share a database.",
         )
 
-    def _stored(self, connection: Connection, model: str, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        query = select(_TABLE.c.topic, _TABLE.c.number, _TABLE.c.next_offset).where(
-            _TABLE.c.model == model, tuple_(_TABLE.c.topic, _TABLE.c.number).in_([tuple(p) for p in partitions])
-        )
-        return {Partition(row.topic, row.number): row.next_offset for row in connection.execute(query)}
-
     # --- fold and retention -------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -319,30 +311,6 @@ class Store(Reports, Outbox, References):
         """
         with self._database.snapshot() as connection:
             yield Fold(self._database, connection, model)
-
-    def call_incident(self, incident: str, verdict: Literal["false", "real"]) -> IncidentRow:
-        """Write what a person says of an incident into its detail: "verdict", and "verdict_ms" by the wall clock.
-
-        The fold reads incidents, thinks, and writes them whole. So this takes a turn of the model's fold: a fold that
-        began before finds the version moved, writes nothing and begins again, with the verdict.
-
-        Raises:
-            InvalidInput: there is no incident with this id.
-        """
-        table, folds = schema.incidents, schema.folds
-        with self._database.writing() as connection:
-            model = connection.execute(select(table.c.model).where(table.c.id == incident)).scalar()
-            if model is None:
-                raise InvalidInput(f"There is no incident {incident}.", hint="List them: driftd incidents")
-            turn = update(folds).where(folds.c.model == model).values(version=folds.c.version + 1)
-            connection.execute(turn)
-            # Read under the lock that the turn holds: no fold can write the incident in between.
-            row = incident_row(connection.execute(select(table).where(table.c.id == incident)).one())
-            detail = {**row.detail, "verdict": verdict, "verdict_ms": self._database.now_ms()}
-            called = replace(row, detail=detail)
-            change = update(table).where(table.c.id == incident).values(detail=incident_columns(called)["detail"])
-            connection.execute(change)
-        return called
 
     def prune(self, now_ms: int, settings: Retention) -> dict[str, int]:
         """Delete what is older or more than settings allow; how many rows went, by table."""

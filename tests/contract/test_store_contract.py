@@ -22,6 +22,8 @@ from connectors.database.rows import (
     Closure,
     FoldResult,
     FoldState,
+    GapRow,
+    HalfRow,
     IncidentRow,
     KeptRecord,
     PartitionState,
@@ -34,7 +36,7 @@ from connectors.database.rows import (
 )
 from connectors.database.store import Store
 from connectors.notification import Notification
-from connectors.records import DeadLetter, Partition
+from connectors.records import DeadLetter, Gap, Partition
 from detectors.errors import InvalidInput, InvalidReference, OwnershipLost, StoreError
 from tests.servers.postgres import PostgresServer
 
@@ -528,6 +530,211 @@ def test_dead_letters_are_published_once_and_oldest_first(store: Store) -> None:
     store.dead_letters_published([])
     assert [row.letter.offset for row in store.dead_letters_unpublished(9)] == [2, 3]
     assert [row.letter.offset for row in store.dead_letters_unpublished(9, models=["b"])] == [3]
+
+
+# --- partitions -------------------------------------------------------------------------------------------------------
+
+
+def states(store: Store) -> dict[Partition, PartitionState]:
+    return {state.partition: state for state in store.partition_states("m")}
+
+
+def test_the_id_of_a_topic_is_kept_until_another_one_is_known(store: Store) -> None:
+    store.commit(Checkpoint("m", [dataclasses.replace(advance(P0), topic_id="A"), advance(P1)]))
+    assert store.topic_ids("m", [P0, P1, P2]) == {P0: "A"}
+    store.commit(Checkpoint("m", [advance(P0, 10, 20), dataclasses.replace(advance(P1, 10, 20), topic_id="B")]))
+    assert store.topic_ids("m", [P0, P1, P2]) == {P0: "A", P1: "B"}
+    store.commit(Checkpoint("m", [dataclasses.replace(advance(P0, 20, 30), topic_id="C")]))
+    assert store.topic_ids("m", [P0]) == {P0: "C"}
+    assert store.topic_ids("other", [P0]) == {}
+
+
+def test_a_partition_is_idle_where_its_owner_left_it_and_until_it_moves(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance(P0), advance(P1)]))
+    store.mark_idle("m", {P0: 10, P1: 9, P2: 0})
+    store.mark_idle("m", {})
+    assert {p: state.idle for p, state in states(store).items()} == {P0: True, P1: False}
+    store.commit(Checkpoint("m", [advance(P0, 10, 20)]))
+    assert not states(store)[P0].idle
+    store.mark_idle("m", {P0: 20})
+    assert states(store)[P0].idle and store.partition_states("other") == []
+
+
+def test_a_partition_that_comes_to_its_idle_offset_again_is_not_idle(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance(P0)]))
+    store.mark_idle("m", {P0: 10})
+    store.commit(Checkpoint("m", [advance(P0, 10, 3)]))
+    store.commit(Checkpoint("m", [advance(P0, 3, 10)]))
+    assert not states(store)[P0].idle
+
+
+def test_the_first_format_of_a_topic_holds_for_every_worker(store: Store, new_store: Callable[[], Store]) -> None:
+    ready = threading.Barrier(2)
+    found: list[str] = []
+
+    def pin(name: str, mine: Store) -> None:
+        ready.wait(timeout=10)
+        found.append(mine.pin_format("m", "orders", name, 5))
+
+    threads = [threading.Thread(target=pin, args=(name, new_store())) for name in ("json", "avro")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(found) == 2 and len(set(found)) == 1
+    assert store.pin_format("m", "orders", "msgpack", 9) == found[0]
+    assert store.pin_format("m", "other topic", "msgpack", 9) == "msgpack"
+    assert store.pin_format("other", "orders", "avro", 9) == "avro"
+
+
+def test_halves_wait_until_a_checkpoint_joins_them(store: Store) -> None:
+    halves = [HalfRow(P0, 7, b"request"), HalfRow(P0, 3, b"other"), HalfRow(P1, 3, b"response")]
+    store.commit(Checkpoint("m", [advance(P0), advance(P1)], halves=halves))
+    assert store.halves("m", P0) == [halves[1], halves[0]]
+    assert store.halves("other", P0) == []
+    stale = Checkpoint("m", [advance(P0, 9, 20)], joined=[(P0, 7)], halves=[HalfRow(P0, 12, b"")])
+    with pytest.raises(OwnershipLost):
+        store.commit(stale)
+    assert len(store.halves("m", P0)) == 2
+    store.commit(Checkpoint("m", [advance(P0, 10, 20)], joined=[(P0, 7), (P0, 11)], halves=[HalfRow(P0, 12, b"new")]))
+    assert store.halves("m", P0) == [halves[1], HalfRow(P0, 12, b"new")]
+    assert store.halves("m", P1) == [halves[2]]
+
+
+RETENTION = Gap(P0, 10, 500, "retention", "The broker deleted them.")
+RECREATED = Gap(P0, 10, 0, "recreated", "The topic was made anew.")
+
+
+def test_a_gap_is_stored_with_the_offsets_that_jump_over_it(store: Store, clock: Clock) -> None:
+    store.commit(Checkpoint("m", [advance(P0)], kept=[candidate(3)]))
+    clock.ms = 9_000
+    store.commit(Checkpoint("m", [advance(P0, 10, 500, records=0)], gaps=[RETENTION]))
+    assert store.gaps("m") == [GapRow(RETENTION, 9_000)]
+    assert store.positions("m", [P0]) == {P0: 500}
+    assert [row.offset for row in store.kept("m")] == [3], "their offsets still lead to them"
+    with pytest.raises(OwnershipLost):
+        store.commit(Checkpoint("m", [advance(P0, 10, 600)], gaps=[dataclasses.replace(RETENTION, to_offset=600)]))
+    assert len(store.gaps("m")) == 1 and store.gaps("other") == []
+
+
+def test_a_topic_made_anew_uses_its_offsets_again_and_nothing_collides(store: Store) -> None:
+    def generation(expected: int | None, blob: bytes) -> Checkpoint:
+        return Checkpoint(
+            "m",
+            [advance(P0, expected, 10)],
+            summaries=[delta(0, blob=blob), delta(0, blob=blob, first_offset=5), delta(0, blob=blob, partition=P1)],
+            thinned_keys=[keys(0, 7), keys(0, 8, first_offset=5)],
+            halves=[HalfRow(P0, 2, blob), HalfRow(P0, 3, blob)],
+            kept=[candidate(4, id=blob.decode())],
+            dead_letters=[letter(6)],
+        )
+
+    store.commit(generation(None, b"old"))
+    fold(store, 0, flag_at={("input", 0): 0.5})  # closes nothing: block 0 stays open
+    for blob in (b"middle", b"new"):
+        before = store.halves("m", P0)
+        # One half is given up in the transaction that tells of the gap: it is still where it was.
+        store.commit(
+            Checkpoint("m", [advance(P0, 10, 0, records=0)], gaps=[RECREATED], joined=[(P0, before[-1].offset)])
+        )
+        following = generation(0, blob)
+        store.commit(
+            dataclasses.replace(following, summaries=[row for row in following.summaries if row.partition == P0])
+        )
+    with store.begin_fold("m") as step:
+        deltas = step.deltas(below_block=1)
+    assert sorted(row.blob for row in deltas) == sorted([b"old"] * 3 + [b"middle"] * 2 + [b"new"] * 2)
+    assert sorted(row.first_offset for row in deltas if row.blob == b"new") == [0, 5]
+    assert all(row.first_offset < 0 for row in deltas if row.blob != b"new" and row.partition == P0)
+    assert [row.first_offset for row in deltas if row.partition == P1] == [0], "another partition's stay"
+    assert len(store.thinned_keys("m", P0)) == 6
+    assert [(row.blob, row.offset > 0) for row in sorted(store.halves("m", P0), key=lambda row: row.blob)] == [
+        (b"middle", False),
+        (b"new", True),
+        (b"new", True),
+        (b"old", False),
+    ]
+    kept = {row.id: row for row in store.kept("m")}
+    assert (kept["old"].flagged, kept["new"].flagged, kept["new"].offset) == (True, False, 4)
+    assert kept["old"].offset != kept["middle"].offset and max(kept["old"].offset, kept["middle"].offset) < 0
+    assert sorted(row.offset >= 0 for row in store.dead_letters("m")) == [False, False, True]
+    assert store.totals("m").records == 30
+
+
+def test_a_topic_that_lost_its_end_frees_only_the_lost_offsets(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance(P0)], kept=[candidate(3), candidate(7), candidate(9)]))
+    gap = Gap(P0, 10, 6, "truncated", "The topic lost its newest records.")
+    store.commit(Checkpoint("m", [advance(P0, 10, 6, records=0)], gaps=[gap]))
+    store.commit(Checkpoint("m", [advance(P0, 6, 12)], kept=[candidate(7, id="new")]))
+    kept = {row.id: row.offset for row in store.kept("m")}
+    assert (kept["r3"], kept["new"]) == (3, 7)
+    assert kept["r7"] < kept["r9"] < 0
+
+
+def test_a_worker_tells_of_a_gap_in_the_transaction_that_jumps_over_it(store: Store) -> None:
+    jump = Checkpoint(
+        "m",
+        [advance(P0, to=500)],
+        gaps=[RETENTION],
+        incidents=[incident("g1", kind="gap")],
+        outbox=[("pager", notification("n1", of="g1")), ("mail", notification("n1", of="g1"))],
+    )
+    store.commit(jump)
+    fold(store, 1, incidents=[incident("g1", kind="gap", status="resolved", resolved_ms=9, revision=2)])
+    again = dataclasses.replace(jump, advances=[advance(P0, 500, 600)], gaps=[])
+    store.commit(again)
+    assert store.incidents("m")[0].status == "resolved", "an incident that is there is left"
+    assert store.outbox_depth() == 2
+    with pytest.raises(OwnershipLost):
+        store.commit(dataclasses.replace(again, incidents=[incident("g2")], outbox=[("pager", notification("n2"))]))
+    assert [row.id for row in store.incidents("m")] == ["g1"] and store.outbox_depth() == 2
+
+
+def test_a_fold_adds_records_of_closed_blocks_to_their_partitions(store: Store) -> None:
+    store.commit(Checkpoint("m", [advance(P0), advance(P1)]))
+    fold(store, 1, closed_late={P1: 3, P0: 0, P2: 5})
+    fold(store, 1, closed_late={P1: 4})
+    assert {p: state.closed_late for p, state in states(store).items()} == {P0: 0, P1: 7}
+    assert store.positions("m", [P0, P1]) == {P0: 10, P1: 10}
+
+
+# --- incidents of workers ---------------------------------------------------------------------------------------------
+
+
+def test_of_many_workers_that_see_an_outage_one_tells(store: Store, new_store: Callable[[], Store]) -> None:
+    ready = threading.Barrier(3)
+    told: list[int] = []
+
+    def tell(worker: int, mine: Store) -> None:
+        row = incident(f"s{worker}", kind="source", space="", segment="", opened_ms=worker)
+        ready.wait(timeout=10)
+        if mine.open_incident(row, [("pager", notification(f"n{worker}", of=row.id))]):
+            told.append(worker)
+
+    threads = [threading.Thread(target=tell, args=(worker, new_store())) for worker in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    (worker,) = told
+    assert [row.id for row in store.incidents("m")] == [f"s{worker}"]
+    assert due(store) == [("pager", f"n{worker}")]
+    assert store.open_incident(incident("other", kind="source", space="", segment="", model="other"))
+
+
+def test_an_incident_is_resolved_once_and_opens_again_under_another_id(store: Store) -> None:
+    row = incident("s1", kind="source", space="", segment="")
+    assert store.open_incident(row) and not store.open_incident(row)
+    store.call_incident("s1", "false")
+    over = dataclasses.replace(row, status="resolved", resolved_ms=9, updated_ms=9, revision=2, title="Over")
+    assert store.resolve_incident(over, [("pager", notification("n2", of="s1"))])
+    assert not store.resolve_incident(over, [("pager", notification("n3", of="s1"))])
+    (found,) = store.incidents("m")
+    assert (found.status, found.resolved_ms, found.revision, found.title) == ("resolved", 9, 2, "Over")
+    assert (found.detail["verdict"], found.detail["strength"]) == ("false", 7.5), "what a person said of it stays"
+    assert due(store) == [("pager", "n2")]
+    assert not store.open_incident(row), "its id is taken"
+    assert store.open_incident(dataclasses.replace(row, id="s2"))
 
 
 # --- fold -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,49 @@
+"""What is stored of records whose offsets belong to other records now: their topic was made anew, or lost its end.
+
+Such rows stay: sums of open blocks are still to be folded, and people still look at kept records and dead letters. But
+their offsets must neither collide with those of the new records nor lead to them, so they move below zero, where no
+broker has an offset. They keep their order, and several generations lie below one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, func, select, update
+
+from connectors.database import schema
+from connectors.records import Gap
+
+_PLACES: tuple[Column[Any], ...] = (
+    schema.summary_deltas.c.first_offset,
+    schema.thinned_keys.c.first_offset,
+    schema.pending_halves.c.position,
+    schema.kept.c.position,
+    schema.dead_letters.c.position,
+)
+
+
+def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> None:
+    """Free the offsets that are used again after these gaps; those that only jump forwards change nothing.
+
+    Of a topic that was made anew all offsets are freed; of one that lost its newest records, the lost ones.
+    """
+    for gap in gaps:
+        if gap.reason != "recreated" and gap.to_offset >= gap.from_offset:
+            continue
+        for place in _PLACES:
+            table = place.table.c
+            mine = (
+                (table["model"] == model)
+                & (table["topic"] == gap.partition.topic)
+                & (table["number"] == gap.partition.number)
+            )
+            first, last = connection.execute(select(func.min(place), func.max(place)).where(mine)).one()
+            # What is below zero already came from an older topic, and stays where it is.
+            freed = place >= gap.to_offset if gap.reason != "recreated" else place >= 0
+            if last is None:
+                continue
+            # So far that no row lands where another one lies: unique keys are checked row by row.
+            by = int(last) + 1 - min(0, int(first))
+            connection.execute(update(place.table).where(mine, freed).values({place.name: place - by}))
