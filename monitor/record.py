@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from detectors.errors import InvalidSettings
 from monitor.pointers import FieldName, Place, parse_place
+from monitor.times import Duration
 
 TimeUnit = Literal["s", "ms", "us", "ns", "rfc3339"]
 
@@ -22,6 +23,20 @@ class TimeSettings(BaseModel, frozen=True, extra="forbid"):
 
 def _time(value: object) -> object:
     return {"path": value} if isinstance(value, str) else value
+
+
+class PairSettings(BaseModel, frozen=True, extra="forbid"):
+    """A request and its response are two records of one partition: they become one, /request/... and /response/..."""
+
+    by: FieldName = Field("header:ce_id", description="the id that a request and its response share")
+    role: FieldName = Field(
+        "header:ce_type",
+        description="which of the two it is: a text whose last word after a dot is request or response",
+    )
+    timeout: Duration = Field(60.0, description="how long one waits for the other, by the broker's time")
+    on_timeout: Literal["emit", "dead_letter"] = Field(
+        "emit", description="what becomes of one alone: a record whose other side is null, or a dead letter, unpaired"
+    )
 
 
 def _names(value: object) -> object:
@@ -53,6 +68,9 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
     redact: list[FieldName] = Field(
         default_factory=list, description="fields that are never stored, in kept records and dead letters alike"
     )
+    pair: PairSettings | None = Field(
+        None, description="join requests and responses, such as {timeout: 60s}; {} is enough for CloudEvents"
+    )
     excerpt: int = Field(2000, ge=1, le=1 << 20, description="most characters stored of one kept field")
     max_bytes: int = Field(1 << 20, ge=1, description="longest value in bytes that is decoded")
     max_past_days: float = Field(3650.0, gt=0, description="oldest event time, in days before the broker's time")
@@ -62,6 +80,17 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
     def _fields_fit_the_codec(self) -> RecordSettings:
         for key, name in self.all_fields():
             _check_place(self.codec, key, name)
+            if self.pair is not None:
+                check_side(key, name)
+        return self
+
+    @model_validator(mode="after")
+    def _halves_are_documents(self) -> RecordSettings:
+        if self.pair is not None:
+            if self.codec == "raw":
+                raise ValueError("pair: raw values have no sides to join; expected codec json or msgpack")
+            for key in ("by", "role"):
+                _check_place(self.codec, f"pair.{key}", getattr(self.pair, key))
         return self
 
     def all_fields(self) -> Iterable[tuple[str, str]]:
@@ -76,6 +105,13 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
         yield from (("redact", name) for name in self.redact)
 
 
+def check_side(key: str, name: str) -> None:
+    """Raise ValueError if the field of a pair stands on neither side of it."""
+    place = parse_place(name)
+    if place.kind == "pointer" and place.tokens[0] not in ("request", "response"):
+        raise ValueError(f"{key}: with pair, a field is /request{name} or /response{name}")
+
+
 def _check_place(codec: str, key: str, name: str) -> None:
     kind = parse_place(name).kind
     if codec == "raw" and kind == "pointer":
@@ -86,12 +122,14 @@ def _check_place(codec: str, key: str, name: str) -> None:
         )
 
 
-def embedded_place(codec: str, name: str) -> Place:
+def embedded_place(codec: str, name: str, *, paired: bool = False) -> Place:
     """Where an embedder's field stands. Raises InvalidSettings where the codec has no such place."""
     try:
         place = parse_place(name)
         if codec == "raw" and place.kind == "pointer":
             raise ValueError("a raw value has no fields; expected body, header:NAME or key")
+        if paired:
+            check_side("the field", name)
         if codec != "raw" and place.kind == "body":
             raise ValueError(f'a body needs codec: raw, and this is {codec}; expected a pointer such as "/vector"')
     except ValueError as error:

@@ -23,21 +23,11 @@ from detectors.errors import InvalidSettings
 from detectors.feedback import OpinionName
 from monitor.decode import RecordSettings
 from monitor.embedders import EmbedderSettings
+from monitor.times import Duration, seconds_of
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def _seconds(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", value)
-        if match is None or match[2] not in _UNITS:
-            raise ValueError('expected a duration such as "10s", "5m", "1h" or "2d"')
-        return float(match[1]) * _UNITS[match[2]]
-    return value
-
-
-Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Weight = Annotated[float, Field(gt=0, le=1_000_000)]
 
 
@@ -54,7 +44,7 @@ def season_of(value: object) -> object:
     if value in ("auto", "none"):
         return value
     try:
-        seconds = _seconds(value)
+        seconds = seconds_of(value)
     except ValueError:
         seconds = None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
@@ -219,6 +209,12 @@ class ModelSettings(_Section):
     @classmethod
     def _names_of_spaces(cls, value: dict[str, SpaceSettings]) -> dict[str, SpaceSettings]:
         return _check_names(value)
+
+    @property
+    def lateness_ms(self) -> int:
+        """How far a record may lie behind the newest of its partition: ``drift.lateness``, and the wait for a pair."""
+        pair = self.record.pair
+        return round((self.drift.lateness + (pair.timeout if pair is not None else 0.0)) * 1000)
 
     @property
     def thins_by_key(self) -> bool:
