@@ -92,6 +92,7 @@ class DeadLetter:
         payload: the first bytes of the value, as many as settings allow.
         size: the length of the whole value in bytes.
         row: which row of the record, where a record carries many; 0 where all of it cannot be used.
+        block: the block of event time that it is counted in; None while that is not known.
     """
 
     partition: Partition
@@ -102,6 +103,7 @@ class DeadLetter:
     payload: bytes
     size: int
     row: int = 0
+    block: int | None = None
 
 
 # Given partitions, the next offset stored for each; partitions that were never read are absent.
