@@ -51,7 +51,8 @@ class WebhookSettings(BaseModel, frozen=True, extra="forbid"):
     secret: SecretStr | None = Field(None, description="key of the HMAC-SHA256 signature")
     secret_file: Path | None = Field(None, description="file that holds the key, instead of secret")
     headers: dict[str, SecretStr] = Field(default_factory=dict, description="more headers, such as Authorization")
-    timeout_s: float = Field(5.0, gt=0, le=60, description="seconds to wait for the connection, and for an answer")
+    # Both waits together stay below the time after which another process sends the notification (monitor/outbox.py).
+    timeout_s: float = Field(5.0, gt=0, le=25, description="seconds to wait for the connection, and for an answer")
     verify_tls: bool = Field(True, description="check the server's certificate")
     ca_file: Path | None = Field(None, description="file with the certificate authorities to trust (PEM)")
     external_url: str = Field("", description="address of driftd's status page, for the links in the body")

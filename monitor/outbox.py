@@ -24,18 +24,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIMIT = 100  # rows read at once
-DEPTH_EVERY_MS = 5_000
+LEASE_S = 60.0  # a process that dies while it sends delays the notification by so much; longer than any sink waits
+LONGEST_WAIT_S = 3_540.0  # an hour is the most that the database takes, and clocks differ a little
+DEPTH_EVERY_S = 5.0
 
 
 class OutboxStore(Protocol):
     """What the sender needs of the database; `connectors.database.store.Store` has it. Called from several threads."""
 
-    def outbox_due(self, now_ms: int, limit: int, *, sink: str | None = None) -> list[OutboxRow]: ...
+    def outbox_claim(self, sink: str, now_ms: int, lease_ms: int, limit: int) -> list[OutboxRow]: ...
     def outbox_sent(self, sink: str, notification_id: str, now_ms: int) -> None: ...
-    def outbox_failed(self, sink: str, notification_id: str, due_ms: int, error: str) -> None: ...
+    def outbox_failed(
+        self, sink: str, notification_id: str, due_ms: int, error: str, *, held_ms: int | None = None
+    ) -> None: ...
     def outbox_dead(self, sink: str, notification_id: str, error: str) -> None: ...
-    def outbox_depth(self) -> int: ...
+    def outbox_waiting(self) -> tuple[int, int | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +76,28 @@ class SinkQueue:
     After a failure that may pass, the whole sink pauses: the notifications behind it would only fail as well, and use
     up their attempts.
 
+    Each notification is claimed in the database before it is sent, so that of several processes one sends it. Whoever
+    is killed between the two delays it by ``lease_s``.
+
     Attributes:
         name: of the sink.
         paused_until_ms: nothing is sent before.
     """
 
     def __init__(
-        self, name: str, sink: Sink, store: OutboxStore, *, policy: RetryPolicy, metrics: Metrics | None = None
+        self,
+        name: str,
+        sink: Sink,
+        store: OutboxStore,
+        *,
+        policy: RetryPolicy,
+        metrics: Metrics | None = None,
+        lease_s: float = LEASE_S,
     ) -> None:
         self.name = name
         self.paused_until_ms = 0
+        self._pause_ms = 0
+        self._lease_ms = round(lease_s * 1000)
         self._sink = sink
         self._store = store
         self._policy = policy
@@ -98,24 +113,28 @@ class SinkQueue:
         """Send what is due, until nothing is, the sink fails or a stop is asked for. Returns how many were sent.
 
         Raises:
-            StoreError: the database refuses; what was sent since is sent again.
+            StoreError: the database refuses; what was sent and could not be marked is marked by the next call.
         """
         sent = 0
-        while not stopping.is_set() and clock() >= self.paused_until_ms:
-            rows = self._store.outbox_due(clock(), LIMIT, sink=self.name)
+        for identity in sorted(self._unmarked):
+            self._mark_sent(identity, clock())
+        while not stopping.is_set() and not self._is_paused(clock()):
+            # One at a time: those behind it would use up their leases while it is on its way.
+            rows = self._store.outbox_claim(self.name, clock(), self._lease_ms, 1)
             if not rows:
                 break
-            for row in rows:
-                if stopping.is_set() or clock() < self.paused_until_ms:
-                    break
-                sent += self._deliver(row, clock)
+            sent += self._deliver(rows[0], clock)
         self._show_age(clock())
         return sent
 
+    def _is_paused(self, now_ms: int) -> bool:
+        # More than the whole pause is left: the clock was set back, and the pause would last for as long.
+        return 0 < self.paused_until_ms - now_ms <= self._pause_ms
+
     def _deliver(self, row: OutboxRow, clock: Callable[[], int]) -> int:
-        """Send one, and mark it. Returns 1 if it was sent now."""
+        """Send one, and mark it. Returns 1 if it was sent."""
         identity = row.notification.id
-        if identity in self._unmarked:
+        if identity in self._unmarked:  # marking it failed after the lease was over
             self._mark_sent(identity, clock())
             return 0
         try:
@@ -125,7 +144,7 @@ class SinkQueue:
                 log.exception(event("sink raised an unexpected error", sink=self.name))
             self._failed(row, error, clock())
             return 0
-        # While the database can be read but not written (a full disk), the row stays due: never send it again for that.
+        # Should the database refuse the mark, the lease ends one day: never send it again for that.
         self._unmarked.add(identity)
         self._failing_since_ms, self._failures = None, 0
         self._refusals.over(sink=self.name)
@@ -140,19 +159,20 @@ class SinkQueue:
 
     def _failed(self, row: OutboxRow, error: Exception, now_ms: int) -> None:
         identity, attempts, text = row.notification.id, row.attempts + 1, describe(error)
-        asked_s = error.retry_after_s or 0.0 if isinstance(error, SinkError) else 0.0
+        asked_s = min(error.retry_after_s or 0.0, LONGEST_WAIT_S) if isinstance(error, SinkError) else 0.0
         passing = not isinstance(error, SinkError) or error.retryable
         self._refusals.happened(text, sink=self.name)
         # First the pause, which holds even if the database then refuses. It grows with the failures in a row, not with
         # the attempts of this notification: one that a receiver chokes on must not hold up the others for long.
         self._failures += 1
         pause_s = max(self._policy.wait_s(self.name, self._failures), asked_s)
-        self.paused_until_ms = now_ms + round(pause_s * 1000)
+        self._pause_ms = round(pause_s * 1000)
+        self.paused_until_ms = now_ms + self._pause_ms
         if passing and attempts < self._policy.attempts:
             if self._failing_since_ms is None:
                 self._failing_since_ms = now_ms
             wait_s = max(self._policy.wait_s(f"{self.name} {identity}", attempts), asked_s)
-            self._store.outbox_failed(self.name, identity, now_ms + round(wait_s * 1000), text)
+            self._store.outbox_failed(self.name, identity, now_ms + round(wait_s * 1000), text, held_ms=row.due_ms)
             if self._metrics is not None:
                 self._metrics.outbox_failed.labels(self.name).inc()
             return
@@ -176,7 +196,7 @@ class SinkQueue:
     def _show_age(self, now_ms: int) -> None:
         if self._metrics is not None:
             since = now_ms if self._failing_since_ms is None else self._failing_since_ms
-            self._metrics.outbox_age.labels(self.name).set((now_ms - since) / 1000)
+            self._metrics.outbox_age.labels(self.name).set(max(now_ms - since, 0) / 1000)
 
 
 class OutboxSender:
@@ -240,13 +260,14 @@ class OutboxSender:
     def _run(self, name: str) -> None:
         queue = self._queues[name]
         database = RepeatingFailure(log, "outbox cannot be read or written")
-        next_depth_ms = 0
+        next_depth_s = 0.0
         while not self._stopping.is_set():
             try:
                 queue.pump(self._clock, self._stopping)
-                if self._metrics is not None and self._clock() >= next_depth_ms:
-                    next_depth_ms = self._clock() + DEPTH_EVERY_MS
-                    self._metrics.outbox_depth.set(self._store.outbox_depth())
+                if self._metrics is not None and time.monotonic() >= next_depth_s:
+                    next_depth_s = time.monotonic() + DEPTH_EVERY_S
+                    depth, _ = self._store.outbox_waiting()
+                    self._metrics.outbox_depth.set(depth)
                 database.over(sink=name)
             except StoreError as error:
                 database.happened(describe(error), sink=name)

@@ -999,6 +999,82 @@ def test_the_second_of_two_senders_does_not_undo_the_first(store: Store) -> None
     assert content(store) == after
 
 
+def claim(store: Store, now_ms: int, *, limit: int = 9, lease_ms: int = 60_000) -> list[str]:
+    return [row.notification.id for row in store.outbox_claim("pager", now_ms, lease_ms, limit)]
+
+
+def test_what_one_process_has_claimed_no_other_gets_until_the_lease_is_over(
+    store: Store, new_store: Callable[[], Store]
+) -> None:
+    other = new_store()
+    notes = [("pager", notification(f"n{number}", of=f"i{number}")) for number in range(3)]
+    fold(store, 1, outbox=[*notes, ("mail", notification("n0"))])
+    (row,) = store.outbox_claim("pager", 1_000, 60_000, 1)
+    assert (row.notification.id, row.due_ms, row.attempts) == ("n0", 61_000, 0)
+    assert claim(other, 1_000) == ["n1", "n2"]
+    assert claim(store, 60_999) == [], "the other process may be sending them"
+    assert claim(store, 61_000) == ["n0", "n1", "n2"], "it died, and its leases are over"
+    store.outbox_sent("pager", "n0", 61_500)
+    assert claim(other, 200_000) == ["n1", "n2"]
+    assert store.outbox_waiting() == (3, 1_000)
+
+
+def test_a_later_notification_of_an_incident_waits_for_one_that_is_claimed(
+    store: Store, new_store: Callable[[], Store]
+) -> None:
+    other = new_store()
+    fold(store, 1, outbox=[("pager", notification("firing")), ("pager", notification("resolved"))])
+    assert claim(store, 0) == ["firing"]
+    assert claim(other, 0) == [] and claim(store, 0) == []
+    store.outbox_sent("pager", "firing", 5)
+    assert claim(other, 5) == ["resolved"]
+
+
+def test_of_processes_that_claim_at_once_each_gets_others(store: Store, new_store: Callable[[], Store]) -> None:
+    fold(store, 1, outbox=[("pager", notification(f"n{number}", of=f"i{number}")) for number in range(60)])
+    ready = threading.Barrier(3)
+    claimed: list[str] = []
+
+    def take(mine: Store) -> None:
+        ready.wait(timeout=10)
+        while found := claim(mine, 0, limit=2):
+            claimed.extend(found)
+
+    threads = [threading.Thread(target=take, args=(new_store(),)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    # A thread that lost every race of one look may leave early; the others go on.
+    assert sorted(claimed) == sorted(f"n{number}" for number in range(60))
+
+
+def test_a_failure_after_the_lease_does_not_end_the_lease_of_another_process(store: Store) -> None:
+    fold(store, 1, outbox=[("pager", notification("n1"))])
+    (first,) = store.outbox_claim("pager", 0, 1_000, 1)
+    (second,) = store.outbox_claim("pager", 1_000, 1_000, 1)
+    store.outbox_failed("pager", "n1", 1_001, "timed out", held_ms=first.due_ms)
+    assert claim(store, 1_001) == []
+    store.outbox_failed("pager", "n1", 1_001, "503", held_ms=second.due_ms)
+    assert claim(store, 1_001) == ["n1"]
+
+
+def test_a_clock_that_ran_ahead_holds_no_notification_for_ever(store: Store) -> None:
+    fold(store, 1, outbox=[("pager", notification(f"n{number}", of=f"i{number}")) for number in range(2)])
+    now_ms, ahead_ms = 1_000_000_000, 365 * DAY_MS
+    assert claim(store, now_ms + ahead_ms, limit=1) == ["n0"]
+    store.outbox_failed("pager", "n1", now_ms + ahead_ms + 900_000, "down")
+    assert sorted(claim(store, now_ms)) == ["n0", "n1"], "nothing ever waits for longer than an hour"
+    assert claim(store, now_ms) == []
+    with pytest.raises(ValueError, match="expected less than"):
+        claim(store, now_ms, lease_ms=3_600_000)
+
+
+def test_nothing_waits_in_an_empty_outbox(store: Store) -> None:
+    assert store.outbox_waiting() == (0, None)
+    assert claim(store, 0) == []
+
+
 # --- references -------------------------------------------------------------------------------------------------------
 
 REFERENCE = ReferenceRow("m", "input", 1, "references/m/input/1", 50_000, 64, "ab12", 1_000, True)

@@ -230,6 +230,58 @@ def test_a_notification_is_not_sent_again_because_the_database_cannot_be_written
     assert rows(database) == [("pager", "n", "sent", 1)]
 
 
+def test_a_clock_that_is_set_back_prolongs_no_pause(store: Store) -> None:
+    put(store, ("pager", note("n")))
+    sink, clock = ScriptedSink(SinkError("slow down.", retryable=True, retry_after_s=10**9)), Clock()
+    sending = queue(store, sink, metrics=(metrics := Metrics()))
+    sending.pump(clock, threading.Event())
+    assert sink.tried == ["n"] and sending.paused_until_ms - clock.now_ms < 3_600_000
+    clock.now_ms -= 86_400_000
+    assert sending.pump(clock, threading.Event()) == 1
+    assert metric(metrics, "driftd_outbox_age_seconds") == 0
+
+
+def test_two_processes_send_each_notification_once_and_each_incident_in_order(store: Store, database: Path) -> None:
+    put(
+        store,
+        *[("pager", note(f"{step}-{number}", incident=f"i{number}")) for step in range(3) for number in range(20)],
+    )
+    arrived: list[str] = []
+
+    def take(sink: ScriptedSink) -> None:
+        with Store.open(f"sqlite:///{database}") as mine:
+            sender = OutboxSender(mine, {"pager": sink}, look_every_s=0.01)
+            sender.start()
+            wait_until(lambda: mine.outbox_waiting()[0] == 0, timeout_s=30)
+            assert sender.stop() == []
+
+    class Shared(ScriptedSink):
+        def send(self, notification: Notification) -> None:
+            super().send(notification)
+            arrived.append(notification.id)
+
+    sinks = [Shared(), Shared()]
+    threads = [threading.Thread(target=take, args=(sink,)) for sink in sinks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(arrived) == sorted(f"{step}-{number}" for step in range(3) for number in range(20))
+    for number in range(20):
+        assert [name for name in arrived if name.endswith(f"-{number}")] == [f"{step}-{number}" for step in range(3)]
+
+
+def test_what_a_killed_process_had_claimed_is_sent_when_its_lease_is_over(store: Store) -> None:
+    put(store, ("pager", note("firing")), ("pager", note("resolved")))
+    sink, clock = ScriptedSink(), Clock()
+    assert store.outbox_claim("pager", clock(), 60_000, 1)  # and nothing more is heard of it
+    sending = queue(store, sink)
+    assert sending.pump(clock, threading.Event()) == 0
+    clock.now_ms += 60_000
+    assert sending.pump(clock, threading.Event()) == 2
+    assert sink.taken == ["firing", "resolved"]
+
+
 def test_a_stop_ends_a_long_queue_between_two_notifications(store: Store) -> None:
     put(store, *[("pager", note(f"n{index}", incident=f"i{index}")) for index in range(50)])
     stopping = threading.Event()
