@@ -27,10 +27,10 @@ import numpy as np
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from connectors.file_lines import FileBytes, LineReader, PipeBytes
-from connectors.file_reader import Reader, Rows, cannot_be_read, listed, nearest_name
+from connectors.file_reader import Int64s, Reader, Rows, cannot_be_read, listed, nearest_name
 from connectors.file_tables import NpyReader, ParquetReader
-from connectors.records import Partition, RawBatch, StoredPositions
-from detectors.errors import SourceError, UnknownTopic
+from connectors.records import Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
+from detectors.errors import OffsetGap, SourceError, UnknownTopic
 
 Format = Literal["jsonl", "parquet", "npy"]
 
@@ -100,6 +100,7 @@ class FilesSource:
         self._stdin = stdin
         self._positions: StoredPositions = _nothing_stored
         self._readers: dict[Partition, Reader] = {}
+        self._held: frozenset[Partition] = frozenset()
         self._opened = False
         self._turn = 0
 
@@ -131,8 +132,8 @@ class FilesSource:
         files = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
         return f"files {self._settings.path}, {files}, {', '.join(kinds)}, {remaining} {unit}"
 
-    def open(self, positions: StoredPositions) -> None:
-        """Find the files, and go to the stored positions.
+    def open(self, positions: StoredPositions, *, topic_ids: StoredTopicIds | None = None) -> None:
+        """Find the files, and go to the stored positions. Files have no ids.
 
         Raises:
             SourceError: see `check`; OffsetGap where a stored position is not in its file any more.
@@ -149,8 +150,10 @@ class FilesSource:
             left_s = deadline - time.monotonic()
             if batches or self.finished or left_s <= 0:
                 return batches
-            if self._settings.path == STDIN:
+            if self._settings.path == STDIN and not self._held:
                 select.select([self._stdin], [], [], left_s)
+            elif self._settings.path == STDIN:
+                time.sleep(min(_WAIT_S, left_s))
             else:
                 time.sleep(min(_WAIT_S, left_s))
                 self._find_files()
@@ -164,6 +167,18 @@ class FilesSource:
     def assignment(self) -> frozenset[Partition]:
         """One partition for each file."""
         return frozenset(self._readers)
+
+    def partitions(self) -> frozenset[Partition]:
+        """The files that were found: this source reads them all."""
+        return frozenset(self._readers)
+
+    def hold(self, partitions: frozenset[Partition]) -> None:
+        """Read nothing of exactly these files until told otherwise."""
+        self._held = partitions
+
+    def state(self) -> SourceState:
+        """Files have no group, and no connection to lose."""
+        return SourceState("none", self._opened, 0, 0, 0, {})
 
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:
         """Stdin is not kept for a rewind before these offsets; files need no word of it."""
@@ -198,6 +213,38 @@ class FilesSource:
                     if len(batch):
                         yield batch
 
+    def read_at(self, positions: Sequence[tuple[Partition, int]]) -> Iterator[RawBatch]:
+        """The records at these offsets, file after file, each read once from the first wanted offset on.
+
+        Absent are those of files that are gone, offsets where no record begins, and everything of stdin.
+        """
+        wanted: dict[str, list[int]] = {}
+        for partition, offset in positions:
+            wanted.setdefault(partition.topic, []).append(offset)
+        for path, offsets in sorted(wanted.items()):
+            if self._settings.path == STDIN or not Path(path).is_file():
+                continue
+            with ExitStack() as opened:
+                reader = self._reader(path, fixed_end=True)
+                opened.callback(reader.close)
+                yield from self._rows_at(Partition(path, 0), reader, np.unique(np.array(offsets, dtype=np.int64)))
+
+    def _rows_at(self, partition: Partition, reader: Reader, offsets: Int64s) -> Iterator[RawBatch]:
+        for first in offsets.tolist():
+            try:
+                reader.seek(first)
+                break
+            except OffsetGap:  # no record begins there any more
+                continue
+        else:
+            return
+        while rows := reader.read(_ROWS):
+            batch = self._batch(partition, rows)
+            if found := np.flatnonzero(np.isin(batch.offsets, offsets)).tolist():
+                yield _chosen(batch, found)
+            if rows.next_offset > offsets[-1]:
+                return
+
     def _rest_of_stdin(self) -> Iterator[RawBatch]:
         while not all(reader.at_end for reader in self._readers.values()):
             for partition, reader in self._readers.items():
@@ -215,6 +262,7 @@ class FilesSource:
     def _take_turns(self, max_records: int) -> list[RawBatch]:
         """An equal share of each file that is not at its end; which comes first moves on with each poll."""
         waiting = sorted(partition for partition, reader in self._readers.items() if not reader.at_end)
+        waiting = [partition for partition in waiting if partition not in self._held]
         if not waiting:
             return []
         first = self._turn % len(waiting)
@@ -337,14 +385,17 @@ def _between(batch: RawBatch, start_ms: int | None, end_ms: int | None) -> RawBa
         inside &= batch.timestamps_ms >= start_ms
     if end_ms is not None:
         inside &= batch.timestamps_ms < end_ms
-    rows = np.flatnonzero(inside)
+    return _chosen(batch, np.flatnonzero(inside).tolist())
+
+
+def _chosen(batch: RawBatch, rows: Sequence[int]) -> RawBatch:
     return RawBatch(
         partition=batch.partition,
         offsets=batch.offsets[rows],
         timestamps_ms=batch.timestamps_ms[rows],
-        keys=[batch.keys[row] for row in rows.tolist()],
-        values=[batch.values[row] for row in rows.tolist()],
-        headers=[batch.headers[row] for row in rows.tolist()],
+        keys=[batch.keys[row] for row in rows],
+        values=[batch.values[row] for row in rows],
+        headers=[batch.headers[row] for row in rows],
         next_offset=batch.next_offset,
     )
 

@@ -19,6 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import compress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -29,7 +30,7 @@ from pydantic import AwareDatetime, BaseModel, Field, field_validator
 
 from connectors.kafka_probe import KafkaSecurity, TopicFound, find_topic, split_address
 from connectors.log_throttle import throttle
-from connectors.records import Headers, Partition, RawBatch, StoredPositions
+from connectors.records import Headers, Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
 from detectors.errors import (
     AccessRefused,
     MissingCodec,
@@ -56,8 +57,10 @@ _SILENCE_S = 30.0  # without records for so long, ask whether the topic is still
 _JOIN_S = 2.0  # a signal must be heard in between
 _STUCK_S = 30.0  # not a word from brokers that answer others: the client is stuck
 _COMMIT_EVERY_S = 10.0
+_METADATA_AGE_MS = 10_000  # a partition that is added, or a topic made anew, is seen within that time
 _ATTEMPTS = 3  # the same failure in a row, before it is called lasting
 _LOG_APPEND_TIME = 1
+_JUMP = 5000  # records; to skip fewer, reading on is cheaper than fetching anew
 
 _OFFSET, _TIMESTAMP, _KEY, _VALUE, _HEADERS = itemgetter(3), itemgetter(4), itemgetter(6), itemgetter(7), itemgetter(8)
 
@@ -154,11 +157,14 @@ class KafkaSource:
         self.group = group
         self.instance = re.sub(r"[^a-zA-Z0-9._-]", "-", instance)[:249] if instance else None
         self._positions: StoredPositions | None = None
+        self._topic_ids: StoredTopicIds | None = None
         self._consumer: KafkaConsumer | None = None
         # Shared with the rebalance listener, which runs on the client's I/O thread.
         self._lock = threading.Lock()
         self._fresh: set[TopicPartition] = set()
         self._assigned: frozenset[Partition] = frozenset()
+        self._known: frozenset[Partition] = frozenset()
+        self._held: frozenset[Partition] = frozenset()
         self._next: dict[Partition, int] = {}  # what comes after the records handed over
         self._base: dict[Partition, int | None] = {}  # what the database holds, as far as we know
         self._starts: dict[Partition, int] = {}  # starts that were resolved and may not be stored yet
@@ -166,8 +172,10 @@ class KafkaSource:
         self._started: list[RawBatch] = []  # empty batches that tell resolved starts, not handed over yet
         self._partitions_at_open = 0
         self._committed: dict[Partition, int] = {}
+        self._progress: dict[Partition, float] = {}  # when each was last at its end or brought something
+        self._rebalances = 0
         self._failures = 0
-        self._heard = self._asked = self._received = self._told = 0.0  # monotonic clock
+        self._heard = self._asked = self._received = self._told = self._looked = 0.0  # monotonic clock
         self._trouble: SourceError | None = None
         self.failed_commits = 0
         self.rebuilt = 0
@@ -217,13 +225,14 @@ class KafkaSource:
         noun = "partition" if found.partitions == 1 else "partitions"
         return f"kafka {found.broker}, topic {self._settings.topic}, {found.partitions} {noun}, group {self.group}"
 
-    def open(self, positions: StoredPositions) -> None:
+    def open(self, positions: StoredPositions, *, topic_ids: StoredTopicIds | None = None) -> None:
         """Connect and join the group; partitions come with the first polls.
 
         Raises:
             SourceUnreachable, AccessRefused, UnknownTopic, MissingCodec: what is wrong, with its cure.
         """
         self._positions = positions
+        self._topic_ids = topic_ids
         require_codecs()
         self._partitions_at_open = self._find_topic().partitions
         self._connect()
@@ -255,13 +264,15 @@ class KafkaSource:
         for tp, records in polled.items():
             partition = Partition(*tp)
             if partition in self._next and tp not in self._fresh:
-                batch = _raw_batch(partition, records, self._position(tp))
+                batch = self._raw_batch(consumer, partition, records)
                 self._next[partition] = batch.next_offset
                 batches.append(batch)
+        now = time.monotonic()
+        self._progress.update({batch.partition: now for batch in batches})
         if polled:
             self._failures = 0
             self._trouble = None
-            self._heard = self._received = time.monotonic()
+            self._heard = self._received = now
         else:
             self._watch_connection()
         if time.monotonic() - self._told >= _COMMIT_EVERY_S:
@@ -279,6 +290,42 @@ class KafkaSource:
     def assignment(self) -> frozenset[Partition]:
         """The partitions that this source reads, as of the last poll."""
         return self._assigned
+
+    def partitions(self) -> frozenset[Partition]:
+        """Every partition of the topic that the client knows of; it looks anew every 10 s."""
+        if self._consumer is not None:
+            numbers = self._consumer._client.cluster.partitions_for_topic(self._settings.topic)
+            if numbers:
+                self._known = frozenset(Partition(self._settings.topic, number) for number in numbers)
+        return self._known
+
+    def hold(self, partitions: frozenset[Partition]) -> None:
+        """See `connectors.records.Source.hold`. What was fetched of a held partition is kept until it is let go."""
+        self._held = partitions
+        if self._consumer is None:
+            return
+        with self._lock:
+            for tp in self._consumer.assignment() - self._fresh:
+                self._let_fetch(self._consumer, tp)
+
+    def state(self) -> SourceState:
+        """See `connectors.records.Source.state`."""
+        now = time.monotonic()
+        stable = self._consumer is not None and self._consumer._coordinator.stable()
+        silent = {}
+        for partition, lag in self.lag().items():
+            if lag == 0 or partition in self._held:
+                self._progress[partition] = now
+            elif (seconds := now - self._progress.setdefault(partition, now)) > _SILENCE_S:
+                silent[partition] = seconds
+        return SourceState(
+            member="stable" if stable else "joining",
+            connected=self.connected,
+            rebalances=self._rebalances,
+            rebuilt=self.rebuilt,
+            failed_commits=self.failed_commits,
+            silent=silent,
+        )
 
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:
         """See `connectors.records.Source.commit`: advisory, asynchronous, never raises."""
@@ -308,8 +355,8 @@ class KafkaSource:
         lags = {}
         for partition in self._assigned:
             tp = TopicPartition(*partition)
-            position = self._position(tp)
-            if position is None or self._consumer is None:
+            position = _position(self._consumer, partition) if self._consumer is not None else None
+            if position is None:
                 position = self._next.get(partition)
             if position is None:
                 continue
@@ -331,15 +378,26 @@ class KafkaSource:
         """
         require_codecs()
         found = self._find_topic()
-        consumer = self._new_consumer(group=None, instance=None)
-        try:
+        with self._reader() as consumer:
             yield from self._range_batches(consumer, self._topic_partitions(range(found.partitions)), start_ms, end_ms)
-        except SourceError:
-            raise
-        except Exception as error:
-            raise self._translated(error) from error
-        finally:
-            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
+
+    def read_at(self, positions: Sequence[tuple[Partition, int]]) -> Iterator[RawBatch]:
+        """See `connectors.records.Source.read_at`. Absent are also records of transactions that are open or aborted.
+
+        Raises:
+            SourceError: the topic cannot be read; what was handed over before stays valid.
+        """
+        require_codecs()
+        wanted: dict[TopicPartition, npt.NDArray[np.int64]] = {}
+        found = self._find_topic()
+        for tp in self._topic_partitions(range(found.partitions)):
+            offsets = {offset for partition, offset in positions if partition == tp}
+            if offsets:
+                wanted[tp] = np.array(sorted(offsets), dtype=np.int64)
+        if not wanted:
+            return
+        with self._reader() as consumer:
+            yield from self._batches_at(consumer, wanted)
 
     def close(self) -> None:
         """Leave within 5 seconds, whatever the broker does. A static member's partitions wait for its return."""
@@ -409,7 +467,7 @@ class KafkaSource:
                 max_partition_fetch_bytes=settings.max_partition_fetch_bytes,
                 fetch_max_bytes=max(_FETCH_MAX_BYTES, settings.max_partition_fetch_bytes),
                 reconnect_backoff_max_ms=1000,  # the default of 30 s lengthens every outage
-                metadata_max_age_ms=60_000,  # a partition that is added is seen within a minute
+                metadata_max_age_ms=_METADATA_AGE_MS,
                 bootstrap_timeout_ms=self._rpc_ms,
                 kafka_client=client_factory(clients),
                 **settings.security.client_options(),
@@ -452,6 +510,17 @@ class KafkaSource:
                 consumer.seek(tp, 0)
                 consumer.pause(tp)
                 self._fresh.add(tp)
+        self._rebalances += 1
+
+    def _let_fetch(self, consumer: KafkaConsumer, tp: TopicPartition) -> None:
+        """Fetch of a partition that was placed, unless it is held."""
+        try:
+            if Partition(*tp) in self._held:
+                consumer.pause(tp)
+            else:
+                consumer.resume(tp)
+        except KeyError:  # taken away in this moment
+            return
 
     def _replace(self, partitions: Iterable[TopicPartition]) -> None:
         """Fetch nothing more of these partitions until they are placed again."""
@@ -477,6 +546,7 @@ class KafkaSource:
         if partitions != self._assigned:
             for gone in self._assigned - partitions:
                 self._next.pop(gone, None)
+                self._progress.pop(gone, None)
             self._assigned = partitions
         if not fresh:
             return
@@ -504,7 +574,7 @@ class KafkaSource:
                 targets[tp] = self._without_gap(tp, stored[partition], first[tp], last[tp])
             else:
                 targets[tp] = self._without_gap(tp, starts[partition], first[tp], last[tp])
-                started.append(_raw_batch(partition, [], targets[tp]))
+                started.append(_raw_batch(partition, [], targets[tp], topic_id=self._topic_id(consumer)))
         for tp, offset in targets.items():
             partition = Partition(*tp)
             self._base[partition] = stored.get(partition)
@@ -514,7 +584,7 @@ class KafkaSource:
                 consumer.seek(tp, offset)
             except ValueError:  # taken away again in this moment; the next poll tells
                 continue
-            consumer.resume(tp)
+            self._let_fetch(consumer, tp)
         self._started += started
 
     def _resolve_starts(
@@ -617,16 +687,14 @@ class KafkaSource:
                 self._find_topic()  # says it better, where it can
             raise self._translated(error) from error
 
-    def _position(self, tp: TopicPartition) -> int | None:
-        """Where the client goes on, past the records handed over and past control records and aborted transactions."""
-        if self._consumer is None:
-            return None
-        try:
-            # 0: what it knows now, without asking anybody.
-            position: int | None = self._consumer.position(tp, timeout_ms=0)
-        except Exception:
-            return None  # taken away in this moment
-        return position
+    def _topic_id(self, consumer: KafkaConsumer) -> str | None:
+        """The id of the topic that has the name now, as far as the client knows; brokers before 2.8 have none."""
+        known = consumer._client.cluster.topic_id(self._settings.topic)
+        return str(known) if known is not None and known.int else None
+
+    def _raw_batch(self, consumer: KafkaConsumer, partition: Partition, records: Sequence[Any]) -> RawBatch:
+        position = _position(consumer, partition)
+        return _raw_batch(partition, records, position, topic_id=self._topic_id(consumer))
 
     def _after_failure(self, error: Exception) -> None:
         """What an exception out of the client's poll means; raises, unless waiting is all that there is to do."""
@@ -710,7 +778,7 @@ class KafkaSource:
                 self._find_topic()
                 heard = time.monotonic()
             for tp, records in polled.items():
-                batch = _raw_batch(Partition(*tp), records, consumer.position(tp, timeout_ms=0))
+                batch = self._raw_batch(consumer, Partition(*tp), records)
                 wanted_rows = batch.offsets < last[tp]
                 if start_ms is not None:
                     wanted_rows &= batch.timestamps_ms >= start_ms
@@ -725,6 +793,51 @@ class KafkaSource:
                     left.discard(tp)
             done = set(tps) - left
             consumer.pause(*(done & consumer.assignment()))
+
+    @contextmanager
+    def _reader(self) -> Iterator[KafkaConsumer]:
+        """A client of no group, for reading beside the stream."""
+        consumer = self._new_consumer(group=None, instance=None)
+        try:
+            yield consumer
+        except SourceError:
+            raise
+        except Exception as error:
+            raise self._translated(error) from error
+        finally:
+            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
+
+    def _batches_at(
+        self, consumer: KafkaConsumer, wanted: dict[TopicPartition, npt.NDArray[np.int64]]
+    ) -> Iterator[RawBatch]:
+        """The records at these sorted offsets. Reads on over short stretches, jumps over long ones."""
+        first, last = self._limits(consumer, list(wanted))
+        for tp, offsets in list(wanted.items()):
+            wanted[tp] = offsets[(offsets >= first[tp]) & (offsets < last[tp])]
+        left = {tp for tp, offsets in wanted.items() if len(offsets)}
+        consumer.assign(sorted(left))
+        for tp in left:
+            consumer.seek(tp, int(wanted[tp][0]))
+        heard = time.monotonic()
+        while left:
+            polled = consumer.poll(timeout_ms=1000, max_records=_JUMP)
+            if polled:
+                heard = time.monotonic()
+            elif time.monotonic() - heard >= self._settings.unreachable_after_s:
+                self._find_topic()
+                heard = time.monotonic()
+            for tp, records in polled.items():
+                batch = self._raw_batch(consumer, Partition(*tp), records)
+                if kept := _rows(batch, np.isin(batch.offsets, wanted[tp]), end=last[tp]):
+                    yield kept
+            for tp in list(left):
+                position = consumer.position(tp, timeout_ms=0)
+                wanted[tp] = wanted[tp][wanted[tp] >= position]
+                if not len(wanted[tp]):
+                    left.discard(tp)
+                    consumer.pause(tp)
+                elif wanted[tp][0] >= position + _JUMP:
+                    consumer.seek(tp, int(wanted[tp][0]))
 
     def _translated(self, error: Exception) -> SourceError:
         """Any error of the client library as one of ours."""
@@ -872,7 +985,21 @@ def _within(seconds: float, work: Callable[[], object]) -> bool:
     return not thread.is_alive()
 
 
-def _raw_batch(partition: Partition, records: Sequence[Any], next_offset: int | None) -> RawBatch:
+def _position(consumer: KafkaConsumer, partition: Partition) -> int | None:
+    """Where the client goes on, past the records handed over and past control records and aborted transactions."""
+    from kafka import TopicPartition
+
+    try:
+        # 0: what it knows now, without asking anybody.
+        position: int | None = consumer.position(TopicPartition(*partition), timeout_ms=0)
+    except Exception:
+        return None  # taken away in this moment
+    return position
+
+
+def _raw_batch(
+    partition: Partition, records: Sequence[Any], next_offset: int | None, *, topic_id: str | None = None
+) -> RawBatch:
     """The client's records (named tuples) as columns."""
     n = len(records)
     offsets = np.fromiter(map(_OFFSET, records), np.int64, n)
@@ -885,6 +1012,7 @@ def _raw_batch(partition: Partition, records: Sequence[Any], next_offset: int | 
         values=list(map(_VALUE, records)),
         headers=_headers(records),
         next_offset=max(after, next_offset or 0),
+        topic_id=topic_id,
     )
 
 
@@ -910,4 +1038,5 @@ def _rows(batch: RawBatch, wanted: npt.NDArray[np.bool_], *, end: int) -> RawBat
         values=list(compress(batch.values, wanted)),
         headers=list(compress(batch.headers, wanted)),
         next_offset=min(batch.next_offset, end),
+        topic_id=batch.topic_id,
     )

@@ -109,6 +109,31 @@ class DeadLetter:
 # Given partitions, the next offset stored for each; partitions that were never read are absent.
 StoredPositions = Callable[[Sequence[Partition]], Mapping[Partition, int]]
 
+# Given partitions, the id of the topic that each stored offset belongs to; where none is known, it is absent.
+StoredTopicIds = Callable[[Sequence[Partition]], Mapping[Partition, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """How a source does, as far as it knows without asking anybody.
+
+    Attributes:
+        member: of a consumer group: "stable", or "joining" while partitions move; "none" without a group.
+        connected: the outside system has said something lately.
+        rebalances: how often the group has told us our partitions, since the start.
+        rebuilt: how often an error made the client be built anew.
+        failed_commits: advisory commits that were refused or lost.
+        silent: seconds since anything came, for the partitions that are read and have something left but brought
+            nothing for more than 30 s. What is left may also be an open transaction.
+    """
+
+    member: str
+    connected: bool
+    rebalances: int
+    rebuilt: int
+    failed_commits: int
+    silent: Mapping[Partition, float]
+
 
 class Source(Protocol):
     """Where records come from. Every method is called from one thread.
@@ -129,8 +154,12 @@ class Source(Protocol):
             SourceError: a subclass that names what is wrong, with a hint.
         """
 
-    def open(self, positions: StoredPositions) -> None:
-        """Begin. Raises SourceError where the source cannot be read at all."""
+    def open(self, positions: StoredPositions, *, topic_ids: StoredTopicIds | None = None) -> None:
+        """Begin. Raises SourceError where the source cannot be read at all.
+
+        Args:
+            topic_ids: tells whether a stored offset belongs to the topic that is there now; asked like ``positions``.
+        """
 
     def poll(self, max_records: int, timeout_s: float) -> list[RawBatch]:
         """Up to ``max_records`` records, after at most about ``timeout_s`` seconds; [] where there are none.
@@ -145,6 +174,15 @@ class Source(Protocol):
     def assignment(self) -> frozenset[Partition]:
         """The partitions that this source reads now."""
 
+    def partitions(self) -> frozenset[Partition]:
+        """Every partition that is known now, whoever reads it; empty before any is known."""
+
+    def hold(self, partitions: frozenset[Partition]) -> None:
+        """From now on fetch nothing of exactly these; they stay assigned, and their positions stay. Never raises."""
+
+    def state(self) -> SourceState:
+        """How it does. Never blocks."""
+
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:
         """Tell the outside system how far we are. Advisory, never raises: the database is the truth."""
 
@@ -153,6 +191,12 @@ class Source(Protocol):
 
     def read_range(self, start_ms: int | None, end_ms: int | None) -> Iterator[RawBatch]:
         """Records with start_ms <= broker's time < end_ms, without touching the group; ends are fixed at the start."""
+
+    def read_at(self, positions: Sequence[tuple[Partition, int]]) -> Iterator[RawBatch]:
+        """Exactly the records at these offsets, in any order of partitions, without touching the group.
+
+        Those that are gone are absent. A batch holds records of one partition in the order of their offsets.
+        """
 
     def close(self) -> None:
         """Leave within 5 seconds, whatever the outside system does."""

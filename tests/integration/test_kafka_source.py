@@ -387,6 +387,68 @@ def test_rewind_reads_again_from_the_stored_offset(kafka, topic, make_source) ->
     assert offsets_of(read(source, records(6))) == {0: [4, 5, 6, 7, 8, 9]}
 
 
+def test_a_held_partition_stays_ours_and_brings_nothing_until_it_is_let_go(kafka, topic, make_source) -> None:
+    name = topic(partitions=2)
+    for partition in (0, 1):
+        produce(kafka.brokers, name, numbered(50), partition=partition)
+    held = Partition(name, 1)
+    source = make_source(name)
+    source.hold(frozenset({held}))  # before it is known
+    source.open(Positions())
+    batches = read(source, records(50), max_records=20)
+    source.hold(frozenset({Partition(name, 0), held}))
+    produce(kafka.brokers, name, numbered(5, first=50))
+    assert [batch for _ in range(3) for batch in source.poll(100, 0.2) if len(batch)] == []
+    assert offsets_of(batches) == {0: list(range(50)), 1: []}
+    assert source.assignment() == source.partitions() == {Partition(name, 0), held}
+    assert source.lag()[held] == 50
+    source.hold(frozenset())
+    assert offsets_of(read(source, records(55))) == {0: list(range(50, 55)), 1: list(range(50))}
+
+
+def test_a_held_partition_is_still_held_after_the_client_places_it_anew(kafka, topic, make_source) -> None:
+    name = topic()
+    produce(kafka.brokers, name, numbered(10))
+    source = make_source(name)
+    source.open(Positions({Partition(name, 0): 0}))
+    read(source, records(4), max_records=4)
+    source.hold(frozenset({Partition(name, 0)}))
+    source.rewind()
+    assert [source.poll(100, 0.2) for _ in range(3)] == [[], [], []]
+    source.hold(frozenset())
+    assert offsets_of(read(source, records(10))) == {0: list(range(10))}
+
+
+def test_records_are_read_again_by_their_offsets_beside_the_stream(kafka, topic, make_source, monkeypatch) -> None:
+    from kafka import TopicPartition
+
+    monkeypatch.setattr("connectors.kafka._JUMP", 50)
+    name = topic(partitions=2)
+    for partition in (0, 1):
+        produce(kafka.brokers, name, numbered(400), partition=partition)
+    with kafka.admin() as admin:
+        admin.delete_records({TopicPartition(name, 0): 3})
+    wanted = [(0, 399), (0, 7), (0, 0), (0, 3), (0, 4), (0, 400), (1, 200), (1, 10), (1, 10), (5, 0)]
+    found = list(make_source(name).read_at([(Partition(name, number), offset) for number, offset in wanted]))
+    assert offsets_of(found) == {0: [3, 4, 7, 399], 1: [10, 200]}
+    assert all(value == b"%d" % offset for b in found for offset, value in zip(b.offsets, b.values, strict=True))
+    with kafka.admin() as admin:
+        assert f"group-{name}" not in {group["group_id"] for group in admin.list_groups()}
+
+
+def test_the_state_tells_of_group_and_topic(kafka, topic, make_source) -> None:
+    name = topic()
+    produce(kafka.brokers, name, numbered(2))
+    source = make_source(name)
+    assert (source.state().member, source.partitions()) == ("joining", frozenset())
+    source.open(Positions())
+    (first, *_) = [batch for batch in read(source, records(2)) if len(batch)]
+    state = source.state()
+    assert (state.member, state.connected, state.rebalances, state.rebuilt) == ("stable", True, 1, 0)
+    assert state.silent == {}
+    assert first.topic_id == kafka.topic_id(name)
+
+
 def test_a_database_that_fails_at_the_look_up_loses_nothing(kafka, topic, make_source) -> None:
     name = topic()
     produce(kafka.brokers, name, numbered(3))

@@ -214,6 +214,12 @@ class KafkaServer:
             admin.wait_for_topics([name])
         return name
 
+    def topic_id(self, name: str) -> str:
+        """The id that the broker gave a topic."""
+        with self.admin() as admin:
+            (found,) = admin.describe_topics([name])
+        return str(found["topic_id"])
+
     def _java(self, main: str) -> Sequence[str]:
         logging_settings = [
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",

@@ -585,3 +585,56 @@ def test_a_file_that_may_not_be_read_is_named(name: str, closed: str, nobody: Ca
 def test_settings_that_cannot_work_are_refused_with_a_cure(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         FilesSettings.model_validate(settings)
+
+
+def test_a_held_file_is_not_read_until_it_is_let_go(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_bytes(b"1\n2\n3\n")
+    files = source(tmp_path)
+    held = Partition(str(tmp_path / "b.jsonl"), 0)
+    assert held in files.partitions() == files.assignment()
+    files.hold(frozenset({held}))
+    assert {batch.partition for batch in files.poll(100, 0.0) + files.poll(100, 0.0)} == files.partitions() - {held}
+    assert not files.finished
+    files.hold(frozenset())
+    assert rows(read_all(files)) == [(0, b"1"), (2, b"2"), (4, b"3")]
+    state = files.state()
+    assert (state.member, state.connected, state.silent) == ("none", True, {})
+
+
+def test_held_stdin_is_not_read(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    files = FilesSource(FilesSettings(path="-"), stdin=reading)
+    OPENED.append(files)
+    files.open(lookup({}))
+    os.write(writing, b"1\n")
+    files.hold(files.partitions())
+    assert files.poll(10, 0.1) == []
+    files.hold(frozenset())
+    assert rows(files.poll(10, 5.0)) == [(0, b"1")]
+
+
+@pytest.mark.parametrize("time", [None, {"start": "2026-01-31T00:00:00Z", "interval_ms": 1000}])
+def test_records_are_read_again_by_their_offsets(tmp_path: Path, time: dict[str, object] | None) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(b"%d\n" % number for number in range(20_000)))
+    lines = dict(lines_of(path.read_bytes()))
+    offsets = list(lines)
+    wanted = [offsets[9000], offsets[3], offsets[3], offsets[19_999], offsets[4] + 1, 10**9]
+    found = list(
+        source(path, time=time).read_at(
+            [(Partition(str(path), 0), offset) for offset in wanted] + [(Partition(str(tmp_path / "gone.jsonl"), 0), 0)]
+        )
+    )
+    assert rows(found) == [(offsets[row], b"%d" % row) for row in (3, 9000, 19_999)]
+    seconds = [(ms - 1_769_817_600_000) // 1000 for batch in found for ms in batch.timestamps_ms.tolist()]
+    assert seconds == ([3, 9000, 19_999] if time else [seconds[0]] * 3)
+
+
+def test_nothing_of_a_file_is_read_again_where_no_wanted_record_begins(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"long line\n" * 3)
+    assert list(source(path).read_at([(Partition(str(path), 0), 4), (Partition(str(path), 0), 99)])) == []
+    np.save(tmp_path / "b.npy", np.arange(6.0).reshape(3, 2))
+    found = list(source(tmp_path / "b.npy").read_at([(Partition(str(tmp_path / "b.npy"), 0), 2)]))
+    assert [batch.offsets.tolist() for batch in found] == [[2]]
