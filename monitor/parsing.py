@@ -16,8 +16,11 @@ import msgspec
 
 from monitor.pointers import MISSING, Tokens, is_index, resolve
 
+Parse = Callable[[bytes], Any]
+
 REFUSED: Final = (msgspec.MsgspecError, ValueError, RecursionError)  # what a parser says to bytes it cannot read
 _NO_NUMBER_OF_JSON: Final = re.compile(rb"NaN|Infinity")
+_JSON: Final = msgspec.json.Decoder().decode
 
 
 class BrokenValue(Exception):
@@ -53,21 +56,37 @@ class Parser:
         except REFUSED:
             return self._parse_slowly(value)
 
+    def fill(self, document: Any) -> Any:
+        """What `column` takes values from, of a document that was parsed as a whole."""
+        return self._shape.fill(document)
+
     def column(self, tokens: Tokens, documents: Sequence[Any]) -> list[Any]:
-        """The values at a pointer in what `parse` gave, None where there are none."""
+        """The values at a pointer in what `parse` and `fill` gave, None where there are none."""
         return self._shape.column(tokens, documents)
+
+    def parse_document(self, value: bytes) -> Any:
+        """The whole document. Raises BrokenValue."""
+        if self._codec != "msgpack":
+            return parse_json(value)
+        try:
+            return self.parse_whole(value)
+        except REFUSED as error:
+            raise BrokenValue("bad_msgpack", _what_is_wrong(value, error, "MessagePack")) from error
 
     def _parse_slowly(self, value: bytes) -> Any:
         """A value that is broken, or only of another shape than the struct."""
-        try:
-            return self._shape.fill(self.parse_whole(value))
-        except REFUSED as error:
-            if self._codec == "msgpack":
-                raise BrokenValue("bad_msgpack", _what_is_wrong(value, error, "MessagePack")) from error
-            document = _parse_like_python(value, error)
-            if document is MISSING:
-                raise BrokenValue("bad_json", _what_is_wrong(value, error, "JSON")) from error
-            return self._shape.fill(document)
+        return self._shape.fill(self.parse_document(value))
+
+
+def parse_json(value: bytes) -> Any:
+    """A whole JSON document, with Python's NaN and Infinity. Raises BrokenValue."""
+    try:
+        return _JSON(value)
+    except REFUSED as error:
+        document = _parse_like_python(value, error)
+        if document is MISSING:
+            raise BrokenValue("bad_json", _what_is_wrong(value, error, "JSON")) from error
+        return document
 
 
 class _Shape:
