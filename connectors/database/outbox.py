@@ -1,24 +1,22 @@
-"""The part of Store about notifications on their way out, and about dead letters on their way to a topic.
+"""The part of Store about notifications on their way out.
 
-Both are delivered at least once: a row is marked after the delivery, so that a crash between the two delivers again,
+They are delivered at least once: a row is marked after the delivery, so that a crash between the two delivers again,
 under the same id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, false, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, func, literal_column, or_, select, update
 
 from connectors.database import schema
-from connectors.database.columns import letter_row, outbox_row, rows_of
+from connectors.database.columns import outbox_row, rows_of
 from connectors.database.connection import Database
-from connectors.database.rows import DeadLetterRow, OutboxRow
+from connectors.database.rows import OutboxRow
 
 _OUTBOX = schema.outbox
-_LETTERS = schema.dead_letters
 # Literals, not parameters: SQLite uses a partial index only where the query says the index's own words.
 _PENDING: ColumnElement[str] = literal_column("'pending'")
 # No lease and no wait for another attempt is longer.
@@ -52,7 +50,7 @@ def _due(now_ms: int, limit: int, sink: str | None) -> Select[Any]:
 
 
 class Outbox:
-    """Notifications that wait, and dead letters that are not published yet."""
+    """Notifications that wait."""
 
     _database: Database
 
@@ -138,23 +136,3 @@ class Outbox:
             change = change.where(_OUTBOX.c.due_ms == held_ms)
         with self._database.writing() as connection:
             connection.execute(change)
-
-    def dead_letters_unpublished(self, limit: int, *, models: Sequence[str] | None = None) -> list[DeadLetterRow]:
-        """Dead letters that are in the table and not yet in a topic, the oldest first.
-
-        Args:
-            models: only of these, because only some models have a dead-letter topic; None means all.
-        """
-        query = select(_LETTERS).where(_LETTERS.c.published == false()).order_by(_LETTERS.c.id).limit(limit)
-        if models is not None:
-            query = query.where(_LETTERS.c.model.in_(list(models)))
-        with self._database.reading() as connection:
-            return [DeadLetterRow(row.id, row.model, letter_row(row)) for row in connection.execute(query)]
-
-    def dead_letters_published(self, rows: Sequence[DeadLetterRow]) -> None:
-        """The topic has them."""
-        if not rows:
-            return
-        change = update(_LETTERS).where(_LETTERS.c.id == bindparam("letter")).values(published=True)
-        with self._database.writing() as connection:
-            connection.execute(change, [{"letter": number} for number in sorted(row.id for row in rows)])

@@ -286,11 +286,52 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterRow:
-    """A stored dead letter with its number in the database, for whoever publishes it."""
+    """A stored dead letter with its number in the database.
+
+    Attributes:
+        stored_ms: when it was stored, by the wall clock.
+        published: it is in the dead-letter topic.
+    """
 
     id: int
     model: str
     letter: DeadLetter
+    stored_ms: int = 0
+    published: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLetters:
+    """How many dead letters of a model are stored with one reason, and the number of the newest."""
+
+    model: str
+    reason: str
+    stored: int
+    newest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What came of dead letters whose records were read again, for one transaction.
+
+    Attributes:
+        mended: letters that go, because their records are good now.
+        changed: letters that stay, each with what is wrong now.
+        added: further letters, of records that turned out to hold several rows.
+        more_records: for such records, by how many their partitions' counts grow.
+        usable: how many records are good now, by partition and block.
+        summaries, kept, thinned_keys: what they add, as a checkpoint would; first offsets are given by the store.
+    """
+
+    model: str
+    mended: list[DeadLetterRow]
+    changed: list[tuple[DeadLetterRow, DeadLetter]]
+    usable: dict[tuple[Partition, int], int]
+    summaries: list[SummaryDelta]
+    kept: list[KeptRecord]
+    thinned_keys: list[ThinnedKeys]
+    added: list[DeadLetter] = field(default_factory=list)
+    more_records: dict[Partition, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
