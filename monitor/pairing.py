@@ -16,15 +16,20 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from connectors.database.rows import HalfRow
-from connectors.records import Headers, Partition
+from connectors.records import Partition, RawBatch
+from monitor.formats import Opened
+from monitor.parsing import BrokenValue
+from monitor.pointers import MISSING, Place, parse_place, resolve
+from monitor.record import PairSettings
 
+MAX_ID_CHARS: Final = 1024
 MAX_PENDING: Final = 100_000  # halves of one partition that may wait
 MAX_PENDING_BYTES: Final = 64 << 20  # and what their records may hold; beyond either, the oldest goes alone
 
@@ -225,12 +230,96 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(Half)
 
 
+class Sides:
+    """Says which half of which pair a record is, and puts the two together.
+
+    Args:
+        settings: where the id and the role stand in a record.
+        parse: bytes of a value that is not wrapped to its document.
+    """
+
+    def __init__(self, settings: PairSettings, parse: Callable[[bytes], Any]) -> None:
+        self._by, self._role = settings.by, settings.role
+        self._by_place, self._role_place = parse_place(settings.by), parse_place(settings.role)
+        self._parse = parse
+
+    def half(self, opened: Opened, batch: RawBatch, row: int) -> Half:
+        """The half that a record holds, which was opened.
+
+        Raises:
+            BrokenValue: it does not say which; with the reason and the detail of its dead letter.
+        """
+        value = batch.values[row]
+        assert value is not None, "a record without a value cannot be opened"
+        id_ = self._text(self._by, self._by_place, opened, batch.keys[row])
+        role = role_of(self._text(self._role, self._role_place, opened, batch.keys[row]))
+        if role is None:
+            raise BrokenValue("bad_value", f"{self._role} (pair.role) says neither request nor response.")
+        timestamp_ms = int(batch.timestamps_ms[row])
+        event_ms = -1 if opened.event is None or opened.event.time_ms is None else opened.event.time_ms
+        return Half(
+            offset=int(batch.offsets[row]),
+            id=id_,
+            role=role,
+            time_ms=timestamp_ms if timestamp_ms >= 0 else event_ms,
+            timestamp_ms=timestamp_ms,
+            key=batch.keys[row],
+            value=bytes(value),
+            headers=[(name, bytes(content)) for name, content in batch.headers[row]],
+        )
+
+    def join(self, request: Opened | None, response: Opened | None) -> Opened:
+        """Both sides as one record: rows {"request": ..., "response": ...}; a side that is missing is null.
+
+        The headers are the request's, with those that only the response has.
+
+        Raises:
+            BrokenValue: the sides have not the same number of rows, or a value in them is broken.
+        """
+        requests, responses = self._documents(request), self._documents(response)
+        if request is not None and response is not None and len(requests) != len(responses):
+            raise BrokenValue("bad_rows", f"The request has {len(requests)} rows, the response {len(responses)}.")
+        rows = max(len(requests), len(responses))
+        headers = {**(response.headers if response else {}), **(request.headers if request else {})}
+        first = request or response
+        return Opened(
+            None,
+            [
+                {"request": left, "response": right}
+                for left, right in zip(requests or [None] * rows, responses or [None] * rows, strict=True)
+            ],
+            headers,
+            None if first is None else first.event,
+        )
+
+    def _documents(self, opened: Opened | None) -> Sequence[Any]:
+        if opened is None:
+            return ()
+        return opened.documents if opened.value is None else (self._parse(opened.value),)
+
+    def _text(self, name: str, place: Place, opened: Opened, key: bytes | None) -> str:
+        """The id or the role: a text or a whole number."""
+        value: Any
+        if place.kind == "pointer":
+            value = resolve(self._documents(opened)[0], place.tokens)
+        else:
+            value = key if place.kind == "key" else opened.headers.get(place.header)
+        if isinstance(value, bytes):
+            try:
+                value = str(value, "utf-8")
+            except UnicodeDecodeError as error:
+                raise BrokenValue("bad_value", f"{name} (pair) is not UTF-8 text.") from error
+        if value is MISSING or value is None or value == "":
+            raise BrokenValue("missing_field", f"{name} (pair) is missing.")
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise BrokenValue("bad_value", f"{name} (pair) is neither a text nor a whole number.")
+        text = str(value)
+        if len(text) > MAX_ID_CHARS:
+            raise BrokenValue("bad_value", f"{name} (pair) has more than {MAX_ID_CHARS} characters.")
+        return text
+
+
 def role_of(text: str) -> Role | None:
     """The role that a CloudEvents type or a field names: "request" and "x.y.request" are requests; None if neither."""
     last = text.rpartition(".")[2].lower()
     return "request" if last == "request" else "response" if last == "response" else None
-
-
-def headers_of(headers: Headers) -> list[tuple[str, bytes]]:
-    """Headers as they are stored with a half."""
-    return [(name, value) for name, value in headers]
