@@ -35,7 +35,15 @@ if TYPE_CHECKING:
     import requests
 
 # What a person's rules match on, in the style of other alert rules: CamelCase, the symptom first.
-ALERT_NAMES = {"drift": "EmbeddingDrift", "outlier_rate": "OutlierRateHigh", "dead_letters": "DeadLettersHigh"}
+ALERT_NAMES = {
+    "drift": "EmbeddingDrift",
+    "outlier_rate": "OutlierRateHigh",
+    "dead_letters": "DeadLettersHigh",
+    "source": "SourceUnreadable",
+    "dead_letter_wave": "ReadingStopped",
+    "stalled": "PartitionsStalled",
+    "gap": "RecordsLost",
+}
 NO_END = "0001-01-01T00:00:00Z"  # how Alertmanager writes the end of an alert that is still firing
 RETRYABLE = frozenset({408, 429, *range(500, 600)}) - {501, 505}
 LONGEST_RETRY_AFTER_S = 3600.0  # a receiver that asks for more is asked again after an hour

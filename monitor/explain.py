@@ -106,6 +106,8 @@ def explain(settings: Settings, store: Store, prefix: str) -> Explanation:
     row = find_incident(store, prefix)
     if not row.space:
         note = f"An incident of kind {row.kind} is about records that could not be scored. See them: driftd doctor"
+        if row.kind != "dead_letters":
+            note = f"An incident of kind {row.kind} is about the watching itself; its text says all that is known."
         return Explanation(row, None, (), (note,))
     model = settings.models.get(row.model)
     if model is None:

@@ -6,6 +6,8 @@ One reason to alert, one incident: at most one is open for a (model, kind, space
 
 with a notification for each step, and one more for every ``repeat_every_ms`` that it goes on. Everything is a pure
 function of the blocks' evidence, and time is event time, so a replay gives the same incidents and the same ids.
+
+Incidents of the watching itself (monitor/operations.py) are left alone here, but for gaps, which end like all others.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ Key = tuple[str, str, str, str]  # model, kind, space, segment
 CauseOf = Callable[[IncidentRow], Mapping[str, object] | None]
 Severity = Literal["page", "warn"]
 EventName = Literal["opened", "raised", "repeated", "resolved", "reopened"]
+
+# Of the watching itself, not of what is watched: a worker opens and resolves them (monitor/operations.py).
+OPERATIONAL = frozenset({"source", "dead_letter_wave", "stalled"})
 
 MOST_DOUBLINGS = 3  # an incident that keeps coming back must be quiet for up to 2^3 times as long
 
@@ -142,7 +147,8 @@ class _Board:
         # The latest incident of each key: only that one can go on or come back.
         self._latest: dict[Key, IncidentRow] = {}
         for row in sorted(incidents, key=lambda row: (row.status == "open", row.opened_ms, row.id)):
-            self._latest[row.model, row.kind, row.space, row.segment] = row
+            if row.kind not in OPERATIONAL:
+                self._latest[_key_of(row)] = row
 
     def take(self, evidence: Evidence) -> None:
         """One block's evidence for one key."""
@@ -263,7 +269,12 @@ class _Board:
 
     def _keep(self, row: IncidentRow) -> None:
         self.changed[row.id] = row
-        self._latest[row.model, row.kind, row.space, row.segment] = row
+        self._latest[_key_of(row)] = row
+
+
+def _key_of(row: IncidentRow) -> Key:
+    # Several gaps may be open at once, each for itself; none has evidence, and none comes back.
+    return row.model, row.kind, row.space, row.id if row.kind == "gap" else row.segment
 
 
 _PREFIX = {

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 
 from connectors.database.rows import IncidentRow
+from monitor import operations_wording
 from monitor.times import text_of
 
 _UNITS = ((365.25 * 86_400, "year"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
@@ -41,6 +42,8 @@ def title_of(row: IncidentRow) -> str:
         what = f"{'far too' if sure else 'too'} many outliers in {row.space}"
     elif row.kind == "dead_letters":
         what = f"{percent(_number(row.detail, 'effect'))} of the records cannot be used"
+    elif row.kind in operations_wording.KINDS:
+        what = operations_wording.title(row)
     else:
         what = f"{row.kind} in {row.space}" if row.space else row.kind
     return f"{row.model}: {what}{where}"
@@ -48,6 +51,10 @@ def title_of(row: IncidentRow) -> str:
 
 def text_of_incident(row: IncidentRow) -> str:
     """A few sentences."""
+    if row.kind in operations_wording.KINDS:
+        over = f"Over since {text_of(row.resolved_ms)}." if row.resolved_ms is not None else ""
+        following = f"Next: {operations_wording.next_step(row)}" if row.status == "open" else ""
+        return " ".join(part for part in (*operations_wording.sentences(row), over, following) if part)
     detail = row.detail
     n, effect = round(_number(detail, "n")), _number(detail, "effect")
     place = f"space {row.space}, segment {row.segment}" if row.segment else f"space {row.space}"
@@ -144,6 +151,8 @@ def describe(row: IncidentRow) -> str:
     lines = [row.title, "", *(f"  {name.replace('_', ' '):<12} {value}" for name, value in facts), "", row.text]
     if row.kind == "dead_letters":
         lines += ["Look at them: driftd doctor"]
+    elif row.kind in operations_wording.KINDS:
+        pass  # the text ends with what to do
     elif row.status == "open":
         lines += ["See the records behind it: driftd report"]
     return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""Incidents of the watching itself: a source that cannot be read, partitions that stand still, records that were lost.
+
+While these are open, the numbers of a model rest on less than its traffic, or on nothing. A worker sees them and makes
+them here; `Store.open_incident` and `Store.resolve_incident` see to it that of many workers one tells. Their times are
+those of the wall clock, because there may be no records to take a time from. A gap is different: it is opened by the
+checkpoint that jumps over it, at its partition's event time, and resolved by the fold.
+
+    row, notification = source_incident("orders", problem=str(error), lasting=False, since_ms=since, now_ms=now)
+    store.open_incident(row, [(sink, notification) for sink in sinks])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from connectors.database.rows import IncidentRow
+from connectors.notification import Notification
+from connectors.records import Gap, Partition
+from monitor.incidents import OPERATIONAL as OPERATIONAL
+from monitor.incidents import notification_of
+from monitor.wording import text_of_incident, title_of
+
+
+def source_incident(
+    model: str, *, problem: str, lasting: bool, since_ms: int, now_ms: int
+) -> tuple[IncidentRow, Notification]:
+    """The source of a model cannot be read.
+
+    Args:
+        problem: what it said last, with its hint.
+        lasting: it does not mend by itself: a refused password, a topic that is not there.
+        since_ms: wall clock of the first failure in a row.
+        now_ms: wall clock, milliseconds since 1970, as in all functions here.
+    """
+    return _opened(model, "source", since_ms, now_ms, {"problem": problem, "lasting": lasting})
+
+
+def wave_incident(model: str, *, problem: str, now_ms: int) -> tuple[IncidentRow, Notification]:
+    """Reading was stopped, because too many records cannot be used.
+
+    Args:
+        problem: how many, and why, in words and without a payload.
+    """
+    return _opened(model, "dead_letter_wave", now_ms, now_ms, {"problem": problem})
+
+
+def stalled_incident(
+    model: str, partitions: Mapping[Partition, int], *, since_ms: int, now_ms: int
+) -> tuple[IncidentRow, Notification]:
+    """Partitions stand still though they hold more records, so that blocks are closed without them.
+
+    Args:
+        partitions: with the next offset that each stands at.
+        since_ms: wall clock of the last checkpoint that moved one of them.
+    """
+    places = [[topic, number, offset] for (topic, number), offset in sorted(partitions.items())]
+    return _opened(model, "stalled", since_ms, now_ms, {"partitions": places})
+
+
+def gap_incident(model: str, gap: Gap, *, time_ms: int) -> tuple[IncidentRow, Notification]:
+    """Records were lost before they could be read; for `Checkpoint.incidents` and `Checkpoint.outbox`.
+
+    Args:
+        time_ms: event time of the newest record that was read of the partition; the wall clock where none was.
+    """
+    topic, number = gap.partition
+    values = {
+        "topic": topic,
+        "partition": number,
+        "from_offset": gap.from_offset,
+        "to_offset": gap.to_offset,
+        "reason": gap.reason,
+    }
+    detail = {"values": values, "problem": gap.detail, "last_active_ms": time_ms}
+    # The time too: a topic may be made anew again and again, at the same offsets.
+    key = (topic, number, gap.from_offset, gap.to_offset, gap.reason, time_ms)
+    return _opened(model, "gap", time_ms, time_ms, detail, key=key)
+
+
+def resolved(row: IncidentRow, now_ms: int) -> tuple[IncidentRow, Notification]:
+    """The incident, and what to tell, when what it was about is over; for `Store.resolve_incident`."""
+    # Never before it began, should the clock have been set back.
+    end_ms = max(now_ms, row.onset_ms)
+    over = replace(row, status="resolved", resolved_ms=end_ms, updated_ms=end_ms, revision=row.revision + 1)
+    over = _worded(over)
+    return over, notification_of(over, "resolved")
+
+
+def _opened(
+    model: str,
+    kind: str,
+    since_ms: int,
+    now_ms: int,
+    detail: Mapping[str, object],
+    *,
+    key: Sequence[str | int] = (),
+) -> tuple[IncidentRow, Notification]:
+    since_ms = min(since_ms, now_ms)
+    identity = json.dumps([model, kind, *(key or (since_ms, now_ms))])
+    row = IncidentRow(
+        id=hashlib.sha256(identity.encode()).hexdigest()[:12],
+        model=model,
+        kind=kind,
+        space="",
+        segment="",
+        severity="page",
+        status="open",
+        opened_ms=now_ms,
+        onset_ms=since_ms,
+        updated_ms=now_ms,
+        resolved_ms=None,
+        revision=1,
+        reference=0,
+        title="",
+        text="",
+        detail={**detail, "severity_now": "page"},
+    )
+    row = _worded(row)
+    return row, notification_of(row, "opened")
+
+
+def _worded(row: IncidentRow) -> IncidentRow:
+    row = replace(row, title=title_of(row))
+    return replace(row, text=text_of_incident(row))

@@ -1,0 +1,167 @@
+"""Incidents of the watching itself: what they say, that they are told once, and who ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from connectors.database.rows import Advance, Checkpoint, FoldResult, IncidentRow
+from connectors.database.store import Store
+from connectors.notification import Notification
+from connectors.records import Gap, Partition
+from connectors.webhook import ALERT_NAMES
+from monitor.incidents import IncidentPolicy, advance, dead_letter_evidence, describe
+from monitor.operations import (
+    OPERATIONAL,
+    gap_incident,
+    resolved,
+    source_incident,
+    stalled_incident,
+    wave_incident,
+)
+
+NOW = 1_700_000_000_000  # 2023-11-14 22:13:20Z
+P0, P3 = Partition("orders", 0), Partition("orders", 3)
+GAP = Gap(P0, 1_000, 1_490, "retention", "the broker deleted offsets 1000 to 1489 of partition 0")
+Made = tuple[IncidentRow, Notification]
+
+EVERY: dict[str, Made] = {
+    "source": source_incident(
+        "triage", problem="No broker answers. Is it up?", lasting=False, since_ms=NOW - 60_000, now_ms=NOW
+    ),
+    "refused": source_incident("triage", problem="The password is wrong", lasting=True, since_ms=NOW, now_ms=NOW),
+    "wave": wave_incident("triage", problem="1,000 records in a row cannot be used", now_ms=NOW),
+    "stalled": stalled_incident("triage", {P3: 12, P0: 7}, since_ms=NOW - 60_000, now_ms=NOW),
+    **{
+        reason: gap_incident("triage", Gap(P0, 1_000, to, reason, "offsets 1000 to 1489 are gone"), time_ms=NOW)
+        for reason, to in (("retention", 1_490), ("recreated", 0), ("truncated", 900), ("damaged", 1_001))
+    },
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path}/driftd.db") as opened:
+        opened.migrate()
+        yield opened
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_person_on_call_reads_what_it_is_since_when_and_what_to_do(name: str) -> None:
+    row, told = EVERY[name]
+    assert row.title.startswith("triage: ") and told.title == row.title and told.text == row.text
+    assert "2023-11-14 22:1" in row.text and "Next: " in row.text
+    assert ".." not in row.text and "  " not in row.text and "None" not in row.text
+    assert (row.severity, row.status, told.status, told.severity) == ("page", "open", "firing", "page")
+    assert row.text in describe(row) and ALERT_NAMES[row.kind] != row.kind
+    assert told.starts_ms == row.onset_ms <= row.opened_ms == NOW and told.ends_ms is None
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "text"),
+    [
+        ("source", "its source cannot be read", "No broker answers. Is it up? driftd tries again by itself."),
+        ("refused", "its source cannot be read", "The password is wrong. This does not mend by itself."),
+        ("wave", "reading stopped", "1,000 records in a row cannot be used."),
+        ("stalled", "2 partitions stand still", "nothing was read of partitions 0, 3 of orders, which hold records"),
+        ("retention", "up to 490 records of orders deleted", "Offsets 1000 to 1489 are gone. They are in no count"),
+        ("recreated", "topic orders was made anew", "is not known how much"),
+        ("truncated", "topic orders has lost its newest records", "other ones come under their offsets"),
+        ("damaged", "a record of orders cannot be read", "they still lie on the broker"),
+    ],
+)
+def test_what_each_says(name: str, title: str, text: str) -> None:
+    row, _ = EVERY[name]
+    assert title in row.title
+    assert text in row.text
+
+
+def test_the_fields_of_a_gap_are_numbers_of_its_notification() -> None:
+    _, told = EVERY["retention"]
+    fields = {name: told.values[name] for name in ("topic", "partition", "from_offset", "to_offset", "reason")}
+    assert fields == {
+        "topic": "orders",
+        "partition": "0",
+        "from_offset": "1000",
+        "to_offset": "1490",
+        "reason": "retention",
+    }
+
+
+def test_one_partition_and_many_are_named_shortly() -> None:
+    one, _ = stalled_incident("triage", {P0: 7}, since_ms=NOW, now_ms=NOW)
+    assert "1 partition stands still" in one.title and "partition 0 of orders, which holds records" in one.text
+    many, _ = stalled_incident(
+        "triage", {Partition("orders", number): 7 for number in range(40)}, since_ms=NOW, now_ms=NOW
+    )
+    assert "partitions 0, 1, 2, 3, 4 and 35 more of orders" in many.text
+
+
+def test_the_same_gap_has_the_same_id_and_another_one_another() -> None:
+    again, note = gap_incident("triage", GAP, time_ms=NOW)
+    assert (again.id, note.id) == (gap_incident("triage", GAP, time_ms=NOW)[0].id, note.id)
+    others = [gap_incident("triage", GAP, time_ms=NOW + 1), gap_incident("other", GAP, time_ms=NOW)]
+    assert len({again.id, *(row.id for row, _ in others)}) == 3
+    assert len({note.id, *(told.id for _, told in others)}) == 3
+
+
+def test_what_is_over_says_so_and_never_ended_before_it_began() -> None:
+    row, told = EVERY["source"]
+    over, end = resolved(row, NOW + 5_000)
+    assert (over.status, over.resolved_ms, over.revision) == ("resolved", NOW + 5_000, 2)
+    assert "Over since 2023-11-14 22:13:25Z." in over.text and "Next:" not in over.text
+    assert (end.status, end.ends_ms, end.incident) == ("resolved", NOW + 5_000, row.id) and end.id != told.id
+    assert end.title == f"Resolved: {row.title}"
+    assert resolved(row, 0)[0].resolved_ms == row.onset_ms, "the clock was set back"
+    assert source_incident("m", problem="", lasting=False, since_ms=NOW + 9, now_ms=NOW)[0].onset_ms == NOW
+
+
+def calm(block: int) -> object:
+    return dead_letter_evidence(
+        "triage", block=block, block_ms=10_000, records=100, dead={}, alert_ratio=0.01, page_ratio=0.1
+    )
+
+
+def test_the_fold_ends_gaps_each_for_itself_and_leaves_what_the_worker_opened() -> None:
+    policy = IncidentPolicy(resolve_after_ms=50_000)
+    first, _ = gap_incident("triage", GAP, time_ms=NOW)
+    second, _ = gap_incident("triage", Gap(P3, 5, 9, "retention", "gone"), time_ms=NOW + 30_000)
+    rows = [first, second, *(EVERY[name][0] for name in ("source", "wave", "stalled"))]
+    assert {row.kind for row in rows} == {"gap", *OPERATIONAL}
+    block = NOW // 10_000 + 5
+    changed, told = advance(rows, [calm(block)], policy, (block + 1) * 10_000)  # type: ignore[list-item]
+    assert [(row.id, row.status) for row in changed] == [(first.id, "resolved")]
+    assert [(note.incident, note.status) for note in told] == [(first.id, "resolved")]
+    assert "Over since" in changed[0].text and changed[0].title == first.title
+    again, told = advance([*changed, *rows[1:]], [], policy, NOW + 10**9)
+    assert [row.id for row in again] == [second.id] and len(told) == 1
+
+
+def test_a_gap_goes_from_the_checkpoint_to_the_fold(store: Store) -> None:
+    row, told = gap_incident("triage", GAP, time_ms=NOW)
+    jump = Checkpoint("triage", [Advance(P0, None, 1_490, NOW, 0, 0, 0)], gaps=[GAP])
+    store.commit(jump)
+    store.commit(
+        Checkpoint("triage", [Advance(P0, 1_490, 1_500, NOW, 9, 0, 0)], incidents=[row], outbox=[("pager", told)])
+    )
+    with store.begin_fold("triage") as fold:
+        changed, notes = advance(fold.incidents(), [], IncidentPolicy(), NOW + 10**7)
+        fold.commit(FoldResult(1, [], [], [], changed, [("pager", note) for note in notes]))
+    (found,) = store.incidents("triage")
+    assert found.status == "resolved"
+    first = store.outbox_claim("pager", NOW, 1_000, 9)
+    assert [one.notification.status for one in first] == ["firing"], "resolved waits for it"
+
+
+def test_an_outage_is_told_at_its_begin_and_at_its_end(store: Store) -> None:
+    row, told = EVERY["source"]
+    assert store.open_incident(row, [("pager", told)])
+    other, note = source_incident("triage", problem="The same.", lasting=False, since_ms=NOW, now_ms=NOW + 1)
+    assert not store.open_incident(other, [("pager", note)]), "another worker sees it too"
+    (stored,) = store.incidents("triage", "open")
+    over, end = resolved(stored, NOW + 5_000)
+    assert store.resolve_incident(over, [("pager", end)]) and not store.resolve_incident(over, [("pager", end)])
+    assert store.incidents("triage", "open") == []
+    assert store.outbox_waiting()[0] == 2
