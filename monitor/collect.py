@@ -49,6 +49,7 @@ class _Span:
     max_time_ms: int
     records: int
     dead: int
+    topic_id: str | None
 
 
 class Collector:
@@ -164,6 +165,7 @@ class Collector:
             max_time_ms=max(before.max_time_ms if before else -1, newest),
             records=(before.records if before else 0) + len(batch),
             dead=(before.dead if before else 0) + dead,
+            topic_id=batch.topic_id,
         )
 
     def build(

@@ -29,7 +29,7 @@ from monitor.log import configure, event
 from monitor.outbox import OutboxSender
 from monitor.settings import Settings
 from monitor.web import Status, WebServer
-from monitor.worker import DeadLetterWave, Step, Worker
+from monitor.worker import Step, Worker
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +120,7 @@ class Daemon:
 
     def _one_step(self, worker: Worker, store: Store, *, wait_s: float) -> bool:
         """One step of one model. Returns whether its source is at its end."""
-        try:
-            step = worker.step(self._now_ms(), time.monotonic(), wait_s=wait_s)
-        except DeadLetterWave as wave:
-            self._status.model(worker.name, state=str(wave), ready=False)
-            log.error(event("reading stopped: too many dead letters", model=worker.name, reason=str(wave)))
-            raise
+        step = worker.step(self._now_ms(), time.monotonic(), wait_s=wait_s)
         self._status.polled(worker.name)
         self._count(worker, step)
         if step.failure:
@@ -271,7 +266,7 @@ class Daemon:
         self._status.model(
             name,
             state="; ".join([worker.state, *worker.cautions]),
-            ready=worker.pipeline is not None,
+            ready=worker.pipeline is not None and not worker.halted,
             records=worker.records,
             dead_letters=worker.dead,
             lag=sum(worker.source.lag().values()),

@@ -63,10 +63,20 @@ class _SegmentState(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a fold did, for the metrics."""
+    """What a fold did, for the metrics.
+
+    Attributes:
+        late: records that came after their block was closed by the wall clock.
+        lost: another worker folded at the same time, so that this one's work was thrown away.
+        stalled: partitions that have stood still for so long that blocks were closed without them.
+        partitions: how far every partition is, as the fold found it.
+    """
 
     blocks: int = 0
     late: int = 0
+    lost: bool = False
+    stalled: frozenset[Partition] = frozenset()
+    partitions: list[PartitionState] = field(default_factory=list)
     flagged: Counter[str] = field(default_factory=Counter)  # outliers, by space
     readings: list[ReadingRow] = field(default_factory=list)
     incidents: list[IncidentRow] = field(default_factory=list)
@@ -108,6 +118,7 @@ class Folder:
             shares = segment_shares(settings, model, space.name, alarmed_segments(space.reference, self._settings))
             for segment, share in shares.items():
                 self._alarms[space.name, segment] = self._alarm(settings, space, segment, share)
+        self._stood: dict[Partition, tuple[int, float]] = {}  # where a partition stands, and since when, monotonic
 
     def _alarm(self, settings: Settings, space: Space, segment: str, share: float) -> _Alarm:
         constants = constants_of(space.reference.drift, segment)
@@ -129,26 +140,28 @@ class Folder:
         """Why the alarm of a space's whole traffic may not page, in words; "" if it may."""
         return self._alarms[space, EVERYTHING].only_warns
 
-    def step(self, store: Store, now_ms: int, *, idle: frozenset[Partition], assigned: frozenset[Partition]) -> Outcome:
+    def step(
+        self, store: Store, now_ms: int, clock_s: float = 0.0, *, partitions: frozenset[Partition] = frozenset()
+    ) -> Outcome:
         """Close and fold what can be closed.
 
         Args:
             now_ms: wall clock, stored with a closure by the wall clock.
-            idle: partitions that do not hold blocks open: read to their end, and silent for long.
-            assigned: partitions that this process reads.
+            clock_s: monotonic clock, seconds: says how long a partition has stood still.
+            partitions: every partition of the topic, whoever reads it; a block waits for all of them.
 
         Raises:
             StoreError: nothing of the refused transaction was written.
         """
         outcome = Outcome()
-        while self._step(store, now_ms, idle, assigned, outcome, everything=False):
+        while self._step(store, now_ms, clock_s, partitions, outcome, everything=False):
             pass
         return outcome
 
     def close_all(self, store: Store, now_ms: int) -> Outcome:
         """A bounded source is at its end: close every block that has records."""
         outcome = Outcome()
-        while self._step(store, now_ms, frozenset(), frozenset(), outcome, everything=True):
+        while self._step(store, now_ms, 0.0, frozenset(), outcome, everything=True):
             pass
         return outcome
 
@@ -156,8 +169,8 @@ class Folder:
         self,
         store: Store,
         now_ms: int,
-        idle: frozenset[Partition],
-        assigned: frozenset[Partition],
+        clock_s: float,
+        partitions: frozenset[Partition],
         outcome: Outcome,
         *,
         everything: bool,
@@ -165,65 +178,94 @@ class Folder:
         """One transaction. Returns whether there is more to do at once."""
         with store.begin_fold(self.model) as step:
             outcome.next_block = step.next_block
+            outcome.partitions = step.partitions
             late = step.late_deltas()
             first = step.first_pending_block()
-            bound, closure = self._bound(step.partitions, idle, assigned, now_ms, everything=everything)
+            if everything:
+                bound, closure = self._end(step.partitions, now_ms)
+            else:
+                outcome.stalled = self._stalled(step.partitions, clock_s)
+                bound, closure = self._bound(step.partitions, partitions, outcome.stalled, now_ms)
             if first is None or bound is None or first >= bound:
                 if late:
                     with contextlib.suppress(OwnershipLost):  # another worker counts them
-                        step.commit(FoldResult(step.next_block or 0, [], [], [], [], []))
-                        outcome.late += _records(late)
+                        step.commit(FoldResult(step.next_block or 0, [], [], [], [], [], closed_late=_late(late)))
+                        outcome.late += _late(late).total()
                 return False
             below = min(bound, first + BLOCKS_AT_A_TIME)
             incidents = step.incidents(resolved_since_ms=first * self._block_ms - self._policy.cooldown_ms)
-            result = self._fold(step, incidents, below)
+            result = replace(self._fold(step, incidents, below), closed_late=_late(late))
             if closure is not None:
                 result = replace(result, closure=replace(closure, block=below))
             try:
                 outcome.flagged += step.commit(result)
             except OwnershipLost:
-                return True  # another worker did this step; look again
-            outcome.late += _records(late)
+                outcome.lost = True  # another worker did this step, and does the next
+                return False
+            outcome.late += _late(late).total()
             outcome.blocks += below - first
             outcome.next_block = below
             outcome.readings += result.readings
             outcome.incidents += result.incidents
             return True
 
+    def _stalled(self, states: Sequence[PartitionState], clock_s: float) -> frozenset[Partition]:
+        """The partitions that have not moved for ``drift.wait``, though they were not read to their end.
+
+        By what this process saw itself: after a night in which nobody read, all partitions look old.
+        """
+        for state in states:
+            offset, _ = self._stood.get(state.partition, (-1, 0.0))
+            if offset != state.next_offset or state.idle:
+                self._stood[state.partition] = (state.next_offset, clock_s)
+        wait_s = self._settings.drift.wait
+        return frozenset(state.partition for state in states if clock_s - self._stood[state.partition][1] >= wait_s)
+
     def _bound(
         self,
-        partitions: Sequence[PartitionState],
-        idle: frozenset[Partition],
-        assigned: frozenset[Partition],
+        states: Sequence[PartitionState],
+        partitions: frozenset[Partition],
+        stalled: frozenset[Partition],
         now_ms: int,
-        *,
-        everything: bool,
     ) -> tuple[int | None, Closure | None]:
-        """The block below which all may be closed, and the closure to store if event time alone would not close it."""
-        topics = {partition.topic for partition in assigned}
-        states = [state for state in partitions if everything or state.partition.topic in topics]
-        states = [state for state in states if state.max_time_ms >= 0]
-        if not states:
+        """The block below which all may be closed, and the closure to store if event time alone would not close it.
+
+        Every partition holds the blocks open that it has not passed, but for those that are idle (silent and read to
+        their end, as their owner says) and those that have stalled.
+        """
+        topics = {partition.topic for partition in partitions}
+        states = [state for state in states if state.partition.topic in topics]
+        holding = [state for state in states if not state.idle and state.partition not in stalled]
+        unread = partitions - {state.partition for state in states}
+        if unread or any(state.max_time_ms < 0 for state in holding):
+            return None, None  # whoever gets it next tells where it begins, and whether it is empty
+        dated = [state for state in states if state.max_time_ms >= 0]
+        if not dated:
             return None, None
         offsets = {state.partition: state.next_offset for state in states}
-        newest = max(state.max_time_ms for state in states) // self._block_ms + 1
-        if everything:
-            return newest, Closure(newest, "end", offsets, now_ms)
-        known = {state.partition for state in states}
-        silent = assigned - known - idle  # assigned, nothing read yet, and not known to be empty
-        lateness_ms = round(self._settings.drift.lateness * 1000)
+        if not holding:
+            # Nobody waits for a stalled partition but the idle ones: where all stand still, there is nothing to close.
+            ended = [state.max_time_ms for state in dated if state.idle]
+            if not ended:
+                return None, None
+            newest = max(ended) // self._block_ms + 1
+            return newest, Closure(newest, "stalled" if stalled else "idle", offsets, now_ms)
+        bound = self._passed(holding)
+        if bound <= self._passed(dated):
+            return bound, None
+        return bound, Closure(bound, "stalled" if stalled else "idle", offsets, now_ms)
 
-        def below(held: list[PartitionState]) -> int:
-            return min((state.max_time_ms - lateness_ms) // self._block_ms for state in held)
+    def _passed(self, states: Sequence[PartitionState]) -> int:
+        """The block below which all of these partitions are over."""
+        return min((state.max_time_ms - self._settings.lateness_ms) // self._block_ms for state in states)
 
-        active = [state for state in states if state.partition not in idle]
-        if not active and not silent:
-            return newest, Closure(newest, "idle", offsets, now_ms)
-        if silent:
+    def _end(self, states: Sequence[PartitionState], now_ms: int) -> tuple[int | None, Closure | None]:
+        """The block after the last, when a bounded source is at its end."""
+        newest = max((state.max_time_ms for state in states), default=-1)
+        if newest < 0:
             return None, None
-        by_time = below(states)
-        bound = below(active)
-        return bound, Closure(bound, "idle", offsets, now_ms) if bound > by_time else None
+        bound = newest // self._block_ms + 1
+        return bound, Closure(bound, "end", {state.partition: state.next_offset for state in states}, now_ms)
 
     def _fold(
         self,
@@ -479,8 +521,13 @@ def _merge(
     return counts, merged
 
 
-def _records(deltas: Sequence[SummaryDelta]) -> int:
-    return sum(RecordCounts.from_bytes(delta.blob).records for delta in deltas if delta.space == "")
+def _late(deltas: Sequence[SummaryDelta]) -> Counter[Partition]:
+    """How many records of closed blocks came too late, by partition."""
+    found: Counter[Partition] = Counter()
+    for delta in deltas:
+        if delta.space == "":
+            found[delta.partition] += RecordCounts.from_bytes(delta.blob).records
+    return found
 
 
 def _candidate_bin() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from connectors.database.rows import Advance, Checkpoint, KeptRecord, PartitionState, SummaryDelta
-from connectors.records import DeadLetter, Partition, RawBatch
+from connectors.records import DeadLetter, Gap, Partition, RawBatch
 from detectors.conformal import p_bins, position_uniforms
 from detectors.reference import Reference, Scored
 from detectors.segments import OTHER as OTHER
@@ -28,6 +28,7 @@ from monitor.event import EventBatch
 from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 
 MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are collected
+MAX_SUMMARIES = 5_000  # block sums of a checkpoint, about 4 kB each: records far apart in time make one each
 EVERYTHING = ""  # the segment that every record belongs to
 
 
@@ -64,7 +65,9 @@ class RecordCounts:
         return cls(records, late, dict(dead))
 
     def merge(self, other: RecordCounts) -> RecordCounts:
-        dead = dict(Counter(self.dead) + Counter(other.dead))
+        # Counts may be negative: of a dead letter that was mended.
+        summed = {reason: self.dead.get(reason, 0) + other.dead.get(reason, 0) for reason in self.dead | other.dead}
+        dead = {reason: count for reason, count in summed.items() if count}
         return RecordCounts(self.records + other.records, self.late + other.late, dead)
 
 
@@ -77,6 +80,7 @@ class _Position:
     first_offset: int
     max_time_ms: int
     seen: SeenKeys | None
+    topic_id: str | None = None
     records: int = 0
     dead: int = 0
     late: int = 0
@@ -166,6 +170,7 @@ class Pipeline:
         # For each space, pieces of prepared vectors and the place in `_kept` of their first record.
         self._kept_x: dict[str, list[tuple[int, npt.NDArray[np.float32]]]] = {}
         self._dead: list[DeadLetter] = []
+        self._gaps: list[Gap] = []
         self.records = 0
         self.thinned = 0  # records since the last checkpoint that had no vote, and those beyond the keys remembered
         self.unchecked = 0
@@ -178,7 +183,7 @@ class Pipeline:
     @property
     def full(self) -> bool:
         """The checkpoint should be written before more records are taken in."""
-        return len(self._kept) >= MAX_KEPT or len(self._dead) >= MAX_KEPT
+        return len(self._kept) >= MAX_KEPT or len(self._dead) >= MAX_KEPT or len(self._summaries) >= MAX_SUMMARIES
 
     def forget(self, partitions: Sequence[Partition]) -> None:
         """Partitions that moved to another owner; what is known of them comes from the database the next time."""
@@ -189,6 +194,13 @@ class Pipeline:
         """Take in one batch. ``now_ms`` bounds event times where the broker gives none; None for history."""
         began = time.perf_counter()
         position = self._position(batch)
+        position.topic_id = batch.topic_id
+        if batch.gap is not None:
+            # What was lost cannot be read again, so the position jumps; back to the start of a topic that is made anew.
+            self._gaps.append(batch.gap)
+            position.next_offset = batch.next_offset
+            self._touched.add(batch.partition)
+            return
         batch = _from(batch, position.next_offset)
         events = self._decoder.decode(batch, now_ms)
         began = self.phases.add("decode", began)
@@ -227,6 +239,7 @@ class Pipeline:
                 records=position.records,
                 dead=position.dead,
                 late=position.late,
+                topic_id=position.topic_id,
             )
             for partition in sorted(self._touched)
             for position in [self._known[partition]]
@@ -250,7 +263,9 @@ class Pipeline:
             if position.seen is not None
             for row in position.seen.unwritten(partition, position.first_offset)
         ]
-        return Checkpoint(self.model, advances, summaries, self._with_exemplars(), self._dead, thinned_keys=keys)
+        return Checkpoint(
+            self.model, advances, summaries, self._with_exemplars(), self._dead, thinned_keys=keys, gaps=self._gaps
+        )
 
     def _with_exemplars(self) -> list[KeptRecord]:
         """The kept records with the nearest exemplar of each; one search for all, because single searches are slow."""
@@ -451,15 +466,24 @@ class Pipeline:
         late: npt.NDArray[np.bool_],
         newest: npt.NDArray[np.int64],
     ) -> None:
+        # A late record counts where its partition stood: its own block may be closed already, or not, and what is
+        # counted must not depend on that.
+        blocks = np.where(late, newest[:-1] // self._block_ms, blocks)
         for block, records in zip(*np.unique(blocks, return_counts=True), strict=True):
             inside = int(np.count_nonzero(late[blocks == block]))
             self._add_counts(int(block), batch.partition, RecordCounts(int(records), inside, {}))
-        for letter in events.dead:
-            # A dead letter has no event time that could be trusted: it counts where its partition stood.
-            stood = int(newest[np.searchsorted(events.offsets, letter.offset)])
-            block = max(stood, letter.time_ms, 0) if stood < 0 else stood
-            self._add_counts(block // self._block_ms, batch.partition, RecordCounts(1, 0, {letter.reason: 1}))
-        self._dead += events.dead
+        if not events.dead:
+            return
+        # A dead letter has no event time that could be trusted: it counts where its partition stood.
+        offsets = np.fromiter((letter.offset for letter in events.dead), dtype=np.int64, count=len(events.dead))
+        stood = newest[np.searchsorted(events.offsets, offsets)].tolist()
+        reasons: dict[int, Counter[str]] = {}
+        for letter, time_ms in zip(events.dead, stood, strict=True):
+            block = (time_ms if time_ms >= 0 else max(letter.time_ms, 0)) // self._block_ms
+            reasons.setdefault(block, Counter())[letter.reason] += 1
+            self._dead.append(replace(letter, block=block))
+        for block, dead in reasons.items():
+            self._add_counts(block, batch.partition, RecordCounts(dead.total(), 0, dict(dead)))
 
     def _add_counts(self, block: int, partition: Partition, counts: RecordCounts) -> None:
         key = (block, partition)

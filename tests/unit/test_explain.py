@@ -104,7 +104,7 @@ def run(folder: Path, reference: Reference, stream: Sequence[bytes], cuts: Seque
         pipeline.process(batch_of(stream[first:after], first), None)
         store.commit(pipeline.checkpoint())
         pipeline.written()
-        folder_of_model.step(store, 0, idle=frozenset(), assigned=frozenset([ORDERS]))
+        folder_of_model.step(store, 0, partitions=frozenset([ORDERS]))
     folder_of_model.close_all(store, 0)
     return settings, store
 

@@ -75,7 +75,7 @@ def folded(
             for checkpoint in checkpoints[first : first + restart_every]:
                 store.commit(checkpoint)
             fold = Folder("m", settings_with(opinions), spaces=[space])
-            fold.step(store, NOW_MS, idle=frozenset(), assigned=frozenset({FILE}))
+            fold.step(store, NOW_MS, partitions=frozenset({FILE}))
         Folder("m", settings_with(opinions), spaces=[space]).close_all(store, NOW_MS)
         return store.readings("m"), len(store.incidents(model="m"))
 
