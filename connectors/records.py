@@ -91,7 +91,7 @@ class DeadLetter:
         detail: one sentence on what was found, without the payload.
         payload: the first bytes of the value, as many as settings allow.
         size: the length of the whole value in bytes.
-        row: which row of the record, where a record carries many; 0 where all of it cannot be used.
+        row: which row of the record, from 0, where a record carries many; -1 where all of it cannot be used.
         block: the block of event time that it is counted in; None while that is not known.
     """
 
@@ -102,7 +102,7 @@ class DeadLetter:
     detail: str
     payload: bytes
     size: int
-    row: int = 0
+    row: int = -1
     block: int | None = None
 
 

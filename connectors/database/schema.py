@@ -176,7 +176,7 @@ dead_letters = Table(
     _int("size"),
     _bool("published"),
     _int("stored_ms"),
-    _added("row"),  # among the rows of one record; 0 where all of it cannot be used
+    Column("row", BigInteger, nullable=False, server_default="-1"),  # of many; -1 where all of it cannot be used
     Column("block", BigInteger, nullable=True),  # the block that it is counted in, as no better time is known
     Index("ix_dead_letters_model", "model", "id"),
     _partial("ix_dead_letters_unpublished", "model", "id", sqlite="published = 0", postgresql="NOT published"),

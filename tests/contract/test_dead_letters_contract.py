@@ -144,7 +144,7 @@ def test_a_record_whose_block_is_closed_is_only_counted_as_late(store: Store) ->
 def test_a_letter_that_is_still_bad_stays_with_what_is_wrong_now(store: Store) -> None:
     [row] = store_letters(store, letter(1, block=4))
     store.dead_letters_published([row])
-    now = letter(1, "missing_field", row=0, block=4)
+    now = letter(1, "missing_field", block=4)
     assert store.retried(retried(changed=[(row, now)])) == 0
     [found] = store.dead_letter_rows()
     assert (found.id, found.letter, found.published) == (row.id, now, False)

@@ -18,7 +18,7 @@ def upgrade() -> None:
     op.add_column("partitions", sa.Column("idle_offset", sa.BigInteger, nullable=True))
     op.add_column("partitions", sa.Column("advanced_ms", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("partitions", sa.Column("closed_late", sa.BigInteger, nullable=False, server_default="0"))
-    op.add_column("dead_letters", sa.Column("row", sa.BigInteger, nullable=False, server_default="0"))
+    op.add_column("dead_letters", sa.Column("row", sa.BigInteger, nullable=False, server_default="-1"))
     op.add_column("dead_letters", sa.Column("block", sa.BigInteger, nullable=True))
     with op.batch_alter_table("kept") as kept:
         kept.add_column(sa.Column("row", sa.BigInteger, nullable=False, server_default="0"))
