@@ -66,7 +66,9 @@ class RecordCounts:
 
     def merge(self, other: RecordCounts) -> RecordCounts:
         # Counts may be negative: of a dead letter that was mended.
-        summed = {reason: self.dead.get(reason, 0) + other.dead.get(reason, 0) for reason in self.dead | other.dead}
+        # In one order, whoever came first: the fold stores them.
+        reasons = sorted(self.dead | other.dead)
+        summed = {reason: self.dead.get(reason, 0) + other.dead.get(reason, 0) for reason in reasons}
         dead = {reason: count for reason, count in summed.items() if count}
         return RecordCounts(self.records + other.records, self.late + other.late, dead)
 

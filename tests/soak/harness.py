@@ -1,0 +1,332 @@
+"""Real workers on real servers, disturbed by a plan that a seed makes; and what they leave behind.
+
+    content = produce(kafka, records=150_000, partitions=4, seed=1)      # one topic for all runs
+    quiet = Deployment(folder / "quiet", content, database=url, receiver=receiver)
+    quiet.run(workers=1)
+    shaken = Deployment(folder / "shaken", content, database=other_url, receiver=other_receiver)
+    shaken.run(workers=3, disturbances=plan(seed=7, kills=12, joins=2))
+    assert first_difference(quiet.fingerprint(), shaken.fingerprint()) == ""
+
+Every run has a consumer group and a database of its own, and reads the same topic with the same reference.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from sqlalchemy import create_engine, text
+
+from connectors.database.store import Store
+from connectors.kafka_probe import KafkaSecurity
+from connectors.kafka_scratch import ScratchTopic
+from detectors.errors import StoreError
+from monitor.soak import (
+    CHECKPOINT,
+    MODEL,
+    SPACE,
+    Check,
+    WorkerProcess,
+    all_closed,
+    build_reference,
+    compare,
+    counted,
+    rows_of,
+    soak_settings,
+)
+from monitor.soak_records import LabelledRecords, Truth, labelled_records, truth_of
+from tests.servers.kafka import KafkaServer
+from tests.servers.postgres import PostgresServer
+from tests.servers.receiver import Receiver
+from tests.soak.fingerprint import Fingerprint, fingerprint
+
+START_MS = 1_772_438_400_000
+SESSION_S = 3.0  # the tests' broker allows from one second on
+STUCK_S = 90.0
+FREEZE_S = SESSION_S + 2.0  # long enough that the group gives the frozen worker's partitions away
+
+Action = Literal["kill", "freeze", "join", "leave", "broker", "database"]
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Something that happens when ``at`` (0..1) of the records are counted."""
+
+    at: float
+    action: Action
+
+
+@dataclass(frozen=True)
+class Content:
+    """A topic of labelled records, and a reference that was built from its first ones."""
+
+    server: KafkaServer
+    topic: str
+    records: LabelledRecords
+    truth: Truth
+    folder: Path
+
+
+@dataclass
+class Report:
+    """What happened in a run.
+
+    Attributes:
+        seconds: from the start of the workers until the last record was counted.
+        done: how often each kind of disturbance took place.
+        recovery_s: seconds from a server's first answer after its kill to the next committed checkpoint.
+    """
+
+    seconds: float = 0.0
+    done: dict[str, int] = field(default_factory=dict)
+    recovery_s: dict[str, list[float]] = field(default_factory=dict)
+
+
+def plan(seed: int, **counts: int) -> list[Disturbance]:
+    """So many disturbances of each kind, at random places between the first and the last tenth of the stream."""
+    chance = random.Random(seed)
+    actions = [action for action, count in sorted(counts.items()) for _ in range(count)]
+    chance.shuffle(actions)
+    places = sorted(chance.uniform(0.02, 0.9) for _ in actions)
+    return [Disturbance(at, action) for at, action in zip(places, actions, strict=True)]
+
+
+def produce(server: KafkaServer, folder: Path, *, records: int, partitions: int, seed: int) -> Content:
+    """Fill a topic, and build the reference that all runs use, with the real command."""
+    folder.mkdir(parents=True)
+    made = labelled_records(records, partitions=partitions, seed=seed, start_ms=START_MS)
+    name = f"soak-{secrets.token_hex(4)}"
+    open_to_all = KafkaSecurity.model_validate({})
+    topic = ScratchTopic([server.brokers], name, security=open_to_all, client_id="soak")
+    topic.create(partitions)
+    topic.fill(rows_of(made), lambda sent: None)
+    content = Content(server, name, made, truth_of(made), folder)
+    settings = soak_settings(folder, source_of(content, "reference"), records=records)
+    (folder / "driftd.yaml").write_text(yaml.safe_dump(settings))
+    build_reference(folder, made)
+    return content
+
+
+def source_of(content: Content, group: str) -> dict[str, Any]:
+    """models.soak.source, of one run."""
+    return {
+        "kind": "kafka",
+        "brokers": content.server.brokers,
+        "topic": content.topic,
+        "group": f"{content.topic}-{group}",
+        "start": "earliest",
+        "session_timeout_s": SESSION_S,
+        "unreachable_after_s": 3,
+    }
+
+
+class Deployment:
+    """One database and the workers on it.
+
+    Args:
+        folder: to be made; settings, logs and a SQLite database go there.
+        database: its URL; a SQLite file in ``folder`` unless given.
+        receiver: gets the notifications.
+        poll_records: most records of one poll. Small, so that a kill finds the work in the middle.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        content: Content,
+        *,
+        database: str | None = None,
+        receiver: Receiver | None = None,
+        poll_records: int = 400,
+    ) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.content = content
+        settings = soak_settings(
+            folder,
+            source_of(content, folder.name),
+            records=len(content.records),
+            database=database,
+            checkpoint={**CHECKPOINT, "poll_records": poll_records},
+            sinks={} if receiver is None else {"hook": {"kind": "webhook", "url": receiver.url}},
+        )
+        self.url = str(settings["database"])
+        (folder / "driftd.yaml").write_text(yaml.safe_dump(settings))
+        self._receiver = receiver
+        self._members: dict[str, WorkerProcess] = {}
+        self._away: dict[str, float] = {}  # members that are to be started again, and when
+        self._frozen: dict[str, float] = {}
+        self._names = 0
+        with Store.open(f"sqlite:///{content.folder / 'driftd.db'}") as built, Store.open(self.url) as store:
+            store.migrate()
+            (row,) = built.references(MODEL, SPACE)
+            store.add_reference(row)
+
+    def run(
+        self,
+        *,
+        workers: int,
+        disturbances: Sequence[Disturbance] = (),
+        seed: int = 0,
+        postgres: PostgresServer | None = None,
+    ) -> Report:
+        """Read everything, disturbed as the plan says; return when all blocks are closed and all is told.
+
+        Each disturbance waits for the first checkpoint after the one before.
+
+        Raises:
+            AssertionError: a worker ended by itself, or they stood still.
+        """
+        chance, due, report = random.Random(seed), list(disturbances), Report()
+        total, seen, moved = len(self.content.records), 0, time.monotonic()
+        began, recovering = moved, ("", 0.0)
+        disturbed_at = -1
+        try:
+            for _ in range(workers):
+                self._join()
+            with Store.open(self.url, busy_timeout_s=2.0) as store:
+                while True:
+                    now = time.monotonic()
+                    self._revive(now)
+                    count, closed = _progress(store, total)
+                    if count > seen:
+                        seen, moved = count, now
+                        if recovering[0]:
+                            report.recovery_s.setdefault(recovering[0], []).append(now - recovering[1])
+                            recovering = ("", 0.0)
+                        if seen == total:
+                            report.seconds = now - began
+                    if closed and not self._away and not self._frozen and self._all_told():
+                        break
+                    if due and seen >= due[0].at * total and seen > disturbed_at and not recovering[0]:
+                        action, disturbed_at = due.pop(0).action, seen
+                        if self._disturb(action, chance, postgres):
+                            recovering = (action, time.monotonic())
+                            moved = recovering[1]
+                        report.done[action] = report.done.get(action, 0) + 1
+                    assert now - moved < STUCK_S, self._said(f"no checkpoint for {STUCK_S:g} s at {seen} of {total}")
+                    time.sleep(0.02)
+        finally:
+            codes = self._end()
+        assert set(codes.values()) == {0}, self._said(f"exit codes {codes}")
+        assert not due, f"the records were over before {len(due)} of {len(disturbances)} disturbances"
+        return report
+
+    def fingerprint(self) -> Fingerprint:
+        """What is in the database."""
+        return fingerprint(self.url)
+
+    def checks(self) -> list[Check]:
+        """What the labels say of it."""
+        with Store.open(self.url) as store:
+            return compare(store, self.content.records, self.content.truth)
+
+    def told(self) -> dict[str, bytes]:
+        """What the receiver got, by notification id; the same id twice must have said the same."""
+        assert self._receiver is not None
+        bodies: dict[str, bytes] = {}
+        for request in self._receiver.requests:
+            body = bodies.setdefault(request.headers["Idempotency-Key"], request.body)
+            assert body == request.body, "one notification id with two texts"
+        return bodies
+
+    def log(self) -> str:
+        """What all workers said."""
+        return "".join(member.log() for member in self._members.values())
+
+    def delete(self) -> None:
+        """Free the disk."""
+        shutil.rmtree(self.folder)
+
+    def _join(self) -> None:
+        name = f"w{self._names}"
+        self._names += 1
+        self._members[name] = WorkerProcess(self.folder, name)
+        self._members[name].start()
+
+    def _revive(self, now: float) -> None:
+        for name, at in list(self._away.items()):
+            if now >= at:
+                del self._away[name]
+                self._members[name].start()
+        for name, at in list(self._frozen.items()):
+            if now >= at:
+                del self._frozen[name]
+                self._members[name].send(signal.SIGCONT)
+        for name, member in self._members.items():
+            ended = member.process is not None and member.process.poll() is not None
+            assert not ended or name in self._away, self._said(f"worker {name} ended by itself")
+
+    def _disturb(self, action: Action, chance: random.Random, postgres: PostgresServer | None) -> bool:
+        """Returns whether it was a server, which is back now."""
+        if action == "broker":
+            self.content.server.kill()
+            self.content.server.start()
+        elif action == "database":
+            assert postgres is not None
+            postgres.kill()
+            postgres.start()
+        elif action == "join":
+            self._join()
+        else:
+            free = [name for name in self._members if name not in self._away and name not in self._frozen]
+            if free:
+                self._shake(chance.choice(free), action, chance)
+        return action in ("broker", "database")
+
+    def _shake(self, name: str, action: Action, chance: random.Random) -> None:
+        member, now = self._members[name], time.monotonic()
+        if action == "freeze":
+            member.send(signal.SIGSTOP)
+            self._frozen[name] = now + FREEZE_S
+        elif action == "kill":
+            member.kill()
+            self._away[name] = now + chance.choice((0.0, 0.2, 1.0))
+        else:  # a static member that leaves: its partitions wait for the session, or for its return
+            member.send(signal.SIGTERM)
+            member.wait()
+            self._away[name] = now + chance.choice((0.5, SESSION_S + 2.0))
+
+    def _all_told(self) -> bool:
+        if self._receiver is None:
+            return True
+        engine = create_engine(self.url)
+        with engine.connect() as connection:
+            waiting = connection.execute(text("select count(*) from outbox where status = 'pending'")).scalar_one()
+        engine.dispose()
+        return waiting == 0
+
+    def _end(self) -> dict[str, int | None]:
+        for name in list(self._frozen):
+            self._members[name].send(signal.SIGCONT)
+        self._frozen.clear()
+        for member in self._members.values():
+            member.send(signal.SIGTERM)
+        codes = {}
+        for name, member in self._members.items():
+            try:
+                codes[name] = member.wait()
+            finally:
+                member.kill()
+        return codes
+
+    def _said(self, what: str) -> str:
+        tails = (f"--- {name}\n" + "\n".join(m.log().splitlines()[-15:]) for name, m in self._members.items())
+        return "\n".join([what, *tails])
+
+
+def _progress(store: Store, total: int) -> tuple[int, bool]:
+    """Records counted, and whether they are all and every block is closed; nothing while the database is away."""
+    try:
+        count = counted(store)
+        return count, count == total and all_closed(store)
+    except StoreError:
+        return 0, False
