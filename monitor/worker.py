@@ -11,24 +11,24 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from connectors.database.rows import Checkpoint, IncidentRow, PartitionState, ReferenceRow, ThinnedKeys
 from connectors.database.store import Store
 from connectors.files import FilesSettings
 from connectors.records import Gap, Partition, RawBatch, Source
-from detectors.errors import DriftdError, InvalidReference, OwnershipLost, StoreError
-from detectors.reference import Reference
-from monitor.collect import Collector, check_block_length
+from detectors.errors import DriftdError, OwnershipLost, StoreError
+from monitor.collect import Collector
 from monitor.dead_letters import DeadLetterLimit
 from monitor.decode import Decoder
-from monitor.embedders import Embedder
 from monitor.first_reference import FirstReference
 from monitor.folding import Folder, Outcome
 from monitor.log import event
+from monitor.operations import OPERATIONAL
 from monitor.pipeline import Pipeline, Space
 from monitor.reader import Reader
 from monitor.settings import Settings
+from monitor.spaces import load_spaces
+from monitor.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Worker:
             wait_s=self.model.drift.wait,
             live=self.model.source.kind == "kafka",
         )
+        self._troubles = Troubles(name, store, sinks=tuple(settings.sinks), after_s=self.model.drift.wait)
         self._checkpoint_began: float | None = None
         self._next_fold = float("-inf")
         self._limit = DeadLetterLimit(self.model.dead_letters)
@@ -123,7 +124,7 @@ class Worker:
     @property
     def open_incidents(self) -> list[IncidentRow]:
         """Incidents that are open."""
-        return list(self._open.values())
+        return list({**self._open, **{row.id: row for row in self._troubles.open}}.values())
 
     @property
     def watermark_ms(self) -> int | None:
@@ -179,7 +180,9 @@ class Worker:
             self.name, self._settings, store=self._store, decoder=self._decoder, embedders=embedders
         )
         self._load(self._first.built(float("-inf")))
-        self._open = {row.id: row for row in self._store.incidents(model=self.name, status="open")}
+        rows = self._store.incidents(model=self.name, status="open")
+        self._open = {row.id: row for row in rows if row.kind not in OPERATIONAL}
+        self._troubles.take_over(rows)
         self.source.open(self._positions, topic_ids=self._topic_ids)
 
     def step(self, now_ms: int, clock_s: float, *, wait_s: float = POLL_S) -> Step:
@@ -201,6 +204,7 @@ class Worker:
             self._start_over()
             batches = []
         if self.halted:
+            self._troubles.wave(self.halted, now_ms, clock_s)
             self._reader.hold(self.source.partitions())
             if batches:
                 self._reader.rewind()
@@ -209,6 +213,7 @@ class Worker:
         self.records += records
         written: Checkpoint | None = None
         commit_s = folded = None
+        self._troubles.source(self._reader, now_ms, clock_s)
         try:
             if self.pipeline is None and not self.halted:
                 batches, written = self._collect(batches, now_ms, clock_s)
@@ -297,16 +302,7 @@ class Worker:
         """Score against these references from now on; nothing where there are none yet."""
         if not rows:
             return
-        spaces = []
-        for row in rows:
-            reference = Reference.load(Path(row.path))
-            check_block_length(reference, round(self.model.drift.block * 1000))
-            embedder = self._embedders[row.space]
-            _fit_together(embedder, reference, f"{self.name}/{row.space} version {row.version}")
-            watched = {
-                field: known for field, known in reference.segments.items() if field in self.model.segment_fields
-            }
-            spaces.append(Space(row.space, embedder, reference, row.version, watched))
+        spaces = load_spaces(rows, self.model, self._embedders)
         drift, outliers = self.model.drift, self.model.outliers
         self.pipeline = Pipeline(
             self.name,
@@ -349,11 +345,12 @@ class Worker:
                 left.append(rest)
             if wave := self._limit.push(batch.offsets[: len(batch) - len(rest)], dead):
                 self._first.forget()
-                self._halt(wave, now_ms)
+                self._halt(wave, now_ms, clock_s)
                 return [], None
         checkpoint = self._first.build(now_ms, finished=self.source.finished)
         if checkpoint is None:
             return left, None
+        checkpoint = self._troubles.with_gaps(checkpoint, now_ms)
         self._store.commit(checkpoint)
         self.source.commit({advance.partition: advance.next_offset for advance in checkpoint.advances})
         self._first.forget()
@@ -370,10 +367,10 @@ class Worker:
             pipeline.process(batch, now_ms)
             if wave := self._limit.push(batch.offsets, pipeline.pending_dead[before:]):
                 self._commit(now_ms)
-                self._halt(wave, now_ms)
+                self._halt(wave, now_ms, clock_s)
                 return
 
-    def _halt(self, why: str, now_ms: int) -> None:
+    def _halt(self, why: str, now_ms: int, clock_s: float) -> None:
         """Read nothing more, so that a topic is not drained into the dead letters; what was not counted is not lost.
 
         Raises:
@@ -387,6 +384,7 @@ class Worker:
         self.halted = f"reading stopped: {why}. {hint}"
         self._reader.rewind()
         log.error(event("reading stopped", model=self.name, reason=why))
+        self._troubles.wave(why, now_ms, clock_s)
 
     def _due(self, clock_s: float) -> bool:
         if self._checkpoint_began is None or self.pipeline is None:
@@ -401,7 +399,7 @@ class Worker:
 
     def _commit(self, now_ms: int) -> Checkpoint:
         assert self.pipeline is not None
-        checkpoint = self.pipeline.checkpoint()
+        checkpoint = self._troubles.with_gaps(self.pipeline.checkpoint(), now_ms)
         self._store.commit(checkpoint)
         self._checkpoint_began = None
         self._thinned, self._unchecked = self.pipeline.thinned, self.pipeline.unchecked
@@ -431,25 +429,7 @@ class Worker:
         self._states, self._written = folded.partitions, {}
         if not self.halted:
             self._reader.hold_those_ahead(folded.partitions, folded.stalled)
+            if self.records >= self.model.dead_letters.stop_records:
+                self._troubles.no_wave(now_ms, clock_s)
+        self._troubles.stalled(folded.stalled, folded.partitions, now_ms, clock_s)
         return self._note(folded)
-
-
-def _fit_together(embedder: Embedder, reference: Reference, name: str) -> None:
-    """Give the embedder what it learned from the baseline, and see that it still makes the same vectors.
-
-    Raises:
-        InvalidReference: the reference was made by another embedder, or by other settings of this one.
-    """
-    made_by = reference.embedder
-    hint = "Undo the change of the embedder, or build a new reference: driftd reference build"
-    if made_by.kind != embedder.kind:
-        raise InvalidReference(
-            f'Reference {name} was made by the embedder "{made_by.kind}", but the settings say "{embedder.kind}".',
-            hint=hint,
-        )
-    embedder.restore(made_by.state)
-    if made_by.fingerprint != embedder.fingerprint():
-        raise InvalidReference(
-            f'Reference {name} was made by other settings or another model of the embedder "{embedder.kind}".',
-            hint=hint,
-        )
