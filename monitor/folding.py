@@ -522,11 +522,12 @@ def _merge(
 
 
 def _late(deltas: Sequence[SummaryDelta]) -> Counter[Partition]:
-    """How many records of closed blocks came too late, by partition."""
+    """How many records of closed blocks came too late, by partition; not those that count as late or dead anyway."""
     found: Counter[Partition] = Counter()
     for delta in deltas:
         if delta.space == "":
-            found[delta.partition] += RecordCounts.from_bytes(delta.blob).records
+            counts = RecordCounts.from_bytes(delta.blob)
+            found[delta.partition] += counts.records - counts.late - sum(counts.dead.values())
     return found
 
 

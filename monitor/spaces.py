@@ -1,0 +1,57 @@
+"""The spaces of a model, with the references that records are scored against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from connectors.database.rows import ReferenceRow
+from detectors.errors import InvalidReference
+from detectors.reference import Reference
+from monitor.collect import check_block_length
+from monitor.embedders import Embedder
+from monitor.pipeline import Space
+from monitor.settings import ModelSettings
+
+
+def load_spaces(rows: Sequence[ReferenceRow], model: ModelSettings, embedders: Mapping[str, Embedder]) -> list[Space]:
+    """Load the references, and give each space's embedder what it learned from the baseline.
+
+    Args:
+        rows: one for each space.
+        embedders: of every space, as the settings build them.
+
+    Raises:
+        InvalidReference: one is missing or damaged, was made by another embedder or other settings of it, or follows a
+            season in blocks of another length.
+    """
+    spaces = []
+    for row in rows:
+        reference = Reference.load(Path(row.path))
+        check_block_length(reference, round(model.drift.block * 1000))
+        embedder = embedders[row.space]
+        _fit_together(embedder, reference, f"{row.model}/{row.space} version {row.version}")
+        watched = {field: known for field, known in reference.segments.items() if field in model.segment_fields}
+        spaces.append(Space(row.space, embedder, reference, row.version, watched))
+    return spaces
+
+
+def _fit_together(embedder: Embedder, reference: Reference, name: str) -> None:
+    """Give the embedder what it learned from the baseline, and see that it still makes the same vectors.
+
+    Raises:
+        InvalidReference: the reference was made by another embedder, or by other settings of this one.
+    """
+    made_by = reference.embedder
+    hint = "Undo the change of the embedder, or build a new reference: driftd reference build"
+    if made_by.kind != embedder.kind:
+        raise InvalidReference(
+            f'Reference {name} was made by the embedder "{made_by.kind}", but the settings say "{embedder.kind}".',
+            hint=hint,
+        )
+    embedder.restore(made_by.state)
+    if made_by.fingerprint != embedder.fingerprint():
+        raise InvalidReference(
+            f'Reference {name} was made by other settings or another model of the embedder "{embedder.kind}".',
+            hint=hint,
+        )
