@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Table, delete, func, select
+from sqlalchemy import ColumnElement, Table, delete, select
 
 from connectors.database import schema
 from connectors.database.connection import Database
@@ -64,18 +64,23 @@ def _prune(database: Database, rule: _Rule, now_ms: int) -> int:
 
 
 def _first_to_stay(database: Database, rule: _Rule, now_ms: int) -> int | None:
-    """Rows with a smaller id go; None if all stay. Ids grow with the time of writing: no index by time is needed."""
+    """Rows with a smaller id go; None if all stay. Ids grow with the time of writing: no index by time is needed.
+
+    All up to the last row that is too old, of those before the first that is surely young. A row with a time to come
+    was written while the clock ran ahead: it is not surely young, and goes with the rows around it.
+    """
     number, stamp = rule.table.c.id, rule.table.c[rule.stamp]
     cutoff = now_ms - int(rule.days * _DAY_MS)
     with database.reading() as connection:
-        young = connection.execute(select(number).where(stamp >= cutoff).order_by(number).limit(1)).scalar()
-        if young is None:
-            newest = connection.execute(select(func.max(number))).scalar()
-            young = None if newest is None else newest + 1
+        young = select(number).where(stamp >= cutoff, stamp <= now_ms).order_by(number).limit(1)
+        old = select(number).where(stamp < cutoff).order_by(number.desc()).limit(1)
+        first_young = connection.execute(young).scalar()
+        if first_young is not None:
+            old = old.where(number < first_young)
+        last_old = connection.execute(old).scalar()
         surplus = None
         if rule.rows is not None:
             query = select(number).order_by(number.desc()).limit(1).offset(rule.rows)
             surplus = connection.execute(query).scalar()
-    if surplus is not None:
-        return max(young or 0, int(surplus) + 1)
-    return None if young is None else int(young)
+    last_to_go = [int(found) for found in (last_old, surplus) if found is not None]
+    return max(last_to_go) + 1 if last_to_go else None

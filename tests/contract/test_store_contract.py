@@ -1171,6 +1171,32 @@ def test_old_rows_go_and_young_ones_stay(store: Store, clock: Clock) -> None:
     assert store.totals("m").records == 20, "counts are for ever"
 
 
+def write_at(store: Store, clock: Clock, *stamps: int) -> None:
+    """Keep a record at each of these wall-clock times, whose offset is its place in the order of writing."""
+    for at, clock.ms in enumerate(stamps):
+        store.commit(Checkpoint("m", [advance(P0, at or None, at + 1)], kept=[candidate(at)]))
+
+
+def left(store: Store, now_ms: int) -> list[int]:
+    store.prune(now_ms, Retention(kept_days=30))
+    return sorted(row.offset for row in store.kept("m"))
+
+
+def test_a_clock_that_ran_ahead_keeps_no_rows_for_ever(store: Store, clock: Clock) -> None:
+    write_at(store, clock, 0, 400 * DAY_MS, 400 * DAY_MS, 1 * DAY_MS, 20 * DAY_MS)
+    assert left(store, 30 * DAY_MS + 1) == [1, 2, 3, 4], "written after the first, nobody knows how long after"
+    assert left(store, 31 * DAY_MS + 1) == [4], "older than the one that is too old now"
+    assert left(store, 51 * DAY_MS) == []
+
+
+def test_a_clock_that_was_set_back_takes_no_young_rows(store: Store, clock: Clock) -> None:
+    write_at(store, clock, 100 * DAY_MS, 120 * DAY_MS, 5, 6)
+    assert left(store, 121 * DAY_MS) == [0, 1, 2, 3]
+    assert left(store, 0) == [0, 1, 2, 3]
+    assert left(store, 131 * DAY_MS) == [1, 2, 3]
+    assert left(store, 151 * DAY_MS) == []
+
+
 def test_rows_above_the_cap_go_oldest_first(store: Store) -> None:
     store.commit(
         Checkpoint("m", [advance()], kept=[candidate(n) for n in range(7)], dead_letters=[letter(n) for n in range(5)])
