@@ -17,7 +17,6 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -68,13 +67,11 @@ class Pair(msgspec.Struct, frozen=True):
 
     Attributes:
         offset: of the half that completed it; of the only half, if it is alone.
-        at: the row, in the batch, of the record at which it came out.
     """
 
     request: Half | None
     response: Half | None
     offset: int
-    at: int
 
     @property
     def joined(self) -> bool:
@@ -88,19 +85,6 @@ class Pair(msgspec.Struct, frozen=True):
             if half is not None and half.offset == self.offset:
                 return half
         raise AssertionError("a pair stands where one of its halves does")
-
-
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """What became of the halves of one batch.
-
-    Attributes:
-        pairs: in the order in which they came out.
-        repeated: halves (rows in the batch) whose id and role were waiting already.
-    """
-
-    pairs: Sequence[Pair]
-    repeated: Sequence[int]
 
 
 class Pairing:
@@ -146,31 +130,34 @@ class Pairing:
             heapq.heappop(self._by_time)
         return self._by_time[0][0] if self._by_time else None
 
-    def take(self, halves: Iterable[tuple[int, Half]]) -> Paired:
-        """Take in halves, each with its row in the batch, in the order of their offsets."""
-        pairs: list[Pair] = []
-        repeated: list[int] = []
-        for row, half in halves:
-            if half.time_ms >= 0:
-                self._expire(half.time_ms - self._timeout_ms, row, pairs)
-            other = self._pending.get(half.id)
-            if other is None:
-                self._wait(half)
-                self._make_room(row, pairs)
-            elif other.role == half.role:
-                repeated.append(row)
-            else:
-                self._leave(other)
-                self.joined += 1
-                request, response = (half, other) if half.role == "request" else (other, half)
-                pairs.append(Pair(request, response, half.offset, row))
-        return Paired(pairs, repeated)
+    def push(self, half: Half) -> tuple[list[Pair], bool]:
+        """Take in the next half, in the order of the offsets.
 
-    def end(self, row: int) -> list[Pair]:
+        Returns:
+            The pairs that came out at it, in their order: those that waited for too long, then the one that it
+            completed; and whether it was taken. It is not where a half of its id and role waits already.
+        """
+        pairs: list[Pair] = []
+        if half.time_ms >= 0:
+            self._expire(half.time_ms - self._timeout_ms, pairs)
+        other = self._pending.get(half.id)
+        if other is None:
+            self._wait(half)
+            self._make_room(pairs)
+        elif other.role == half.role:
+            return pairs, False
+        else:
+            self._leave(other)
+            self.joined += 1
+            request, response = (half, other) if half.role == "request" else (other, half)
+            pairs.append(Pair(request, response, half.offset))
+        return pairs, True
+
+    def end(self) -> list[Pair]:
         """The source is at its end: what waits goes alone, the oldest offset first."""
         pairs: list[Pair] = []
         while self._pending:
-            self._alone(next(iter(self._pending.values())), row, pairs)
+            self._alone(next(iter(self._pending.values())), pairs)
             self.timed_out += 1
         return pairs
 
@@ -208,21 +195,21 @@ class Pairing:
         if self._unwritten.pop(half.offset, None) is None:
             self._left.append(half.offset)
 
-    def _alone(self, half: Half, row: int, pairs: list[Pair]) -> None:
+    def _alone(self, half: Half, pairs: list[Pair]) -> None:
         self._leave(half)
         request, response = (half, None) if half.role == "request" else (None, half)
-        pairs.append(Pair(request, response, half.offset, row))
+        pairs.append(Pair(request, response, half.offset))
 
-    def _expire(self, before_ms: int, row: int, pairs: list[Pair]) -> None:
+    def _expire(self, before_ms: int, pairs: list[Pair]) -> None:
         while self._by_time and self._by_time[0][0] < before_ms:
             entry = heapq.heappop(self._by_time)
             if self._waits(entry):
-                self._alone(self._pending[entry[2]], row, pairs)
+                self._alone(self._pending[entry[2]], pairs)
                 self.timed_out += 1
 
-    def _make_room(self, row: int, pairs: list[Pair]) -> None:
+    def _make_room(self, pairs: list[Pair]) -> None:
         while len(self._pending) > self._max_pending or self._bytes > self._max_bytes:
-            self._alone(next(iter(self._pending.values())), row, pairs)
+            self._alone(next(iter(self._pending.values())), pairs)
             self.crowded_out += 1
 
 

@@ -15,7 +15,7 @@ from monitor.pairing import MAX_PENDING, Half, Pair, Pairing, Role, role_of
 P0 = Partition("calls", 0)
 TIMEOUT_MS = 100
 
-# What a pair is told by: its offset, its halves, where it came out.
+# What a pair is told by: its offset, its halves, at which record it came out.
 Seen = tuple[int, int | None, int | None, int]
 
 
@@ -23,18 +23,22 @@ def half(offset: int, id_: str, role: Role, time_ms: int, value: bytes = b"{}") 
     return Half(offset, id_, role, time_ms, time_ms, b"k", value, [("ce_id", id_.encode())])
 
 
-def seen(pair: Pair, first: int) -> Seen:
+def seen(pair: Pair, at: int) -> Seen:
     request = None if pair.request is None else pair.request.offset
     response = None if pair.response is None else pair.response.offset
-    return pair.offset, request, response, first + pair.at
+    return pair.offset, request, response, at
 
 
 def offsets(pairs: Sequence[Pair]) -> list[tuple[int | None, int | None]]:
     return [seen(pair, 0)[1:3] for pair in pairs]
 
 
+def push(pairing: Pairing, *halves: Half) -> list[Pair]:
+    return [pair for half in halves for pair in pairing.push(half)[0]]
+
+
 def take(pairing: Pairing, *halves: Half) -> list[tuple[int | None, int | None]]:
-    return offsets(pairing.take(enumerate(halves)).pairs)
+    return offsets(push(pairing, *halves))
 
 
 # --- what pairs -------------------------------------------------------------------------------------------------------
@@ -43,10 +47,10 @@ def take(pairing: Pairing, *halves: Half) -> list[tuple[int | None, int | None]]
 def test_a_request_and_its_response_meet_in_either_order() -> None:
     pairing = Pairing(TIMEOUT_MS)
     assert take(pairing, half(0, "a", "request", 0), half(1, "b", "response", 1)) == []
-    (found, other) = pairing.take(enumerate([half(2, "b", "request", 2), half(3, "a", "response", 3)])).pairs
+    (found, other) = push(pairing, half(2, "b", "request", 2), half(3, "a", "response", 3))
     assert offsets([found, other]) == [(2, 1), (0, 3)]
     assert (found.joined, found.offset, found.last.role) == (True, 2, "request")
-    assert (other.offset, other.last.role, other.at) == (3, "response", 1)
+    assert (other.offset, other.last.role) == (3, "response")
     assert (len(pairing), pairing.joined, pairing.oldest_ms) == (0, 2, None)
 
 
@@ -54,8 +58,8 @@ def test_a_half_goes_alone_when_a_record_comes_that_is_more_than_the_timeout_you
     pairing = Pairing(TIMEOUT_MS)
     assert take(pairing, half(0, "a", "request", 1_000), half(1, "b", "request", 1_100)) == []
     assert pairing.oldest_ms == 1_000
-    (alone,) = pairing.take([(7, half(2, "c", "request", 1_101))]).pairs
-    assert (alone.offset, alone.response, alone.joined, alone.at, alone.last.id) == (0, None, False, 7, "a")
+    (alone,) = push(pairing, half(2, "c", "request", 1_101))
+    assert (alone.offset, alone.response, alone.joined, alone.last.id) == (0, None, False, "a")
     assert (pairing.timed_out, len(pairing), pairing.oldest_ms) == (1, 2, 1_100)
     assert take(pairing, half(3, "b", "response", 1_150)) == [(1, 3)]
 
@@ -69,8 +73,8 @@ def test_the_partner_that_comes_too_late_finds_nobody() -> None:
 
 def test_the_first_of_two_equal_halves_wins() -> None:
     pairing = Pairing(TIMEOUT_MS)
-    paired = pairing.take(enumerate([half(0, "a", "request", 0), half(1, "a", "request", 1, b"again")]))
-    assert (list(paired.pairs), list(paired.repeated)) == ([], [1])
+    assert pairing.push(half(0, "a", "request", 0)) == ([], True)
+    assert pairing.push(half(1, "a", "request", 1, b"again")) == ([], False)
     assert take(pairing, half(2, "a", "response", 2)) == [(0, 2)]
 
 
@@ -79,7 +83,7 @@ def test_halves_without_a_time_wait_until_the_end() -> None:
     assert take(pairing, half(0, "a", "request", -1), half(1, "b", "request", 10**12)) == []
     assert take(pairing, half(2, "c", "response", -1), half(3, "a", "response", -1)) == [(0, 3)]
     assert pairing.oldest_ms == 10**12
-    assert offsets(pairing.end(0)) == [(1, None), (None, 2)]
+    assert offsets(pairing.end()) == [(1, None), (None, 2)]
     assert (len(pairing), pairing.timed_out) == (0, 2)
 
 
@@ -155,6 +159,16 @@ halves = st.lists(
 cuts = st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["", "", "checkpoint", "crash"])), max_size=40)
 
 
+def pushed(pairing: Pairing, batch: Sequence[Half]) -> tuple[list[Seen], list[int]]:
+    """What came out, and the offsets of the halves that were not taken."""
+    pairs, repeated = [], []
+    for each in batch:
+        found, taken = pairing.push(each)
+        pairs += [seen(pair, each.offset) for pair in found]
+        repeated += [] if taken else [each.offset]
+    return pairs, repeated
+
+
 @settings(max_examples=300, deadline=None)
 @given(records=halves, cuts=cuts)
 def test_any_cut_and_any_crash_give_the_same_pairs(
@@ -167,24 +181,21 @@ def test_any_cut_and_any_crash_give_the_same_pairs(
 
     whole = Database()
     pairing = owner(whole)
-    paired = pairing.take(enumerate(stream))
-    end = [seen(pair, 0) for pair in pairing.end(len(stream))]
-    whole.write(pairing, len(stream), [*(seen(pair, 0) for pair in paired.pairs), *end], list(paired.repeated))
+    pairs, repeated = pushed(pairing, stream)
+    whole.write(pairing, len(stream), [*pairs, *(seen(pair, len(stream)) for pair in pairing.end())], repeated)
     assert not whole.halves
 
     database = Database()
     pairing, at, pairs, repeated = owner(database), 0, list[Seen](), list[int]()
     for size, then in [*cuts, (len(stream), "checkpoint"), (len(stream), "checkpoint")]:
         batch = stream[at : at + size]
-        paired = pairing.take(enumerate(batch))
-        pairs += [seen(pair, at) for pair in paired.pairs]
-        repeated += [at + row for row in paired.repeated]
-        at += len(batch)
+        more, again = pushed(pairing, batch)
+        pairs, repeated, at = [*pairs, *more], [*repeated, *again], at + len(batch)
         if then == "checkpoint":
             database.write(pairing, at, pairs, repeated)
         if then:
             pairing, at, pairs, repeated = owner(database), database.next_offset, [], []
-    database.write(pairing, at, [seen(pair, at) for pair in pairing.end(0)], [])
+    database.write(pairing, at, [seen(pair, at) for pair in pairing.end()], [])
 
     assert database == whole
     accounted = [offset for _, *both, _ in database.pairs for offset in both if offset is not None]
