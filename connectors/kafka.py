@@ -9,6 +9,7 @@ How it stays exact (docs/kafka.md says it at length):
   offset is the one that we know: nobody else has written it.
 * Where nothing is stored, the start in the settings becomes a number once, and is handed over as an empty batch, so
   that it is stored before the first record comes.
+* What is missing comes out as an empty batch with a gap, where the settings do not say to stop.
 * An error that the client does not survive closes it; the next poll builds a new one.
 """
 
@@ -28,9 +29,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, Field, field_validator
 
+from connectors.kafka_damage import DamageCount, UndecodableBatch, watch_decoding
 from connectors.kafka_probe import KafkaSecurity, TopicFound, find_topic, split_address
 from connectors.log_throttle import throttle
-from connectors.records import Headers, Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
+from connectors.records import Gap, Headers, Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
 from detectors.errors import (
     AccessRefused,
     MissingCodec,
@@ -57,6 +59,8 @@ _SILENCE_S = 30.0  # without records for so long, ask whether the topic is still
 _JOIN_S = 2.0  # a signal must be heard in between
 _STUCK_S = 30.0  # not a word from brokers that answer others: the client is stuck
 _COMMIT_EVERY_S = 10.0
+_LOOK_EVERY_S = 10.0
+_ENDS_MS = 500
 _METADATA_AGE_MS = 10_000  # a partition that is added, or a topic made anew, is seen within that time
 _ATTEMPTS = 3  # the same failure in a row, before it is called lasting
 _LOG_APPEND_TIME = 1
@@ -87,6 +91,10 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     on_gap: Literal["stop", "skip"] = Field(
         "stop",
         description="when the stored position is no longer in the topic: stop with an error, or skip what is lost",
+    )
+    on_damaged: Literal["stop", "skip"] = Field(
+        "stop",
+        description="when a batch cannot be decoded, at the third try: stop with an error, or skip that batch",
     )
     isolation: Literal["read_committed", "read_uncommitted"] = Field(
         "read_committed", description="whether records of open and aborted transactions are read"
@@ -148,7 +156,6 @@ class KafkaSource:
     Attributes:
         failed_commits: group commits that Kafka refused or lost; harmless, lag tools show old numbers meanwhile.
         rebuilt: how often an error made the client be built anew.
-        skipped: records that were gone when we came for them, with ``on_gap: skip``.
     """
 
     def __init__(self, settings: KafkaSettings, *, client_id: str, group: str, instance: str | None) -> None:
@@ -169,17 +176,19 @@ class KafkaSource:
         self._base: dict[Partition, int | None] = {}  # what the database holds, as far as we know
         self._starts: dict[Partition, int] = {}  # starts that were resolved and may not be stored yet
         self._ends: dict[Partition, int] = {}
-        self._started: list[RawBatch] = []  # empty batches that tell resolved starts, not handed over yet
+        self._ids: dict[Partition, str | None] = {}  # of the topic that `_next` belongs to
+        self._diverged: dict[Partition, int | None] = {}  # where a log that was cut off still was what we read
+        self._told: list[RawBatch] = []  # empty batches that tell starts and gaps, not handed over yet
+        self._damage = DamageCount()
         self._partitions_at_open = 0
         self._committed: dict[Partition, int] = {}
         self._progress: dict[Partition, float] = {}  # when each was last at its end or brought something
         self._rebalances = 0
         self._failures = 0
-        self._heard = self._asked = self._received = self._told = self._looked = 0.0  # monotonic clock
+        self._heard = self._asked = self._received = self._committed_at = self._looked = 0.0  # monotonic clock
         self._trouble: SourceError | None = None
         self.failed_commits = 0
         self.rebuilt = 0
-        self.skipped = 0
 
     @property
     def finished(self) -> bool:
@@ -238,7 +247,7 @@ class KafkaSource:
         self._connect()
 
     def poll(self, max_records: int, timeout_s: float) -> list[RawBatch]:
-        """See `connectors.records.Source.poll`. A batch may be empty: it then only says where reading begins.
+        """See `connectors.records.Source.poll`. A batch may be empty: it then only says where reading goes on.
 
         An outage is no error at first: there is nothing to read. After ``unreachable_after_s`` it is told, by
         SourceUnreachable from each call, while the client goes on trying underneath.
@@ -251,16 +260,22 @@ class KafkaSource:
         self._place()
         try:
             polled = _poll(consumer, max_records, timeout_s)
+        except UndecodableBatch as damage:
+            self._after_damage(consumer, damage)
+            polled = {}
         except Exception as error:
             self._after_failure(error)
             polled = {}
+        if self._made_anew(consumer):
+            self._replace(consumer.assignment())
+            polled = {}  # of the old topic or of the new one: nobody can tell
         try:
             self._place()
         except BaseException:
             # What came with this poll is not handed over now, so it must be fetched again.
             self._replace(polled)
             raise
-        batches, self._started = self._started, []
+        batches, self._told = self._told, []
         for tp, records in polled.items():
             partition = Partition(*tp)
             if partition in self._next and tp not in self._fresh:
@@ -275,7 +290,11 @@ class KafkaSource:
             self._heard = self._received = now
         else:
             self._watch_connection()
-        if time.monotonic() - self._told >= _COMMIT_EVERY_S:
+        if now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            batches += self._passed_over(consumer)
+            self._ask_for_ends(consumer)
+        if time.monotonic() - self._committed_at >= _COMMIT_EVERY_S:
             # The client does not say that another process took its member id, except in the answer to a commit.
             self.commit(self._committed)
         return batches
@@ -283,7 +302,7 @@ class KafkaSource:
     def rewind(self) -> None:
         """See `connectors.records.Source.rewind`. Takes effect in the next poll."""
         self._next.clear()
-        self._started.clear()
+        self._told.clear()
         if self._consumer is not None:
             self._replace(self._consumer.assignment())
 
@@ -332,7 +351,7 @@ class KafkaSource:
         from kafka import TopicPartition
         from kafka.structs import OffsetAndMetadata
 
-        self._told = time.monotonic()
+        self._committed_at = time.monotonic()
         self._base.update(next_offsets)
         self._committed.update(next_offsets)
         mine = {
@@ -475,7 +494,10 @@ class KafkaSource:
         except Exception as error:
             for made in clients:  # the constructor that failed leaves its I/O thread running
                 _within(1.0, made.close)
+            if _is_retriable(error):
+                self._find_topic()  # says it better, where it can
             raise self._translated(error) from error
+        watch_decoding(consumer)
         throttle("kafka")
         return consumer
 
@@ -491,7 +513,7 @@ class KafkaSource:
         except SourceError:
             _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
             raise
-        self._heard = self._received = self._told = time.monotonic()
+        self._heard = self._received = self._committed_at = time.monotonic()
         self._asked = float("-inf")
         with self._lock:
             self._fresh = set()
@@ -559,33 +581,43 @@ class KafkaSource:
 
     def _place_these(self, consumer: KafkaConsumer, tps: Sequence[TopicPartition]) -> None:
         assert self._positions is not None
-        stored = self._positions([Partition(*tp) for tp in tps])
+        partitions = [Partition(*tp) for tp in tps]
+        stored = self._positions(partitions)
+        stored_ids = self._topic_ids(partitions) if self._topic_ids is not None else {}
         first, last = self._limits(consumer, tps)
-        unknown = [tp for tp in tps if Partition(*tp) not in stored]
-        starts = self._resolve_starts(consumer, unknown, first, last)
-        started = []
+        if self._made_anew(consumer):
+            self._starts.clear()
+            self._partitions_at_open = 0  # all that the new topic holds is newer than we are
+        starts = self._resolve_starts(consumer, [tp for tp in tps if Partition(*tp) not in stored], first, last)
+        told = []
         targets: dict[TopicPartition, int] = {}
-        for tp in tps:
-            partition = Partition(*tp)
-            held = self._next.get(partition)
-            if held is not None and self._base.get(partition) == stored.get(partition):
-                targets[tp] = self._without_gap(tp, held, first[tp], last[tp])
+        for tp, partition in zip(tps, partitions, strict=True):
+            unmoved = self._base.get(partition) == stored.get(partition)  # nobody else has written it
+            held = self._next.get(partition) if unmoved else None
+            if held is not None:
+                offset, topic_id = held, self._ids.get(partition)
             elif partition in stored:
-                targets[tp] = self._without_gap(tp, stored[partition], first[tp], last[tp])
+                offset = stored[partition]
+                topic_id = stored_ids.get(partition, self._ids.get(partition) if unmoved else None)
             else:
-                targets[tp] = self._without_gap(tp, starts[partition], first[tp], last[tp])
-                started.append(_raw_batch(partition, [], targets[tp], topic_id=self._topic_id(consumer)))
+                offset, topic_id = starts[partition], None
+            gap = self._gap(consumer, tp, offset, topic_id, first[tp], last[tp])
+            targets[tp] = offset if gap is None else gap.to_offset
+            if gap is not None or (held is None and partition not in stored):
+                told.append(self._empty_batch(consumer, partition, targets[tp], gap))
         for tp, offset in targets.items():
             partition = Partition(*tp)
             self._base[partition] = stored.get(partition)
             self._next[partition] = offset
+            self._ids[partition] = self._topic_id(consumer)
             self._ends[partition] = last[tp]
+            self._diverged.pop(partition, None)
             try:
                 consumer.seek(tp, offset)
             except ValueError:  # taken away again in this moment; the next poll tells
                 continue
             self._let_fetch(consumer, tp)
-        self._started += started
+        self._told += told
 
     def _resolve_starts(
         self,
@@ -635,36 +667,65 @@ class KafkaSource:
                 found.update(ask([tp]))
         return {tp: last[tp] if found[tp] is None else found[tp].offset for tp in tps}
 
-    def _without_gap(self, tp: TopicPartition, offset: int, first: int, last: int) -> int:
-        """``offset``, or where to go on if it is no longer in the topic and the settings say to skip.
+    def _made_anew(self, consumer: KafkaConsumer) -> bool:
+        """Another topic has the name than the one that our positions belong to."""
+        topic_id = self._topic_id(consumer)
+        return topic_id is not None and any(
+            known is not None and known != topic_id
+            for partition, known in self._ids.items()
+            if partition in self._assigned
+        )
+
+    def _gap(
+        self, consumer: KafkaConsumer, tp: TopicPartition, offset: int, topic_id: str | None, first: int, last: int
+    ) -> Gap | None:
+        """What is missing between ``offset``, in the topic with that id, and where reading can go on; None if nothing.
 
         Raises:
-            OffsetGap: it is no longer there, and the settings say to stop.
+            OffsetGap: something is, and the settings say to stop.
         """
+        partition = Partition(*tp)
+        if (
+            topic_id in (None, self._topic_id(consumer))
+            and partition not in self._diverged
+            and first <= offset
+            and (offset <= last or offset <= self._end_of_all(tp, last))
+        ):
+            return None
+        self._ask(lambda: _refresh_metadata(consumer, self._rpc_ms))
+        now_id = self._topic_id(consumer)
         name = f"Partition {tp.partition} of topic {tp.topic}"
-        if offset < first:
+        hint = "Set source.on_gap: skip to go on with the first record that is there"
+        if topic_id != now_id and None not in (topic_id, now_id):
+            gap = Gap(
+                partition, offset, first, "recreated", f"{name} belongs to a topic that was deleted and made anew."
+            )
+        elif offset < first:
             lost = first - offset
-            message = (
+            detail = (
                 f"{name} no longer holds offset {offset}, where reading goes on: its first is {first}, "
                 f"so up to {lost} records were deleted before they were read."
             )
-        elif offset > last and offset > self._end_of_all(tp, last):
-            lost = 0
-            message = (
+            gap = Gap(partition, offset, first, "retention", detail)
+            hint += "; give the topic a longer retention.ms"
+        elif topic_id is None or now_id is None:
+            detail = (
                 f"{name} ends at offset {last}, before {offset}, where reading goes on: "
                 f"the topic was deleted and made anew, or it lost its newest records."
             )
+            gap = Gap(partition, offset, first, "recreated", detail)
         else:
-            return offset
-        if self._settings.on_gap == "stop":
-            raise OffsetGap(
-                message,
-                hint="Set source.on_gap: skip to go on with the first record that is there; "
-                "give the topic a longer retention.ms.",
+            diverged = self._diverged.get(partition)
+            end = min(offset, self._end_of_all(tp, last) if diverged is None else diverged)
+            detail = (
+                f"{name} lost its newest records: reading goes on at offset {end} instead of {offset}, "
+                f"and what was read of them counts."
             )
-        _log.error("offset gap skipped: topic=%s partition=%d lost=%d. %s", tp.topic, tp.partition, lost, message)
-        self.skipped += lost
-        return first
+            gap = Gap(partition, offset, max(end, first), "truncated", detail)
+            hint = "Set source.on_gap: skip to go on with what was written since; see unclean.leader.election.enable"
+        if self._settings.on_gap == "stop":
+            raise OffsetGap(gap.detail, hint=f"{hint}.")
+        return gap
 
     def _end_of_all(self, tp: TopicPartition, last: int) -> int:
         """The partition's end with open transactions, which a reader of committed records is not told."""
@@ -692,6 +753,11 @@ class KafkaSource:
         known = consumer._client.cluster.topic_id(self._settings.topic)
         return str(known) if known is not None and known.int else None
 
+    def _empty_batch(
+        self, consumer: KafkaConsumer, partition: Partition, next_offset: int, gap: Gap | None = None
+    ) -> RawBatch:
+        return _raw_batch(partition, [], next_offset, topic_id=self._topic_id(consumer), gap=gap)
+
     def _raw_batch(self, consumer: KafkaConsumer, partition: Partition, records: Sequence[Any]) -> RawBatch:
         position = _position(consumer, partition)
         return _raw_batch(partition, records, position, topic_id=self._topic_id(consumer))
@@ -702,18 +768,97 @@ class KafkaSource:
 
         lost_place = (errors.OffsetOutOfRangeError, errors.NoOffsetForPartitionError, errors.LogTruncationError)
         if isinstance(error, lost_place) and self._consumer is not None:
+            if isinstance(error, errors.LogTruncationError):
+                for tp, known in error.divergent_offsets.items():
+                    self._diverged[Partition(*tp)] = None if known is None else known.offset
             self._replace(self._consumer.assignment())  # placing says what is lost
             return
         if _is_retriable(error):
             return
-        # After any other error this client may spin for ever or fail for ever (kafka-python 3.0: a batch that cannot
-        # be decoded does the first). Records handed over stay handed over.
+        # After any other error this client may fail for ever. Records handed over stay handed over.
+        self._failures += 1
+        self._drop_client()
+        raise self._translated(error) from error
+
+    def _drop_client(self) -> None:
+        """The next poll builds a new one."""
         consumer, self._consumer = self._consumer, None
         self.rebuilt += 1
-        self._failures += 1
         if consumer is not None:
             _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=2000))
-        raise self._translated(error) from error
+
+    def _after_damage(self, consumer: KafkaConsumer, damage: UndecodableBatch) -> None:
+        """A batch could not be decoded. The client fetches it again by itself, until it was tried often enough.
+
+        Raises:
+            SourceError: it was, and the settings say to stop.
+        """
+        from kafka import TopicPartition
+
+        if not self._damage.lasting(damage):
+            return
+        if self._settings.on_damaged == "stop":
+            raise self._translated(damage) from damage
+        tp, partition = TopicPartition(*damage.partition), damage.partition
+        if partition not in self._next or tp in self._fresh or tp not in consumer.assignment():
+            return
+        after = self._after_damaged(consumer, damage)
+        gap = Gap(partition, damage.offset, after, "damaged", f"A batch cannot be decoded, {damage}.")
+        consumer.seek(tp, after)
+        self._next[partition] = after
+        self._told.append(self._empty_batch(consumer, partition, after, gap))
+
+    def _after_damaged(self, consumer: KafkaConsumer, damage: UndecodableBatch) -> int:
+        """Where reading goes on after a batch that cannot be decoded."""
+        from kafka import TopicPartition
+
+        tp = TopicPartition(*damage.partition)
+        _, last = self._limits(consumer, [tp])
+        end = max(last[tp], damage.offset + 1)
+        if damage.next_offset is not None:
+            return min(damage.next_offset, end)
+        # The header is damaged too, so look for the first offset that can be read: first how far away, then where.
+        with self._reader() as reader:
+            reader.assign([tp])
+            bad, step = damage.offset, 1
+            while bad + step < end and not _can_read(reader, tp, bad + step):
+                bad, step = bad + step, step * 2
+            good = min(bad + step, end)
+            while good - bad > 1:
+                middle = (bad + good) // 2
+                bad, good = (bad, middle) if _can_read(reader, tp, middle) else (middle, good)
+            return good
+
+    def _passed_over(self, consumer: KafkaConsumer) -> list[RawBatch]:
+        """Empty batches for partitions that went on without records: over control records, aborted transactions and
+        what was compacted. Once stored, they are no gap when the topic deletes them."""
+        batches = []
+        for partition in sorted(self._assigned & self._next.keys()):
+            position = _position(consumer, partition)
+            if position is not None and position > self._next[partition]:
+                self._next[partition] = position
+                batches.append(self._empty_batch(consumer, partition, position))
+        return batches
+
+    def _ask_for_ends(self, consumer: KafkaConsumer) -> None:
+        """The ends of partitions that are quiet or held: no fetch tells them. Not while the brokers are away."""
+        from kafka import TopicPartition
+        from kafka.errors import KafkaError
+
+        now = time.monotonic()
+        quiet = [
+            TopicPartition(*partition)
+            for partition in sorted(self._assigned & self._next.keys())
+            if partition in self._held or now - self._progress.get(partition, now) > _SILENCE_S
+        ]
+        if not quiet or not self.connected:
+            return
+        try:
+            ends = consumer.end_offsets(quiet, timeout_ms=_ENDS_MS)
+        except (KafkaError, KeyError) as error:  # KeyError: a partition that is gone
+            _log.debug("ends of quiet partitions are not known: %s", error)
+            return
+        self._ends.update({Partition(*tp): end for tp, end in ends.items()})
 
     def _after_commit(self, _offsets: object, result: object) -> None:
         if isinstance(result, Exception):
@@ -746,11 +891,15 @@ class KafkaSource:
             return
         if now - self._asked >= _PROBE_EVERY_S:
             self._asked = now
+            refused = isinstance(self._trouble, AccessRefused)
             self._trouble = None
             try:
                 self._find_topic(timeout_s=min(2.0, self._settings.connect_timeout_s))
             except SourceError as error:
                 self._trouble = error
+            else:
+                if refused:  # the client holds on to the password that it was built with
+                    self._drop_client()
         if self._trouble is not None:
             raise type(self._trouble)(self._trouble.message, hint=self._trouble.hint) from self._trouble
         if now - self._heard >= max(_STUCK_S, 3 * self._settings.unreachable_after_s):
@@ -769,9 +918,10 @@ class KafkaSource:
         consumer.assign(sorted(left))
         for tp in left:
             consumer.seek(tp, begin[tp])
+        damage = DamageCount()
         heard = time.monotonic()
         while left:
-            polled = consumer.poll(timeout_ms=1000, max_records=5000)
+            polled = self._poll_beside(consumer, 5000, damage)
             if polled:
                 heard = time.monotonic()
             elif time.monotonic() - heard >= self._settings.unreachable_after_s:
@@ -807,6 +957,27 @@ class KafkaSource:
         finally:
             _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
 
+    def _poll_beside(
+        self, consumer: KafkaConsumer, max_records: int, count: DamageCount
+    ) -> dict[TopicPartition, list[Any]]:
+        """A poll of a client of no group. Steps over damaged batches where the settings say so, with a line in the log.
+
+        Raises:
+            UndecodableBatch: they do not.
+        """
+        from kafka import TopicPartition
+
+        try:
+            polled: dict[TopicPartition, list[Any]] = consumer.poll(timeout_ms=1000, max_records=max_records)
+            return polled
+        except UndecodableBatch as damage:
+            if count.lasting(damage):
+                if self._settings.on_damaged == "stop":
+                    raise
+                _log.error("a batch was left out: %s", damage)
+                consumer.seek(TopicPartition(*damage.partition), self._after_damaged(consumer, damage))
+            return {}
+
     def _batches_at(
         self, consumer: KafkaConsumer, wanted: dict[TopicPartition, npt.NDArray[np.int64]]
     ) -> Iterator[RawBatch]:
@@ -818,9 +989,10 @@ class KafkaSource:
         consumer.assign(sorted(left))
         for tp in left:
             consumer.seek(tp, int(wanted[tp][0]))
+        damage = DamageCount()
         heard = time.monotonic()
         while left:
-            polled = consumer.poll(timeout_ms=1000, max_records=_JUMP)
+            polled = self._poll_beside(consumer, _JUMP, damage)
             if polled:
                 heard = time.monotonic()
             elif time.monotonic() - heard >= self._settings.unreachable_after_s:
@@ -847,10 +1019,14 @@ class KafkaSource:
             return error
         settings = self._settings
         where = f"topic {settings.topic} at {', '.join(settings.addresses)}"
-        if isinstance(error, errors.UnsupportedCodecError):
-            return MissingCodec(
-                f"A batch of {where} is compressed with a codec that is not installed: {error}.",
-                hint=_CODEC_HINT,
+        if isinstance(error, UndecodableBatch):
+            if isinstance(error.__cause__, errors.UnsupportedCodecError):
+                return MissingCodec(
+                    f"A batch is compressed with a codec that is not installed, {error}.", hint=_CODEC_HINT
+                )
+            return SourceError(
+                f"A batch cannot be decoded, {error}.",
+                hint="Compare it on another replica, or set source.on_damaged: skip to leave out that batch.",
             )
         if isinstance(error, errors.GroupAuthorizationFailedError):
             return AccessRefused(
@@ -881,12 +1057,9 @@ class KafkaSource:
             return SourceUnreachable(
                 f"Kafka does not answer, reading {where}: {error}.", hint="driftd tries again; check the brokers."
             )
-        if isinstance(error, errors.CorruptRecordError):
-            message, hint = f"A batch of {where} is damaged: {error}.", "Compare it on another replica, or delete it."
-        else:
-            message, hint = f"Reading {where} failed: {type(error).__name__}: {error}.", "The client was built anew."
-        failure = SourceError(message, hint=hint)
-        # Damage on the wire goes away on the next try; damage on the broker's disk does not.
+        failure = SourceError(
+            f"Reading {where} failed: {type(error).__name__}: {error}.", hint="The client was built anew."
+        )
         failure.retryable = self._failures < _ATTEMPTS
         return failure
 
@@ -985,6 +1158,30 @@ def _within(seconds: float, work: Callable[[], object]) -> bool:
     return not thread.is_alive()
 
 
+def _refresh_metadata(consumer: KafkaConsumer, timeout_ms: int) -> None:
+    """Learn what the topic is now. Raises what the client raises."""
+    cluster = consumer._cluster
+    if cluster.metadata_refresh_in_progress:  # its answer may be older than our question
+        consumer._net.run(consumer._manager.wait_for, cluster.request_update(), timeout_ms)
+    consumer._net.run(consumer._manager.wait_for, cluster.request_update(), timeout_ms)
+
+
+def _can_read(consumer: KafkaConsumer, tp: TopicPartition, offset: int) -> bool:
+    """Whether the batch that holds ``offset`` can be decoded. Raises KafkaTimeoutError where nobody answers."""
+    from kafka.errors import KafkaTimeoutError
+
+    consumer.seek(tp, offset)
+    deadline = time.monotonic() + _STUCK_S
+    while time.monotonic() < deadline:
+        try:
+            polled = consumer.poll(timeout_ms=_MIN_POLL_MS, max_records=1)
+        except UndecodableBatch:
+            return False
+        if polled or consumer.position(tp, timeout_ms=0) > offset:
+            return True
+    raise KafkaTimeoutError(f"no answer to whether offset {offset} can be read")
+
+
 def _position(consumer: KafkaConsumer, partition: Partition) -> int | None:
     """Where the client goes on, past the records handed over and past control records and aborted transactions."""
     from kafka import TopicPartition
@@ -998,7 +1195,12 @@ def _position(consumer: KafkaConsumer, partition: Partition) -> int | None:
 
 
 def _raw_batch(
-    partition: Partition, records: Sequence[Any], next_offset: int | None, *, topic_id: str | None = None
+    partition: Partition,
+    records: Sequence[Any],
+    next_offset: int | None,
+    *,
+    topic_id: str | None = None,
+    gap: Gap | None = None,
 ) -> RawBatch:
     """The client's records (named tuples) as columns."""
     n = len(records)
@@ -1013,6 +1215,7 @@ def _raw_batch(
         headers=_headers(records),
         next_offset=max(after, next_offset or 0),
         topic_id=topic_id,
+        gap=gap,
     )
 
 

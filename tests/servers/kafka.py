@@ -11,6 +11,7 @@
     server.sasl_tls_brokers             # SASL_SSL
     server.kill(); server.start()       # SIGKILL, and again on the same ports with the same data
     server.stop()                       # SIGTERM
+    KafkaServer(other, joins=server)    # a second broker of the same cluster: node 2, without a controller
 
 Tests that only need a broker take the fixtures of tests/conftest.py: `kafka` (one broker for the whole run; leave it
 running), `topic` (makes topics with names of their own), `own_kafka` (a broker of the test's own, to be killed).
@@ -123,11 +124,17 @@ def make_certificates(directory: Path) -> tuple[Path, Path]:
 class KafkaServer:
     """One broker with its own directory, ports and cluster id; see the top of this file."""
 
-    def __init__(self, directory: Path, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, settings: Mapping[str, str] | None = None, joins: KafkaServer | None = None
+    ) -> None:
         self.directory = directory
         self._settings = dict(settings or {})  # lines of server.properties that replace ours
         self.cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         self._ports = {name: free_port() for name in ("PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL", "CONTROLLER")}
+        if joins is not None:
+            self.cluster_id = joins.cluster_id
+            self._ports["CONTROLLER"] = joins._ports["CONTROLLER"]
+            self._settings = {"process.roles": "broker", "node.id": "2", **self._settings}
         self._process: subprocess.Popen[bytes] | None = None
         self.ca_file: Path | None = None
         self._formatted = False
@@ -203,14 +210,22 @@ class KafkaServer:
         finally:
             client.close()
 
-    def create_topic(self, name: str, *, partitions: int = 1, config: dict[str, str] | None = None) -> str:
-        """Make a topic and return its name once it has leaders."""
+    def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        config: dict[str, str] | None = None,
+        replicas: Mapping[int, Sequence[int]] | None = None,
+    ) -> str:
+        """Make a topic and return its name once it has leaders. ``replicas``: partition to nodes, the leader first."""
         from kafka.admin import NewTopic
 
         with self.admin() as admin:
-            admin.create_topics(
-                [NewTopic(name, num_partitions=partitions, replication_factor=1, topic_configs=config or {})]
-            )
+            new = NewTopic(name, num_partitions=partitions, replication_factor=1, topic_configs=config or {})
+            if replicas is not None:
+                new = NewTopic(name, replica_assignments=replicas, topic_configs=config or {})
+            admin.create_topics([new])
             admin.wait_for_topics([name])
         return name
 
@@ -235,7 +250,10 @@ class KafkaServer:
             self.ca_file, store = make_certificates(self.directory)
             names += ["SSL", "SASL_SSL"]
             tls = f"ssl.keystore.type=PEM\nssl.keystore.location={store}\n"
-        listeners = ",".join(f"{name}://127.0.0.1:{self._ports[name]}" for name in names)
+        advertised = ",".join(f"{name}://127.0.0.1:{self._ports[name]}" for name in names)
+        listeners = advertised
+        if "process.roles" not in self._settings:
+            listeners += f",CONTROLLER://127.0.0.1:{self._ports['CONTROLLER']}"
         scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
         plain = (
             "org.apache.kafka.common.security.plain.PlainLoginModule required "
@@ -253,8 +271,8 @@ class KafkaServer:
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{self._ports["CONTROLLER"]}
 controller.listener.names=CONTROLLER
-listeners={listeners},CONTROLLER://127.0.0.1:{self._ports["CONTROLLER"]}
-advertised.listeners={listeners}
+listeners={listeners}
+advertised.listeners={advertised}
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL
 inter.broker.listener.name=PLAINTEXT
 sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
@@ -324,7 +342,8 @@ log.initial.task.delay.ms=1000
             return False
         finally:
             admin.close()
-        return answer["cluster_id"] == self.cluster_id and bool(answer["brokers"])
+        ports = {broker["port"] for broker in answer["brokers"]}
+        return answer["cluster_id"] == self.cluster_id and self._ports["PLAINTEXT"] in ports
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:

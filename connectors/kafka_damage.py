@@ -1,0 +1,124 @@
+"""Batches of Kafka that cannot be decoded: a damaged one, or one of an unknown codec.
+
+kafka-python 3.0 raises once for such a batch, mostly without saying which, and its next poll never returns. Here its
+fetcher says which offsets the batch holds, drops what it fetched, and goes on with the other partitions. Where nobody
+moves the position, the batch is fetched again, and told again.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from connectors.records import Partition
+
+if TYPE_CHECKING:
+    from kafka import KafkaConsumer
+
+TRIES: Final = 3  # of the same batch, before it is called damaged: what the network broke comes whole the next time
+
+_HEAD: Final = struct.Struct(">qi4xb")  # first offset, size, and format of a batch of any format
+_LAST: Final = struct.Struct(">23xi")  # the last offset, counted from the first, in a batch of format 2
+
+
+class UndecodableBatch(Exception):
+    """A batch cannot be decoded; the cause says why.
+
+    Attributes:
+        partition, offset: the first record that cannot be read.
+        next_offset: what follows the batch; None where its header does not say.
+    """
+
+    def __init__(self, partition: Partition, offset: int, next_offset: int | None, reason: str) -> None:
+        super().__init__(f"offset {offset} of partition {partition.number} of topic {partition.topic}: {reason}")
+        self.partition = partition
+        self.offset = offset
+        self.next_offset = next_offset
+        self.reason = reason
+
+
+class DamageCount:
+    """How often the same batch could not be decoded, per partition."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Partition, tuple[int, int]] = {}
+
+    def lasting(self, damage: UndecodableBatch) -> bool:
+        """Note one more try; True once there were enough."""
+        offset, tries = self._seen.get(damage.partition, (-1, 0))
+        tries = tries + 1 if offset == damage.offset else 1
+        self._seen[damage.partition] = (damage.offset, tries)
+        return tries >= TRIES
+
+
+def watch_decoding(consumer: KafkaConsumer) -> None:
+    """From now on this client's polls raise UndecodableBatch, and never hang."""
+    consumer._fetcher.__class__ = _fetcher_class()
+
+
+def after_batch(batch: bytes | memoryview | None, following: memoryview | None, offset: int) -> int | None:
+    """The first offset after a batch, by its header and by the next batch's; None where both say nothing usable.
+
+    A damaged header can say anything. The least of what is possible is taken: too little only means one more gap.
+    """
+    found = []
+    if batch is not None and len(batch) >= _LAST.size:
+        first, _, magic = _HEAD.unpack_from(batch)
+        # In the old formats a batch is one message, or has the offset of its last one.
+        found.append(first + (_LAST.unpack_from(batch)[0] if magic == 2 else 0) + 1)
+    if following is not None and len(following) >= _HEAD.size:
+        found.append(_HEAD.unpack_from(following)[0])
+    return min((after for after in found if after > offset), default=None)
+
+
+@cache
+def _fetcher_class() -> type:
+    from kafka.consumer.fetcher import Fetcher
+    from kafka.errors import CorruptRecordError
+    from kafka.record import MemoryRecords
+
+    class _Batches(MemoryRecords):  # type: ignore[misc]
+        """The batches of an answer, which know the one that was taken last."""
+
+        __slots__ = ("current",)
+
+        def __init__(self, answer: Any) -> None:
+            super().__init__(answer)
+            self.current = None
+
+        def next_batch(self) -> Any:
+            self.current = self._next_slice
+            return super().next_batch()
+
+    class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
+        def __init__(self, fetch_offset: int, tp: Any, records: Any, **options: Any) -> None:
+            self._batches = _Batches(records._buffer)
+            super().__init__(fetch_offset, tp, self._batches, **options)
+            if records.size_in_bytes() > 0 and not records.has_next():
+                after = after_batch(records._buffer, None, fetch_offset)
+                raise UndecodableBatch(Partition(*tp), fetch_offset, after, "the batch is cut short")
+
+        def take(self, n: int | None = None) -> Any:
+            try:
+                return super().take(n)
+            except MemoryError:
+                self.drain()
+                raise
+            except Exception as error:
+                offset = self.next_fetch_offset
+                after = after_batch(self._batches.current, self._batches._next_slice, offset)
+                self.drain()  # or its dead iterator would be asked for ever
+                raise UndecodableBatch(Partition(*self.topic_partition), offset, after, str(error)) from error
+
+    class _Fetcher(Fetcher):  # type: ignore[misc]
+        PartitionRecords = _PartitionRecords
+
+        def _parse_fetched_data(self, completed_fetch: Any) -> Any:
+            try:
+                return super()._parse_fetched_data(completed_fetch)
+            except CorruptRecordError as error:  # the broker itself cannot read it
+                partition, offset = Partition(*completed_fetch.topic_partition), completed_fetch.fetched_offset
+                raise UndecodableBatch(partition, offset, None, "the broker calls it corrupt") from error
+
+    return _Fetcher
