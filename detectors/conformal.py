@@ -93,23 +93,37 @@ def hash64(numbers: npt.NDArray[np.int64] | npt.NDArray[np.uint64], seed: int = 
 
 
 def position_hashes(
-    topic: str, partition: int, offsets: npt.NDArray[np.int64], *, purpose: str = ""
+    topic: str,
+    partition: int,
+    offsets: npt.NDArray[np.int64],
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    purpose: str = "",
 ) -> npt.NDArray[np.uint64]:
     """64 bits for every record, a function of its position alone, so that every replay draws the same.
 
     Args:
         topic, partition: where the records lie.
         offsets: int64 (n,).
+        rows: int64 (n,), which row of its record each is; row 0 draws what a record of one row draws.
         purpose: a word; draws for different purposes are independent.
     """
     place = f"{purpose}\0{topic}\0{partition}".encode()
     seed = int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "little")
-    return hash64(offsets, seed)
+    bits = hash64(offsets, seed)
+    if rows is None or not rows.any():
+        return bits
+    return np.where(rows == 0, bits, hash64(bits ^ hash64(rows, seed)))
 
 
 def position_uniforms(
-    topic: str, partition: int, offsets: npt.NDArray[np.int64], *, purpose: str = ""
+    topic: str,
+    partition: int,
+    offsets: npt.NDArray[np.int64],
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    purpose: str = "",
 ) -> npt.NDArray[np.float64]:
     """Uniform numbers in (0, 1), one for every record, a function of its position alone. See `position_hashes`."""
-    bits = position_hashes(topic, partition, offsets, purpose=purpose) >> np.uint64(11)
+    bits = position_hashes(topic, partition, offsets, rows=rows, purpose=purpose) >> np.uint64(11)
     return (bits.astype(np.float64) + 0.5) * 2.0**-53

@@ -99,32 +99,39 @@ class Collector:
         return self._settings.collect
 
     def take(self, batch: RawBatch, now_ms: int | None) -> RawBatch:
-        """Take in records up to exactly the wanted number of usable ones, however the polls cut the stream.
+        """Take in records up to the one that completes the wanted number of rows, however the polls cut the stream.
 
         Returns:
             The records that are left over.
         """
         while len(batch) and self.collected < self.wanted:
-            some = min(len(batch), self.wanted - self.collected)
-            self._add(batch.rows(0, some), now_ms)
-            batch = batch.rows(some, len(batch))
+            most = self.wanted - self.collected
+            some = batch.rows(0, min(len(batch), most))
+            events = self._decoder.decode(some, now_ms)
+            if len(events) > most:
+                # Records of many rows: as many as cannot be too much, even if every row of theirs is usable.
+                last = int(events.offsets[most])
+                fits = max(int(np.searchsorted(batch.offsets, last)), 1)
+                some = batch.rows(0, fits)
+                events = self._decoder.decode(some, now_ms)
+            taken = int(np.searchsorted(batch.offsets, events.next_offset))
+            self._add(batch.rows(0, taken), events)
+            batch = batch.rows(taken, len(batch))
         return batch
 
-    def _add(self, batch: RawBatch, now_ms: int | None) -> None:
-        events = self._decoder.decode(batch, now_ms)
+    def _add(self, batch: RawBatch, events: EventBatch) -> None:
         good = np.ones(len(events), dtype=np.bool_)
         embedded: dict[str, npt.NDArray[np.float32]] = {}
-        dead = list(events.dead)
+        problems: dict[int, tuple[str, str]] = {}
         for space, embedder in self._embedders.items():
             if embedder.learns:
                 continue
             result = embedder.embed([events.fields[name] for name in embedder.fields])
             embedded[space] = result.vectors
             for problem in result.problems:
-                if good[problem.row]:
-                    good[problem.row] = False
-                    offset = int(events.offsets[problem.row])
-                    dead.append(self._decoder.dead_letter(batch, offset, problem.reason, problem.detail))
+                problems.setdefault(problem.row, (problem.reason, problem.detail))
+        dead = events.refused(problems)[0].dead
+        good[list(problems)] = False
         usable = np.flatnonzero(good)
         chosen = self._voting(events, usable)
         rows = chosen.tolist()
@@ -142,7 +149,7 @@ class Collector:
             self._segments.setdefault(name, []).extend(sys.intern(values[row]) for row in rows)
         self.dead += dead
         self.collected += len(rows)
-        self._extend(batch, events.time_ms[usable], len(dead))
+        self._extend(batch, events.time_ms[usable], events.records, len(dead))
 
     def _voting(self, events: EventBatch, usable: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The usable rows without those whose key has had its vote in the block."""
@@ -155,7 +162,7 @@ class Collector:
         self.thinned += votes.thinned
         return usable[votes.enters]
 
-    def _extend(self, batch: RawBatch, times: npt.NDArray[np.int64], dead: int) -> None:
+    def _extend(self, batch: RawBatch, times: npt.NDArray[np.int64], records: int, dead: int) -> None:
         before = self.spans.get(batch.partition)
         first = int(batch.offsets[0]) if len(batch) else batch.next_offset
         newest = int(times.max()) if len(times) else -1
@@ -163,7 +170,7 @@ class Collector:
             first_offset=before.first_offset if before else first,
             next_offset=batch.next_offset,
             max_time_ms=max(before.max_time_ms if before else -1, newest),
-            records=(before.records if before else 0) + len(batch),
+            records=(before.records if before else 0) + records,
             dead=(before.dead if before else 0) + dead,
             topic_id=batch.topic_id,
         )

@@ -1,25 +1,33 @@
-"""A decoded batch: columns, one entry per usable record, in the order of the offsets."""
+"""A decoded batch: columns, one entry per usable row, in the order of the offsets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from connectors.records import DeadLetter, Partition
 
+T = TypeVar("T")
+Int64s = npt.NDArray[np.int64]
+
 
 @dataclass(slots=True)
 class EventBatch:
-    """Events of one partition. Records that could not be decoded are in ``dead`` and in no column.
+    """Events of one partition. Rows that could not be decoded are in ``dead`` and in no column.
+
+    Most records are one row; a body of a model server may be many, which share its offset.
 
     Attributes:
         offsets: int64 (n,).
+        rows: int64 (n,), which row of its record, from 0.
+        places: int64 (n,), strictly increasing: the place among all rows of the batch, dead ones included.
         time_ms: int64 (n,), event time in milliseconds since 1970.
-        ids: n texts; "topic/partition/offset" where no id is mapped.
+        broker_ms: int64 (n,), the broker's time, -1 where there is none.
+        ids: n texts; "topic/partition/offset" where no id is mapped, "topic/partition/offset#row" of many rows.
         keys: n texts, or None where a record has no key; None altogether if no key is mapped.
         segments: for each configured segment field, n texts.
         predictions: n texts or None each; None altogether if no prediction is mapped.
@@ -28,11 +36,18 @@ class EventBatch:
         kept: n small dicts of the fields that settings allow to keep, redaction applied; None if nothing is kept.
         fields: for each embedder field (its pointer as in the settings), n raw values: Python objects, or for
             the body of a raw record its bytes.
+        next_offset: where decoding goes on: behind the batch, or at the record that was too much for one step.
+        dead: what could not be used, in the order of ``dead_places``.
+        dead_places: the place of each among all rows of the batch, ascending.
+        letter: makes the dead letter of a row, given its place, the reason and the detail.
     """
 
     partition: Partition
-    offsets: npt.NDArray[np.int64]
-    time_ms: npt.NDArray[np.int64]
+    offsets: Int64s
+    rows: Int64s
+    places: Int64s
+    time_ms: Int64s
+    broker_ms: Int64s
     ids: Sequence[str]
     keys: Sequence[str | None] | None
     segments: dict[str, Sequence[str]]
@@ -41,7 +56,88 @@ class EventBatch:
     labels: Sequence[str | None] | None
     kept: Sequence[dict[str, Any]] | None
     fields: dict[str, Sequence[Any]]
+    next_offset: int
+    letter: Callable[[int, str, str], DeadLetter]
     dead: list[DeadLetter] = field(default_factory=list)
+    dead_places: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    @property
+    def records(self) -> int:
+        """How many were decoded or refused: a record of many rows counts as so many, one that is refused as one."""
+        return len(self.offsets) + len(self.dead)
+
+    def take(self, rows: Int64s) -> EventBatch:
+        """The events of some rows, with all dead letters."""
+        chosen = rows.tolist()
+
+        def pick(column: Sequence[T]) -> list[T]:
+            return [column[row] for row in chosen]
+
+        return EventBatch(
+            partition=self.partition,
+            offsets=self.offsets[rows],
+            rows=self.rows[rows],
+            places=self.places[rows],
+            time_ms=self.time_ms[rows],
+            broker_ms=self.broker_ms[rows],
+            ids=pick(self.ids),
+            keys=None if self.keys is None else pick(self.keys),
+            segments={name: pick(values) for name, values in self.segments.items()},
+            predictions=None if self.predictions is None else pick(self.predictions),
+            confidence=None if self.confidence is None else self.confidence[rows],
+            labels=None if self.labels is None else pick(self.labels),
+            kept=None if self.kept is None else Picked(self.kept, rows),
+            fields={name: pick(values) for name, values in self.fields.items()},
+            next_offset=self.next_offset,
+            letter=self.letter,
+            dead=self.dead,
+            dead_places=self.dead_places,
+        )
+
+    def refused(self, problems: Mapping[int, tuple[str, str]]) -> tuple[EventBatch, Int64s]:
+        """Rows that were found unusable become dead letters.
+
+        Args:
+            problems: reason and detail, by row.
+
+        Returns:
+            The batch without them, and the rows that are left.
+        """
+        left = np.arange(len(self), dtype=np.int64)
+        if not problems:
+            return self, left
+        left = np.setdiff1d(left, np.fromiter(problems, dtype=np.int64, count=len(problems)))
+        events = self.take(left)
+        found = list(zip(self.dead_places, self.dead, strict=True))
+        for row, (reason, detail) in problems.items():
+            place = int(self.places[row])
+            found.append((place, self.letter(place, reason, detail)))
+        found.sort(key=lambda each: each[0])
+        events.dead_places = [place for place, _ in found]
+        events.dead = [letter for _, letter in found]
+        return events, left
+
+
+class Picked(Sequence[T], Generic[T]):
+    """Some entries of a sequence, looked up when they are asked for: few are."""
+
+    def __init__(self, whole: Sequence[T], chosen: Int64s) -> None:
+        self._whole = whole
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._whole[int(self._chosen[index])]

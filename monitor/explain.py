@@ -175,7 +175,8 @@ def _draws(records: Sequence[KeptRecord]) -> npt.NDArray[np.float64]:
     for partition in {record.partition for record in records}:
         at = [i for i, record in enumerate(records) if record.partition == partition]
         offsets = np.array([records[i].offset for i in at], dtype=np.int64)
-        draws[at] = position_uniforms(partition.topic, partition.number, offsets, purpose="sample")
+        rows = np.array([records[i].row for i in at], dtype=np.int64)
+        draws[at] = position_uniforms(partition.topic, partition.number, offsets, rows=rows, purpose="sample")
     return draws
 
 

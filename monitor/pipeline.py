@@ -23,8 +23,9 @@ from detectors.segments import OTHER as OTHER
 from detectors.segments import segment_codes, segment_names, thresholds_of
 from detectors.summary import BlockSummary, summarise
 from monitor.decode import Decoder
-from monitor.embedders import Embedder, Problem
+from monitor.embedders import Embedder
 from monitor.event import EventBatch
+from monitor.pairing import PairCounts, Pairing, StoredHalves
 from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 
 MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are collected
@@ -82,6 +83,7 @@ class _Position:
     first_offset: int
     max_time_ms: int
     seen: SeenKeys | None
+    pairing: Pairing | None = None
     topic_id: str | None = None
     records: int = 0
     dead: int = 0
@@ -121,6 +123,8 @@ class Pipeline:
         stored: looks up what the database holds of partitions; called when a partition is first seen.
         stored_keys: looks up the keys that a partition has shown in its open blocks, after ``stored``; None: records
             are not thinned by key.
+        stored_halves: looks up the halves of pairs that wait in a partition, after ``stored``; needed where the
+            decoder's settings pair records.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class Pipeline:
         keep_vectors: bool = True,
         stored: Callable[[Sequence[Partition]], Mapping[Partition, PartitionState]],
         stored_keys: StoredKeys | None = None,
+        stored_halves: StoredHalves = lambda partition: (),
     ) -> None:
         self.model = model
         self.spaces = tuple(spaces)
@@ -157,6 +162,8 @@ class Pipeline:
             for field, known in space.segments.items()
         }
         self._stored_keys = stored_keys
+        self._stored_halves = stored_halves
+        self._pair_settings = decoder.settings.pair
         self.discard()
 
     def discard(self) -> None:
@@ -183,6 +190,24 @@ class Pipeline:
         return self._dead
 
     @property
+    def pairs(self) -> PairCounts:
+        """What became of halves of pairs since the last checkpoint."""
+        return sum((pairing.counts for pairing in self._pairings()), start=PairCounts())
+
+    @property
+    def pending_halves(self) -> int:
+        """Halves that wait for the other, in all partitions that are read here."""
+        return sum(map(len, self._pairings()))
+
+    @property
+    def oldest_half_ms(self) -> int | None:
+        """Time of the oldest half that waits; None where none does."""
+        return min((pairing.oldest_ms for pairing in self._pairings() if pairing.oldest_ms is not None), default=None)
+
+    def _pairings(self) -> list[Pairing]:
+        return [position.pairing for position in self._known.values() if position.pairing is not None]
+
+    @property
     def full(self) -> bool:
         """The checkpoint should be written before more records are taken in."""
         return len(self._kept) >= MAX_KEPT or len(self._dead) >= MAX_KEPT or len(self._summaries) >= MAX_SUMMARIES
@@ -203,32 +228,40 @@ class Pipeline:
             position.next_offset = batch.next_offset
             self._touched.add(batch.partition)
             return
-        batch = _from(batch, position.next_offset)
-        events = self._decoder.decode(batch, now_ms)
+        self._touched.add(batch.partition)
+        while True:
+            batch = _from(batch, position.next_offset)
+            events = self._decoder.decode(batch, now_ms)
+            self._take_in(events, position, began)
+            if position.next_offset >= batch.next_offset:
+                return
+            began = time.perf_counter()
+
+    def _take_in(self, events: EventBatch, position: _Position, began: float) -> None:
+        """Score decoded rows, and count them."""
         began = self.phases.add("decode", began)
-        vectors, events = self._embed(batch, events)
+        vectors, events = self._embed(events)
         began = self.phases.add("embed", began)
-        blocks, newest = self._blocks(batch, events, position)
+        blocks, newest = self._blocks(events, position)
         late = (blocks + 1) * self._block_ms <= newest[:-1] - self._lateness_ms
         voting = self._voting(events, blocks, np.flatnonzero(~late), position)
         began = self.phases.add("thin", began)
         for space, rows in zip(self.spaces, vectors, strict=True):
             scored = space.reference.score(rows)
             began = self.phases.add("score", began)
-            self._summarise(space, batch.partition, events, blocks, voting, scored)
+            self._summarise(space, events.partition, events, blocks, voting, scored)
             began = self.phases.add("summarise", began)
             self._keep(space, events, blocks, late, scored)
             began = self.phases.add("keep", began)
-        self._count(batch, events, blocks, late, newest)
-        position.next_offset = max(batch.next_offset, position.next_offset)
+        self._count(events, blocks, late, newest)
+        position.next_offset = max(events.next_offset, position.next_offset)
         position.max_time_ms = int(newest[-1])
         if position.seen is not None:
             position.seen.close((position.max_time_ms - self._lateness_ms) // self._block_ms)
-        position.records += len(batch)
+        position.records += events.records
         position.dead += len(events.dead)
         position.late += int(np.count_nonzero(late))
-        self._touched.add(batch.partition)
-        self.records += len(batch)
+        self.records += events.records
 
     def checkpoint(self) -> Checkpoint:
         """What one transaction has to write. Call `written` after it was, `discard` when it was refused."""
@@ -265,8 +298,21 @@ class Pipeline:
             if position.seen is not None
             for row in position.seen.unwritten(partition, position.first_offset)
         ]
+        pairings = [
+            (partition, pairing)
+            for partition in sorted(self._touched)
+            if (pairing := self._known[partition].pairing) is not None
+        ]
         return Checkpoint(
-            self.model, advances, summaries, self._with_exemplars(), self._dead, thinned_keys=keys, gaps=self._gaps
+            self.model,
+            advances,
+            summaries,
+            self._with_exemplars(),
+            self._dead,
+            thinned_keys=keys,
+            gaps=self._gaps,
+            halves=[row for partition, pairing in pairings for row in pairing.unwritten(partition)],
+            joined=[(partition, offset) for partition, pairing in pairings for offset in pairing.left],
         )
 
     def _with_exemplars(self) -> list[KeptRecord]:
@@ -292,53 +338,55 @@ class Pipeline:
             position.records = position.dead = position.late = 0
             if position.seen is not None:
                 position.seen.written()
+            if position.pairing is not None:
+                position.pairing.written()
         self._clear()
         return moved
 
     def _position(self, batch: RawBatch) -> _Position:
-        position = self._known.get(batch.partition)
+        first = int(batch.offsets[0]) if len(batch) else batch.next_offset
+        return self._position_of(batch.partition, first)
+
+    def _position_of(self, partition: Partition, first: int) -> _Position:
+        """How far a partition is; ``first`` where it was never read."""
+        position = self._known.get(partition)
         if position is None:
-            state = self._stored([batch.partition]).get(batch.partition)
-            first = int(batch.offsets[0]) if len(batch) else batch.next_offset
+            state = self._stored([partition]).get(partition)
+            pair = self._pair_settings
             position = _Position(
                 stored=state.next_offset if state else None,
                 next_offset=state.next_offset if state else first,
                 first_offset=state.next_offset if state else first,
                 max_time_ms=state.max_time_ms if state else -1,
-                seen=None if self._stored_keys is None else SeenKeys(self._stored_keys(batch.partition)),
+                seen=None if self._stored_keys is None else SeenKeys(self._stored_keys(partition)),
+                pairing=None if pair is None else Pairing(round(pair.timeout * 1000), self._stored_halves(partition)),
             )
-            self._known[batch.partition] = position
+            self._known[partition] = position
         return position
 
-    def _embed(self, batch: RawBatch, events: EventBatch) -> tuple[list[npt.NDArray[np.float32]], EventBatch]:
-        """Vectors of every space, for the records that every space could embed; the others become dead letters."""
+    def _embed(self, events: EventBatch) -> tuple[list[npt.NDArray[np.float32]], EventBatch]:
+        """Vectors of every space, for the rows that every space could embed; the others become dead letters."""
         embedded = [
             space.embedder.embed([events.fields[name] for name in space.embedder.fields]) for space in self.spaces
         ]
-        problems: dict[int, Problem] = {}
+        problems: dict[int, tuple[str, str]] = {}
         for result in embedded:
             for problem in result.problems:
-                problems.setdefault(problem.row, problem)
+                problems.setdefault(problem.row, (problem.reason, problem.detail))
         vectors = [result.vectors for result in embedded]
         if not problems:
             return vectors, events
-        dead = [
-            self._decoder.dead_letter(batch, int(events.offsets[p.row]), p.reason, p.detail) for p in problems.values()
-        ]
-        good = np.setdiff1d(np.arange(len(events)), np.fromiter(problems, dtype=np.int64))
-        return [rows[good] for rows in vectors], _take(events, good, [*events.dead, *dead])
+        events, good = events.refused(problems)
+        return [rows[good] for rows in vectors], events
 
-    def _blocks(
-        self, batch: RawBatch, events: EventBatch, position: _Position
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _blocks(self, events: EventBatch, position: _Position) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The block of every event, and the newest time of its partition before each event and after the last.
 
         A record stamped after the time at which the broker got it moves the partition's newest time only up to the
         broker's time, so that one clock that runs ahead makes nobody else late.
         """
         blocks = events.time_ms // self._block_ms
-        broker = batch.timestamps_ms[np.searchsorted(batch.offsets, events.offsets)]
-        newest = np.where(broker >= 0, np.minimum(events.time_ms, broker), events.time_ms)
+        newest = np.where(events.broker_ms >= 0, np.minimum(events.time_ms, events.broker_ms), events.time_ms)
         return blocks, np.maximum.accumulate(np.concatenate([[position.max_time_ms], newest]))
 
     def _voting(
@@ -430,7 +478,7 @@ class Pipeline:
         """Keep candidates and the sample. Not late ones: their block may be closed, and its outliers flagged."""
         topic, number = events.partition
         candidates = scored.p_value <= self._alpha
-        sampled = position_uniforms(topic, number, events.offsets, purpose="sample") < self._sample
+        sampled = position_uniforms(topic, number, events.offsets, rows=events.rows, purpose="sample") < self._sample
         rows = np.flatnonzero((candidates | sampled) & ~late)
         if len(rows) == 0:
             return
@@ -457,12 +505,12 @@ class Pipeline:
                     segments={name: values[row] for name, values in events.segments.items()},
                     kept={} if events.kept is None else events.kept[row],
                     vector=vector,
+                    row=int(events.rows[row]),
                 )
             )
 
     def _count(
         self,
-        batch: RawBatch,
         events: EventBatch,
         blocks: npt.NDArray[np.int64],
         late: npt.NDArray[np.bool_],
@@ -473,19 +521,18 @@ class Pipeline:
         blocks = np.where(late, newest[:-1] // self._block_ms, blocks)
         for block, records in zip(*np.unique(blocks, return_counts=True), strict=True):
             inside = int(np.count_nonzero(late[blocks == block]))
-            self._add_counts(int(block), batch.partition, RecordCounts(int(records), inside, {}))
+            self._add_counts(int(block), events.partition, RecordCounts(int(records), inside, {}))
         if not events.dead:
             return
         # A dead letter has no event time that could be trusted: it counts where its partition stood.
-        offsets = np.fromiter((letter.offset for letter in events.dead), dtype=np.int64, count=len(events.dead))
-        stood = newest[np.searchsorted(events.offsets, offsets)].tolist()
+        stood = newest[np.searchsorted(events.places, events.dead_places)].tolist()
         reasons: dict[int, Counter[str]] = {}
         for letter, time_ms in zip(events.dead, stood, strict=True):
             block = (time_ms if time_ms >= 0 else max(letter.time_ms, 0)) // self._block_ms
             reasons.setdefault(block, Counter())[letter.reason] += 1
             self._dead.append(replace(letter, block=block))
         for block, dead in reasons.items():
-            self._add_counts(block, batch.partition, RecordCounts(dead.total(), 0, dict(dead)))
+            self._add_counts(block, events.partition, RecordCounts(dead.total(), 0, dict(dead)))
 
     def _add_counts(self, block: int, partition: Partition, counts: RecordCounts) -> None:
         key = (block, partition)
@@ -509,25 +556,3 @@ def _from(batch: RawBatch, next_offset: int) -> RawBatch:
     """The batch without records that were counted already: a source may hand a record over twice."""
     skip = int(np.searchsorted(batch.offsets, next_offset))
     return batch.rows(skip, len(batch)) if skip else batch
-
-
-def _take(events: EventBatch, rows: npt.NDArray[np.int64], dead: list[DeadLetter]) -> EventBatch:
-    """The events of some rows."""
-
-    def pick(column: Sequence[object]) -> list[object]:
-        return [column[row] for row in rows]
-
-    return EventBatch(
-        partition=events.partition,
-        offsets=events.offsets[rows],
-        time_ms=events.time_ms[rows],
-        ids=pick(events.ids),  # type: ignore[arg-type]
-        keys=None if events.keys is None else pick(events.keys),  # type: ignore[arg-type]
-        segments={name: pick(values) for name, values in events.segments.items()},  # type: ignore[misc]
-        predictions=None if events.predictions is None else pick(events.predictions),  # type: ignore[arg-type]
-        confidence=None if events.confidence is None else events.confidence[rows],
-        labels=None if events.labels is None else pick(events.labels),  # type: ignore[arg-type]
-        kept=None if events.kept is None else pick(events.kept),  # type: ignore[arg-type]
-        fields={name: pick(values) for name, values in events.fields.items()},
-        dead=dead,
-    )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
+from connectors.schema_registry import SchemaSettings
 from detectors.errors import InvalidSettings
 from monitor.pointers import FieldName, Place, parse_place
 from monitor.times import Duration
@@ -49,9 +50,20 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
     codec: Literal["json", "msgpack", "raw"] = Field(
         "json", description="how values are encoded; raw: the value is the vector, all else stands in headers"
     )
-    id: FieldName | None = Field(None, description="the record's id; without it topic/partition/offset")
+    format: Literal["plain", "auto", "cloudevents", "v2", "confluent"] = Field(
+        "plain",
+        description="how records are wrapped; plain: the value is the document; auto: what the first record of a topic "
+        "is, and from then on the whole topic",
+    )
+    schemas: SchemaSettings | None = Field(None, description="where the schemas of format confluent are")
+    max_rows: int = Field(4096, ge=1, le=65_536, description="most rows of one record (inference requests)")
+    id: FieldName | None = Field(
+        None, description="the record's id; without it topic/partition/offset, or the id of a CloudEvent"
+    )
     time: Annotated[TimeSettings | None, BeforeValidator(_time)] = Field(
-        None, description="event time, a pointer (milliseconds) or {path, unit}; without it the broker's time"
+        None,
+        description="event time, a pointer (milliseconds) or {path, unit}; without it the broker's time, or a "
+        "CloudEvent's",
     )
     key: FieldName | None = Field(
         None, description="who or what a record belongs to: a session, user or device; see drift.thin_by_key"
@@ -82,6 +94,16 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
             _check_place(self.codec, key, name)
             if self.pair is not None:
                 check_side(key, name)
+        return self
+
+    @model_validator(mode="after")
+    def _format_fits(self) -> RecordSettings:
+        if self.format in ("v2", "confluent") and self.codec != "json":
+            raise ValueError(f"format: {self.format} has an encoding of its own; leave codec out")
+        if self.format == "confluent" and self.schemas is None:
+            raise ValueError("format: confluent needs schemas: {url: http://...} or {directory: DIR}")
+        if self.schemas is not None and self.format not in ("confluent", "auto"):
+            raise ValueError("schemas needs format: confluent, or auto")
         return self
 
     @model_validator(mode="after")

@@ -25,9 +25,11 @@ PREFIX: Final = "ce_"
 CONTENT_TYPE: Final = "content-type"
 ID_HEADER: Final = "ce_id"
 TIME_HEADER: Final = "ce_time"
+_VERSION: Final = "ce_specversion"
 _STRUCTURED: Final = b"application/cloudevents"
 _SERVERS: Final = ("org.kubeflow.serving.inference.", "io.seldon.serving.inference.")
 _KINDS: Final[dict[str, Kind]] = {"request": "request", "response": "response"}
+_REQUIRED: Final = ("specversion", "id", "type", "source")
 _MAX_ATTRIBUTE: Final = 64 * 1024  # bytes; the specification asks for 64 kB in all events together with their data
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -53,7 +55,7 @@ class CloudEvents:
                     "bad_event", f"{str(kind[:60], 'utf-8', 'replace')} is not read; expected one event as JSON."
                 )
             return self._structured(value, headers)
-        if "ce_specversion" in headers:
+        if _VERSION in headers:
             return self._inside(value, None, headers)
         return self._structured(value, headers)
 
@@ -84,6 +86,16 @@ class CloudEvents:
         return Opened(value, () if value is not None else (data,), headers, event)
 
 
+def has_attributes(headers: Mapping[str, bytes]) -> bool:
+    """Whether the headers say that the record is a CloudEvent."""
+    return _VERSION in headers or headers.get(CONTENT_TYPE, b"").strip().lower().startswith(_STRUCTURED)
+
+
+def is_structured(document: Any) -> bool:
+    """Whether a document without such headers is a CloudEvent by itself, as in a file of JSON lines."""
+    return isinstance(document, dict) and all(isinstance(document.get(name), str) for name in _REQUIRED)
+
+
 def _parse_event(value: bytes) -> dict[str, Any]:
     event = parse_json(value)
     if not isinstance(event, dict) or "specversion" not in event:
@@ -108,7 +120,7 @@ def _encoded(name: str, attribute: Any) -> bytes:
 
 
 def _envelope(headers: Mapping[str, bytes]) -> Envelope:
-    version = _attribute(headers, "ce_specversion")
+    version = _attribute(headers, _VERSION)
     if not version.startswith("1."):
         raise BrokenValue("bad_event", f"CloudEvents {version[:20]} are not read; expected specversion 1.0.")
     type_ = _attribute(headers, "ce_type")

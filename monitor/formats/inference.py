@@ -57,7 +57,7 @@ class InferenceBody:
     def open(self, value: bytes, headers: Mapping[str, bytes]) -> Opened:
         document = self._parse(value)
         if not is_v2(document):
-            raise BrokenValue("bad_rows", 'Not a V2 body: expected an object with "inputs" or "outputs".')
+            raise BrokenValue("unexpected_format", 'Not a V2 body: expected an object with "inputs" or "outputs".')
         return Opened(None, rows_of(document, max_rows=self._max_rows), headers)
 
 

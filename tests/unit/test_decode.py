@@ -428,9 +428,11 @@ def test_kept_fields_stay_with_their_record_when_others_die() -> None:
 
 def test_a_dead_letter_can_be_made_after_decoding() -> None:
     decoder = Decoder(RecordSettings(), ["/v"])
-    raw = batch([b'{"v": [1]}', b'{"v": [2]}'])
-    letter = decoder.dead_letter(raw, 102, "wrong_dimension", "1 number; expected 2.")
-    assert (letter.offset, letter.payload, letter.reason) == (102, b'{"v": [2]}', "wrong_dimension")
+    raw = batch([b'{"v": [1]}', b"{", b'{"v": [2]}', b'{"v": [3]}'])
+    events, left = decoder.decode(raw, None).refused({1: ("wrong_dimension", "1 number; expected 2.")})
+    assert left.tolist() == [0, 2] and events.offsets.tolist() == [100, 106]
+    found = [(letter.offset, letter.payload, letter.reason) for letter in events.dead]
+    assert found == [(102, b"{", "bad_json"), (104, b'{"v": [2]}', "wrong_dimension")]
 
 
 def test_an_empty_batch_has_empty_columns() -> None:
