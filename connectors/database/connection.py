@@ -30,6 +30,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 _EXAMPLES = "Write sqlite:///FILE (four slashes for an absolute path) or postgresql+psycopg://USER@HOST/DATABASE."
 _MAGIC = b"SQLite format 3\x00"
+_FROZEN = 6  # times the busy time-out: PostgreSQL ends a transaction whose process says nothing for so long
 _WAL_BYTES = 64 << 20  # the log shrinks back to this after a burst
 
 
@@ -56,11 +57,14 @@ class Database:
     def __init__(self, url: str, *, busy_timeout_s: float = 10.0, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         parsed = _parsed(url)
         self.dialect = parsed.get_backend_name()
+        self._file: tuple[int, int] | None = None
+        self._refused = False  # the last attempt to write was, because of a full or read-only disk or server
         self.now_ms = now_ms
         if self.dialect == "sqlite":
             self.path: Path | None = _checked_file(parsed)
             self.name = f"sqlite {self.path}"
             self._engine = _sqlite_engine(parsed, busy_timeout_s)
+            event.listen(self._engine, "connect", self._remember_file)
         else:
             self.path = None
             self.name = f"postgresql {_address(parsed)}"
@@ -83,6 +87,7 @@ class Database:
         """A transaction that is committed at the end of the block, or rolled back if the block raises."""
         with self._transaction(self._writer) as connection:
             yield connection
+        self._refused = False
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
@@ -92,11 +97,42 @@ class Database:
 
     @contextmanager
     def _transaction(self, engine: Engine) -> Iterator[Connection]:
+        self._check_file()
         try:
             with engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise translated(error, self.name) from error
+            failure = translated(error, self.name)
+            if isinstance(failure, StoreFull):
+                self._refused = True
+            raise failure from error
+        finally:
+            if self._refused:
+                # A connection that was made while a file or a server was read-only stays read-only for ever: keep none.
+                self._engine.dispose()
+
+    def _remember_file(self, connection: Any, _record: object) -> None:
+        assert self.path is not None
+        if self._file is None:
+            found = self.path.stat()
+            self._file = found.st_dev, found.st_ino
+
+    def _check_file(self) -> None:
+        """SQLite goes on writing into a file that was deleted or moved away: see that it is still the same."""
+        if self.path is None or self._file is None:
+            return
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise StoreUnreachable(
+                f"{self.name} is gone: {error.strerror}. It was deleted or moved while driftd ran.",
+                hint="Put it back, with the two files beside it, and driftd goes on; to start anew, stop driftd first.",
+            ) from error
+        if (found.st_dev, found.st_ino) != self._file:
+            raise StoreUnreachable(
+                f"{self.name} is another file now: it was replaced while driftd ran. Nothing was written.",
+                hint=f"Put the old one back; or stop driftd, delete {self.path}-wal and -shm, and start it again.",
+            )
 
     def close(self) -> None:
         """Give the connections back. Opens new ones if the database is used again."""
@@ -256,7 +292,7 @@ def _postgresql_engine(url: URL, busy_timeout_s: float) -> Engine:
         # A worker that was frozen in the middle of a transaction must not hold its rows for ever. SET, not a start-up
         # option: connection poolers refuse those.
         connection.execute(f"SET lock_timeout = {int(busy_timeout_s * 1000)}")
-        connection.execute("SET idle_in_transaction_session_timeout = 60000")
+        connection.execute(f"SET idle_in_transaction_session_timeout = {int(busy_timeout_s * _FROZEN * 1000)}")
         connection.commit()
 
     return engine

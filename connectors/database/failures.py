@@ -49,7 +49,8 @@ def _of_sqlite(error: sqlite3.Error, name: str) -> StoreError:
     if code == sqlite3.SQLITE_READONLY:
         return StoreFull(
             f"{name} cannot be written: the file or its folder is read-only.",
-            hint="Give driftd's user the right to write the file and its folder (chown, chmod, mount -o remount,rw).",
+            hint="Give driftd's user the right to write the file, the two beside it (-wal, -shm) and their folder: "
+            "chown, chmod, mount -o remount,rw.",
         )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreFull(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import sqlalchemy as sa
 import connectors.database.store as store_module
 from connectors.database.rows import Advance, Checkpoint, FoldResult, SummaryDelta
 from connectors.database.store import Store
+from connectors.notification import Notification
 from connectors.records import DeadLetter, Partition
-from detectors.errors import StoreBusy, StoreError, StoreFull, StoreUnreachable
+from detectors.errors import OwnershipLost, StoreBusy, StoreError, StoreFull, StoreUnreachable
+from tests.frozen_worker import frozen_worker, thawed
 from tests.servers.postgres import PostgresServer
 
 pytestmark = pytest.mark.postgres
@@ -85,7 +89,7 @@ def test_after_a_restart_of_the_server_the_next_checkpoint_is_written(tmp_path: 
             with pytest.raises(StoreUnreachable, match="does not answer") as caught:
                 store.commit(checkpoint(1, 2))
             assert caught.value.retryable and isinstance(caught.value.__cause__, sa.exc.OperationalError)
-            server = PostgresServer(tmp_path / "own")
+            server.start()
             store.commit(checkpoint(1, 2))
             assert store.positions("m", [P0]) == {P0: 2}
             assert store.totals("m").records == 2
@@ -199,6 +203,141 @@ def test_a_standby_or_read_only_database_is_named_so(store: Store, sql: Callable
         sql(f'SET default_transaction_read_only = off; ALTER DATABASE "{name}" RESET default_transaction_read_only')
     store.close()
     store.commit(checkpoint(1, 2))
+
+
+def test_connections_made_while_a_database_was_read_only_do_not_stay_so(
+    store: Store, sql: Callable[[str], None], database: str
+) -> None:
+    name = sa.make_url(database).database
+    sql(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    try:
+        sql(KILL_THE_OTHERS)  # as a failover does; the next connection is one that may only read
+        for _ in range(2):
+            with pytest.raises(StoreFull, match="read-only") as caught:
+                store.commit(checkpoint(1, 2))
+            assert caught.value.retryable
+        assert store.positions("m", [P0]) == {P0: 1}
+    finally:
+        sql(f'SET default_transaction_read_only = off; ALTER DATABASE "{name}" RESET default_transaction_read_only')
+    store.commit(checkpoint(1, 2))
+    assert store.positions("m", [P0]) == {P0: 2}
+
+
+# --- several workers --------------------------------------------------------------------------------------------------
+
+
+def test_two_zombies_write_nothing(store: Store, url: str) -> None:
+    with frozen_worker(url, "outside", 1) as first, frozen_worker(url, "outside", 1) as second:
+        store.commit(checkpoint(1, 2))
+        assert [thawed(first), thawed(second)] == ["OwnershipLost", "OwnershipLost"]
+    assert store.positions("m", [P0]) == {P0: 2} and store.totals("m").records == 2
+
+
+def test_a_worker_frozen_in_a_transaction_holds_its_partitions_for_a_while_only(store: Store, url: str) -> None:
+    store.commit(Checkpoint("m", [Advance(P1, None, 1, 0, 1, 0, 0)]))
+    with frozen_worker(url, "inside", 1) as frozen:
+        # Six times the time-out that the frozen one opened its store with, half a second.
+        deadline = time.monotonic() + 30
+        refusals = 0
+        while True:
+            try:
+                store.commit(checkpoint(1, 2))
+                break
+            except StoreBusy as error:
+                assert error.retryable and time.monotonic() < deadline
+                refusals += 1
+                store.commit(Checkpoint("m", [Advance(P1, refusals, refusals + 1, 0, 1, 0, 0)]))  # others go on
+        assert refusals >= 1
+        assert thawed(frozen) == "StoreUnreachable"
+    assert store.positions("m", [P0, P1]) == {P0: 2, P1: refusals + 1}
+    assert store.totals("m").records == 2 + refusals + 1
+    assert store.dead_letters("m", 9) == [LETTER] * 2, "of the two checkpoints before and after"
+
+
+class Stream:
+    """One worker that writes checkpoints and folds, and does again what the database refuses."""
+
+    def __init__(self, store: Store) -> None:
+        self.stopping = threading.Event()
+        self.refused = 0
+        self.problem: BaseException | None = None
+        self._store = store
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Stream:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        self._thread.join(timeout=60)
+
+    def wait_for(self, offset: int, timeout_s: float) -> int:
+        """Until the partition stands there."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            assert self.problem is None, self.problem
+            with contextlib.suppress(StoreUnreachable):
+                at = self._store.positions("m", [P0]).get(P0, 0)
+                if at >= offset:
+                    return at
+            assert time.monotonic() < deadline, f"at {at} after {timeout_s} s, not at {offset}"
+            self.stopping.wait(0.01)
+
+    def _run(self) -> None:
+        try:
+            while not self.stopping.is_set():
+                try:
+                    at = self._store.positions("m", [P0])[P0]
+                    self._store.commit(checkpoint(at, at + 1))
+                    self._fold(at + 1)
+                except (StoreUnreachable, OwnershipLost):
+                    self.refused += 1
+                    self.stopping.wait(0.01)
+        except BaseException as error:
+            self.problem = error
+
+    def _fold(self, block: int) -> None:
+        with self._store.begin_fold("m") as fold:
+            seen = [*fold.late_deltas(), *fold.deltas(below_block=block)]
+            merged = [
+                SummaryDelta("i", "", fold.version, 1, P0, 0, str(len(seen)).encode())  # one summary for each step
+            ]
+            told = Notification(
+                *(f"step {fold.version}", "i1", "m", "firing", "page", "m", "drift", "i", "", "Drift", "It moved."),
+                *(0, None, {}),
+            )
+            fold.commit(FoldResult(block, merged, [], [], [], [("pager", told)]))
+
+
+def test_a_server_killed_and_restarted_in_the_middle_of_the_work_loses_and_doubles_nothing(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    # The shared server is asked for only so that the test is skipped where there is none.
+    server = PostgresServer(tmp_path / "own")
+    try:
+        url = server.new_database()
+        with Store.open(url) as store:
+            store.migrate()
+            store.commit(checkpoint(None, 1))
+            with Stream(store) as stream:
+                at = stream.wait_for(5, timeout_s=30)
+                for end in (server.kill, server.stop, server.kill, server.kill, server.stop):
+                    end()
+                    server.start()
+                    at = stream.wait_for(at + 5, timeout_s=5)
+                assert stream.refused >= 5
+            at = stream.wait_for(at, timeout_s=5)
+            with store.begin_fold("m") as fold:
+                steps = fold.version
+                left = [*fold.late_deltas(), *fold.deltas(below_block=10**9)]
+            folded = [int(row.blob) for row in store.summaries("m", "i", segment="")]
+            assert len(folded) == steps
+            assert store.totals("m").records == sum(folded) + len(left) == at
+            assert store.dead_letter_counts("m") == {"bad_json": at}
+            assert store.outbox_depth() == steps
+    finally:
+        server.stop()
 
 
 def test_a_database_that_does_not_exist_names_the_command(url: str) -> None:
