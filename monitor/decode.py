@@ -46,13 +46,13 @@ from typing import Any, Final, overload
 import msgspec
 import numpy as np
 
-from connectors.records import DeadLetter, RawBatch
+from connectors.records import DeadLetter, Partition, RawBatch
 from monitor.columns import END_OF_TIME_MS, Int64s, Problems, to_numbers, to_texts, to_times_ms
 from monitor.event import EventBatch
 from monitor.formats import Format, FormatName, Opened, build_format, detected, marked
 from monitor.formats.cloudevents import ID_HEADER, TIME_HEADER
 from monitor.formats.compression import inflated
-from monitor.pairing import Pair, PairOpener, Pairing
+from monitor.pairing import Pair, Pairing, PairOpener
 from monitor.parsing import REFUSED, BrokenValue, Parser
 from monitor.pointers import HEADER, Place, parse_place, replace
 from monitor.record import RecordSettings, TimeSettings, embedded_place
@@ -138,7 +138,7 @@ class Decoder:
             self._format("confluent")  # what it needs is missed now, and not at the first record
 
     def decode(
-        self, batch: RawBatch, now_ms: int | None, pairing: Pairing | None = None, *, most: int = MAX_ROWS
+        self, batch: RawBatch, now_ms: int | None, pairing: Pairing | None = None, *, most: int | None = None
     ) -> EventBatch:
         """Decode a batch, or as many of its records as hold `MAX_ROWS` rows: see `EventBatch.next_offset`.
 
@@ -147,6 +147,7 @@ class Decoder:
             now_ms: stands in for the broker's time where there is none, to bound event times; None: no bound.
             pairing: the halves of pairs that wait in the partition, where the settings pair records; it takes in what
                 the batch holds.
+            most: stop behind the record with which there are so many rows.
 
         Returns:
             The usable rows, and a dead letter for each of the others, in the order of the offsets. Embedder fields
@@ -158,7 +159,21 @@ class Decoder:
         """
         name, batch = self._format_of(batch, now_ms)
         format_ = self._format(name)
-        return self._events(self._plain(batch) if format_ is None else self._opened(batch, name, format_), now_ms)
+        if self._pairs is not None:
+            assert pairing is not None, "records that are halves cannot be decoded without those before them"
+            rows = self._pairs.rows(batch, name, pairing, most=min(most or MAX_ROWS, MAX_ROWS))
+        elif format_ is not None:
+            rows = self._opened(batch, name, format_, most=min(most or MAX_ROWS, MAX_ROWS))
+        else:
+            rows = self._plain(batch if most is None else batch.rows(0, min(len(batch), most)))
+        return self._events(rows, now_ms)
+
+    def decode_alone(
+        self, partition: Partition, halves: Sequence[Pair], now_ms: int | None, *, next_offset: int
+    ) -> EventBatch:
+        """Decode halves that came out at the end of the source, as `decode` does those that came out at a record."""
+        assert self._pairs is not None, "the settings pair no records"
+        return self._events(self._pairs.alone(partition, halves, next_offset=next_offset), now_ms)
 
     def open(self, name: FormatName, value: bytes, headers: Mapping[str, bytes]) -> Opened:
         """Open one record to whole documents (codec raw: to its value), as pairs need them.
@@ -170,7 +185,7 @@ class Decoder:
         opened = self._open(name, self._format(name), value, headers)
         if opened.value is None or self.settings.codec == "raw":
             return opened
-        return changed(opened, value=None, documents=(self._parser.parse_document(opened.value),))
+        return changed(opened, value=None, documents=(self._parse_inside(opened.value),))
 
     def _format(self, name: FormatName) -> Format | None:
         if name not in self._formats:
@@ -313,13 +328,13 @@ class Decoder:
             raise error
         return self._parser.parse(inside)
 
-    def _opened(self, batch: RawBatch, name: FormatName, format_: Format) -> Rows:
+    def _opened(self, batch: RawBatch, name: FormatName, format_: Format, *, most: int) -> Rows:
         """Records that are wrapped, or hold many rows."""
         builder = RowsBuilder(batch.partition, self._dead_letter)
         next_offset = batch.next_offset
         raw = self.settings.codec == "raw"
         for row in range(len(batch)):
-            if len(builder) >= MAX_ROWS:
+            if len(builder) >= most:
                 next_offset = int(batch.offsets[row])
                 break
             origin = origin_of(batch, row)
@@ -403,7 +418,9 @@ class Decoder:
     def _payload(self, origin: Origin) -> bytes:
         """The beginning of the value without redacted fields; nothing where they cannot be told from the rest."""
         value = origin.value or b""
-        hidden = [place.tokens for place in self._redacted if place.kind == "pointer"]
+        # A record that is half of a pair has no side in it.
+        inside = slice(1, None) if self.settings.pair is not None else slice(None)
+        hidden = [place.tokens[inside] for place in self._redacted if place.kind == "pointer"]
         if hidden:
             plain = self._pinned.get(origin.partition.topic, "plain") if self.settings.format == "auto" else None
             if len(value) > self.settings.max_bytes or (plain or self.settings.format) != "plain":

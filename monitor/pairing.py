@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
 
 from connectors.database.rows import HalfRow
-from connectors.records import Partition, RawBatch
-from monitor.formats import Opened
+from connectors.records import DeadLetter, Headers, Partition, RawBatch
+from monitor.formats import FormatName, Opened
+from monitor.formats.cloudevents import ID_HEADER, TIME_HEADER
 from monitor.parsing import BrokenValue
 from monitor.pointers import MISSING, Place, parse_place, resolve
 from monitor.record import PairSettings
+from monitor.rows import Origin, Rows, RowsBuilder, origin_of
 
 MAX_ID_CHARS: Final = 1024
 MAX_PENDING: Final = 100_000  # halves of one partition that may wait
@@ -44,6 +47,7 @@ class Half(msgspec.Struct, frozen=True, array_like=True):
         time_ms: decides when it has waited for too long; -1 where there is no time.
         timestamp_ms: the broker's time of the record, -1 where there is none.
         key, value, headers: the record as it came.
+        format: how it is wrapped.
     """
 
     offset: int
@@ -54,6 +58,7 @@ class Half(msgspec.Struct, frozen=True, array_like=True):
     key: bytes | None
     value: bytes
     headers: list[tuple[str, bytes]]
+    format: FormatName = "plain"
 
     @property
     def size(self) -> int:
@@ -87,15 +92,30 @@ class Pair(msgspec.Struct, frozen=True):
         raise AssertionError("a pair stands where one of its halves does")
 
 
+# Looks up the halves of a partition that the last checkpoint left waiting.
+StoredHalves = Callable[[Partition], Iterable[HalfRow]]
+
+
+@dataclass(frozen=True, slots=True)
+class PairCounts:
+    """What became of halves: joined pairs, halves alone because their time was over, and because of the room."""
+
+    joined: int = 0
+    timed_out: int = 0
+    crowded_out: int = 0
+
+    def __add__(self, other: PairCounts) -> PairCounts:
+        return PairCounts(
+            self.joined + other.joined, self.timed_out + other.timed_out, self.crowded_out + other.crowded_out
+        )
+
+
 class Pairing:
     """The pairs of one partition.
 
     Args:
         timeout_ms: how long a half waits for the other.
         stored: halves that the last checkpoint left waiting, by offset.
-
-    Attributes:
-        joined, timed_out, crowded_out: pairs so far; halves alone because their time was over, or the room.
     """
 
     def __init__(
@@ -106,7 +126,7 @@ class Pairing:
         max_pending: int = MAX_PENDING,
         max_bytes: int = MAX_PENDING_BYTES,
     ) -> None:
-        self.joined = self.timed_out = self.crowded_out = 0
+        self._joined = self._timed_out = self._crowded_out = 0
         self._timeout_ms = timeout_ms
         self._max_pending = max_pending
         self._max_bytes = max_bytes
@@ -122,6 +142,11 @@ class Pairing:
 
     def __len__(self) -> int:
         return len(self._pending)
+
+    @property
+    def counts(self) -> PairCounts:
+        """Since the last checkpoint."""
+        return PairCounts(self._joined, self._timed_out, self._crowded_out)
 
     @property
     def oldest_ms(self) -> int | None:
@@ -148,7 +173,7 @@ class Pairing:
             return pairs, False
         else:
             self._leave(other)
-            self.joined += 1
+            self._joined += 1
             request, response = (half, other) if half.role == "request" else (other, half)
             pairs.append(Pair(request, response, half.offset))
         return pairs, True
@@ -158,7 +183,7 @@ class Pairing:
         pairs: list[Pair] = []
         while self._pending:
             self._alone(next(iter(self._pending.values())), pairs)
-            self.timed_out += 1
+            self._timed_out += 1
         return pairs
 
     def unwritten(self, partition: Partition) -> list[HalfRow]:
@@ -174,6 +199,7 @@ class Pairing:
         """The checkpoint with `unwritten` and `left` was committed."""
         self._unwritten.clear()
         self._left = []
+        self._joined = self._timed_out = self._crowded_out = 0
 
     def _wait(self, half: Half) -> None:
         self._pending[half.id] = self._unwritten[half.offset] = half
@@ -205,104 +231,158 @@ class Pairing:
             entry = heapq.heappop(self._by_time)
             if self._waits(entry):
                 self._alone(self._pending[entry[2]], pairs)
-                self.timed_out += 1
+                self._timed_out += 1
 
     def _make_room(self, pairs: list[Pair]) -> None:
         while len(self._pending) > self._max_pending or self._bytes > self._max_bytes:
             self._alone(next(iter(self._pending.values())), pairs)
-            self.crowded_out += 1
+            self._crowded_out += 1
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(Half)
 
 
-class Sides:
-    """Says which half of which pair a record is, and puts the two together.
+class PairOpener:
+    """Opens the records of a partition to pairs: rows {"request": ..., "response": ...}.
 
     Args:
-        settings: where the id and the role stand in a record.
-        parse: bytes of a value that is not wrapped to its document.
+        settings: where the id and the role stand in a record, and what becomes of a half alone.
+        open_record: opens one record to whole documents, given its value and headers; raises BrokenValue.
+        fill: a document as the parser of the fields wants it.
+        letter: makes the dead letter of a record, given its origin, the row, the reason and the detail.
     """
 
-    def __init__(self, settings: PairSettings, parse: Callable[[bytes], Any]) -> None:
-        self._by, self._role = settings.by, settings.role
-        self._by_place, self._role_place = parse_place(settings.by), parse_place(settings.role)
-        self._parse = parse
+    def __init__(
+        self,
+        settings: PairSettings,
+        *,
+        open_record: Callable[[FormatName, bytes, Mapping[str, bytes]], Opened],
+        fill: Callable[[Any], Any],
+        letter: Callable[[Origin, int, str, str], DeadLetter],
+    ) -> None:
+        self._settings = settings
+        self._by, self._role = parse_place(settings.by), parse_place(settings.role)
+        self._open_record = open_record
+        self._fill = fill
+        self._letter = letter
 
-    def half(self, opened: Opened, batch: RawBatch, row: int) -> Half:
-        """The half that a record holds, which was opened.
+    def rows(self, batch: RawBatch, format_: FormatName, pairing: Pairing, *, most: int) -> Rows:
+        """What comes out at the records of a batch, in that order; up to the record at which there are ``most`` rows.
 
-        Raises:
-            BrokenValue: it does not say which; with the reason and the detail of its dead letter.
+        A record that cannot be opened, does not say which half it is, or repeats one that waits, is a dead letter.
         """
-        value = batch.values[row]
-        assert value is not None, "a record without a value cannot be opened"
-        id_ = self._text(self._by, self._by_place, opened, batch.keys[row])
-        role = role_of(self._text(self._role, self._role_place, opened, batch.keys[row]))
+        builder = RowsBuilder(batch.partition, self._letter)
+        opened_here: dict[int, Opened] = {}  # by offset; of what waited before the batch only the bytes are there
+        for row in range(len(batch)):
+            if len(builder) >= most:
+                return builder.rows(int(batch.offsets[row]), enveloped=True)
+            origin = origin_of(batch, row)
+            if origin.value is None:
+                builder.refuse(origin, "tombstone", "The record has no value.")
+                continue
+            try:
+                opened = self._open_record(format_, origin.value, dict(batch.headers[row]))
+                half = self._half(opened, origin, batch.headers[row], format_)
+            except BrokenValue as error:
+                builder.refuse(origin, error.reason, error.detail)
+                continue
+            opened_here[half.offset] = opened
+            pairs, taken = pairing.push(half)
+            for pair in pairs:
+                self._add(builder, batch.partition, pair, opened_here)
+            if not taken:
+                builder.refuse(origin, "duplicate_half", f"A {half.role} of this id waits already.")
+        return builder.rows(batch.next_offset, enveloped=True)
+
+    def alone(self, partition: Partition, pairs: Sequence[Pair], *, next_offset: int) -> Rows:
+        """Rows of pairs that came out at no record: at the end of a source."""
+        builder = RowsBuilder(partition, self._letter)
+        for pair in pairs:
+            self._add(builder, partition, pair, {})
+        return builder.rows(next_offset, enveloped=True)
+
+    def _half(self, opened: Opened, origin: Origin, headers: Headers, format_: FormatName) -> Half:
+        id_ = self._text("by", self._settings.by, self._by, opened, origin.key)
+        role = role_of(self._text("role", self._settings.role, self._role, opened, origin.key))
         if role is None:
-            raise BrokenValue("bad_value", f"{self._role} (pair.role) says neither request nor response.")
-        timestamp_ms = int(batch.timestamps_ms[row])
+            raise BrokenValue("bad_value", f"{self._settings.role} (pair.role) says neither request nor response.")
         event_ms = -1 if opened.event is None or opened.event.time_ms is None else opened.event.time_ms
         return Half(
-            offset=int(batch.offsets[row]),
+            offset=origin.offset,
             id=id_,
             role=role,
-            time_ms=timestamp_ms if timestamp_ms >= 0 else event_ms,
-            timestamp_ms=timestamp_ms,
-            key=batch.keys[row],
-            value=bytes(value),
-            headers=[(name, bytes(content)) for name, content in batch.headers[row]],
+            time_ms=origin.time_ms if origin.time_ms >= 0 else event_ms,
+            timestamp_ms=origin.time_ms,
+            key=origin.key,
+            value=origin.value or b"",
+            headers=list(headers),
+            format=format_,
         )
 
-    def join(self, request: Opened | None, response: Opened | None) -> Opened:
-        """Both sides as one record: rows {"request": ..., "response": ...}; a side that is missing is null.
+    def _add(
+        self,
+        builder: RowsBuilder,
+        partition: Partition,
+        pair: Pair,
+        opened_here: Mapping[int, Opened],
+    ) -> None:
+        """The rows of a pair. Time and key are the request's; place and bytes, for a dead letter, the last half's."""
+        first = pair.request or pair.response
+        assert first is not None
+        origin = Origin(partition, pair.offset, first.timestamp_ms, first.key, pair.last.value)
+        if not pair.joined and self._settings.on_timeout == "dead_letter":
+            builder.refuse(origin, "unpaired", f"A {first.role} alone.")
+            return
+        try:
+            request, response = (
+                None
+                if half is None
+                else opened_here.get(half.offset) or self._open_record(half.format, half.value, dict(half.headers))
+                for half in (pair.request, pair.response)
+            )
+            builder.add(origin, *self._joined(first.id, request, response))
+        except BrokenValue as error:
+            builder.refuse(origin, error.reason, error.detail)
 
-        The headers are the request's, with those that only the response has.
-
-        Raises:
-            BrokenValue: the sides have not the same number of rows, or a value in them is broken.
-        """
-        requests, responses = self._documents(request), self._documents(response)
+    def _joined(
+        self, id_: str, request: Opened | None, response: Opened | None
+    ) -> tuple[list[Any], Mapping[str, bytes]]:
+        """Both sides as one record; one that is missing is null. A header that both have is the request's."""
+        requests = request.documents if request is not None else ()
+        responses = response.documents if response is not None else ()
         if request is not None and response is not None and len(requests) != len(responses):
             raise BrokenValue("bad_rows", f"The request has {len(requests)} rows, the response {len(responses)}.")
         rows = max(len(requests), len(responses))
-        headers = {**(response.headers if response else {}), **(request.headers if request else {})}
-        first = request or response
-        return Opened(
-            None,
-            [
-                {"request": left, "response": right}
-                for left, right in zip(requests or [None] * rows, responses or [None] * rows, strict=True)
-            ],
-            headers,
-            None if first is None else first.event,
-        )
+        sides = zip(requests or [None] * rows, responses or [None] * rows, strict=True)
+        headers = dict(response.headers) if response is not None else {}
+        if request is not None:
+            headers.pop(TIME_HEADER, None)  # without a time of its own, the request's is the broker's
+            headers |= request.headers
+        headers[ID_HEADER] = id_.encode()
+        return [self._fill({"request": left, "response": right}) for left, right in sides], headers
 
-    def _documents(self, opened: Opened | None) -> Sequence[Any]:
-        if opened is None:
-            return ()
-        return opened.documents if opened.value is None else (self._parse(opened.value),)
-
-    def _text(self, name: str, place: Place, opened: Opened, key: bytes | None) -> str:
+    @staticmethod
+    def _text(what: str, name: str, place: Place, opened: Opened, key: bytes | None) -> str:
         """The id or the role: a text or a whole number."""
+        name = f"{name} (pair.{what})"
         value: Any
         if place.kind == "pointer":
-            value = resolve(self._documents(opened)[0], place.tokens)
+            value = resolve(opened.documents[0], place.tokens) if opened.documents else MISSING
         else:
             value = key if place.kind == "key" else opened.headers.get(place.header)
         if isinstance(value, bytes):
             try:
                 value = str(value, "utf-8")
             except UnicodeDecodeError as error:
-                raise BrokenValue("bad_value", f"{name} (pair) is not UTF-8 text.") from error
+                raise BrokenValue("bad_value", f"{name} is not UTF-8 text.") from error
         if value is MISSING or value is None or value == "":
-            raise BrokenValue("missing_field", f"{name} (pair) is missing.")
+            raise BrokenValue("missing_field", f"{name} is missing.")
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise BrokenValue("bad_value", f"{name} (pair) is neither a text nor a whole number.")
+            raise BrokenValue("bad_value", f"{name} is neither a text nor a whole number.")
         text = str(value)
         if len(text) > MAX_ID_CHARS:
-            raise BrokenValue("bad_value", f"{name} (pair) has more than {MAX_ID_CHARS} characters.")
+            raise BrokenValue("bad_value", f"{name} has more than {MAX_ID_CHARS} characters.")
         return text
 
 

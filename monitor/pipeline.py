@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -22,7 +22,7 @@ from detectors.reference import Reference, Scored
 from detectors.segments import OTHER as OTHER
 from detectors.segments import segment_codes, segment_names, thresholds_of
 from detectors.summary import BlockSummary, summarise
-from monitor.decode import Decoder
+from monitor.decode import MAX_ROWS, Decoder
 from monitor.embedders import Embedder
 from monitor.event import EventBatch
 from monitor.pairing import PairCounts, Pairing, StoredHalves
@@ -225,17 +225,42 @@ class Pipeline:
         if batch.gap is not None:
             # What was lost cannot be read again, so the position jumps; back to the start of a topic that is made anew.
             self._gaps.append(batch.gap)
+            if batch.next_offset < position.next_offset:
+                self._end_pairs(position, batch.partition, now_ms)
             position.next_offset = batch.next_offset
             self._touched.add(batch.partition)
             return
         self._touched.add(batch.partition)
         while True:
             batch = _from(batch, position.next_offset)
-            events = self._decoder.decode(batch, now_ms)
+            events = self._decoder.decode(batch, now_ms, position.pairing)
             self._take_in(events, position, began)
             if position.next_offset >= batch.next_offset:
                 return
             began = time.perf_counter()
+
+    def end(self, partitions: Iterable[Partition], now_ms: int | None) -> None:
+        """The source is at its end: halves of pairs that wait in these partitions go alone."""
+        if self._pair_settings is None:
+            return
+        for partition in sorted(partitions):
+            self._end_pairs(self._position_of(partition, 0), partition, now_ms)
+
+    def _end_pairs(self, position: _Position, partition: Partition, now_ms: int | None) -> None:
+        if position.pairing is None or not len(position.pairing):
+            return
+        if position.first_offset == position.next_offset:
+            # Nothing was read since the last checkpoint, so the next one begins at the same offset: sums of this one
+            # need another name.
+            position.first_offset = -1 - position.next_offset
+        self._touched.add(partition)
+        halves = position.pairing.end()
+        for first in range(0, len(halves), MAX_ROWS):
+            began = time.perf_counter()
+            events = self._decoder.decode_alone(
+                partition, halves[first : first + MAX_ROWS], now_ms, next_offset=position.next_offset
+            )
+            self._take_in(events, position, began)
 
     def _take_in(self, events: EventBatch, position: _Position, began: float) -> None:
         """Score decoded rows, and count them."""

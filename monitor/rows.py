@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from connectors.records import DeadLetter, Partition
+from connectors.records import DeadLetter, Partition, RawBatch
 from monitor.columns import Int64s
 
 
@@ -64,6 +64,13 @@ class Origin:
     time_ms: int
     key: bytes | None
     value: bytes | None
+
+
+def origin_of(batch: RawBatch, row: int) -> Origin:
+    """One record of a batch."""
+    return Origin(
+        batch.partition, int(batch.offsets[row]), int(batch.timestamps_ms[row]), batch.keys[row], batch.values[row]
+    )
 
 
 class RowsBuilder:
