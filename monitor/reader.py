@@ -48,6 +48,7 @@ class Reader:
         self._wait_ms = round(wait_s * 1000)
         self._live = live
         self._rewind_due = False
+        self._stumbled = False
         self._retry_at = float("-inf")
         self._last_came: dict[Partition, float] = {}  # monotonic clock of the last record, or of the assignment
         self._last_time: dict[Partition, int] = {}  # the broker's time of the last record
@@ -66,20 +67,37 @@ class Reader:
                 self._rewind_due = False
             batches = self.source.poll(self.batch_records, wait_s)
         except (SourceError, StoreError) as error:  # a source asks the database where to begin
-            if not error.retryable and not (self._live and isinstance(error, SourceError)):
-                raise
-            self.failure = str(error)
-            self.lasting = not error.retryable
-            self._retry_at = clock_s + RETRY_S if self.lasting else float("-inf")
-            if self.failing_since is None:
-                self.failing_since = clock_s
+            self._fail(error, clock_s)
             return []
-        self.failure, self.lasting, self.failing_since = "", False, None
+        if not self._stumbled:
+            self.failure, self.lasting, self.failing_since = "", False, None
         for batch in batches:
             self._last_came[batch.partition] = clock_s
             if len(batch):
                 self._last_time[batch.partition] = int(batch.timestamps_ms[-1])
         return batches
+
+    def stumble(self, error: SourceError, clock_s: float) -> None:
+        """The records that came cannot be opened now: what their schemas are asked of does not answer.
+
+        Raises:
+            SourceError: what cannot be retried, unless the source is a live one.
+        """
+        self._stumbled = True
+        self._fail(error, clock_s)
+
+    def cope(self) -> None:
+        """The records that came were opened."""
+        self._stumbled = False
+
+    def _fail(self, error: SourceError | StoreError, clock_s: float) -> None:
+        if not error.retryable and not (self._live and isinstance(error, SourceError)):
+            raise error
+        self.failure = str(error)
+        self.lasting = not error.retryable
+        self._retry_at = clock_s + RETRY_S if self.lasting else float("-inf")
+        if self.failing_since is None:
+            self.failing_since = clock_s
 
     def rewind(self) -> None:
         """Read on from the stored positions, from the next poll on."""

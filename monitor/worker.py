@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from connectors.database.rows import Checkpoint, IncidentRow, PartitionState, ReferenceRow, ThinnedKeys
 from connectors.database.store import Store
 from connectors.files import FilesSettings
 from connectors.records import Gap, Partition, RawBatch, Source
-from detectors.errors import DriftdError, OwnershipLost, StoreError
+from detectors.errors import DriftdError, OwnershipLost, SourceError, StoreError
 from monitor.collect import Collector
 from monitor.dead_letters import DeadLetterLimit
 from monitor.decode import Decoder
@@ -173,7 +174,10 @@ class Worker:
         embedders = {name: space.embedder.build() for name, space in self.model.spaces.items()}
         fields = [field for embedder in embedders.values() for field in embedder.fields]
         self._decoder = Decoder(
-            self.model.watched_record, fields=fields, payload_bytes=self.model.dead_letters.payload_bytes
+            self.model.watched_record,
+            fields=fields,
+            payload_bytes=self.model.dead_letters.payload_bytes,
+            pin=partial(self._store.pin_format, self.name),
         )
         self._embedders = embedders
         self._first = FirstReference(
@@ -222,6 +226,8 @@ class Worker:
                 self._score(self.pipeline, batches, now_ms, clock_s)
                 self._reader.took(records, time.perf_counter() - began)
                 seconds |= self.pipeline.phases.taken()
+            if records:
+                self._reader.cope()
             self._thinned = self._unchecked = 0
             if written is None and self._due(clock_s):
                 began = time.perf_counter()
@@ -230,6 +236,10 @@ class Worker:
             began = time.perf_counter()
             folded = self._fold(now_ms, clock_s)
             seconds["fold"] = time.perf_counter() - began
+        except SourceError as error:  # a schema registry that does not answer: no fault of the records
+            self._start_over()
+            self._reader.stumble(error, clock_s)
+            return Step(records, finished=False, failure=str(error), seconds=seconds)
         except StoreError as error:
             lost = isinstance(error, OwnershipLost)
             if not error.retryable and not lost:
