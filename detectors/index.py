@@ -163,6 +163,24 @@ class NearestIndex:
             distances[start : start + _TILE], indices[start : start + _TILE] = found
         return distances, indices
 
+    def nearest(self, queries: Floats) -> npt.NDArray[np.int64]:
+        """The nearest vector of each query, int64 (n,); of vectors that are the same to the last bit, the first.
+
+        Unlike `search` it leaves no tie of equal vectors to chance, however many there are.
+
+        Raises:
+            InvalidInput: as `search` does.
+        """
+        _, indices = self.search(queries, 1)
+        return self._first_alike[indices[:, 0]]
+
+    @functools.cached_property
+    def _first_alike(self) -> npt.NDArray[np.int64]:
+        """For each vector, the first that is the same."""
+        whole = self.vectors.view(np.dtype((np.void, self.vectors.dtype.itemsize * self.vectors.shape[1])))[:, 0]
+        _, first, group = np.unique(whole, return_index=True, return_inverse=True)
+        return np.asarray(first[group], dtype=np.int64)
+
     def _search_tile(self, queries: Floats, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
         more = min(k + 1, len(self))
         rough, candidates = self._index.search(queries, more)

@@ -288,6 +288,11 @@ class Pipeline:
         position.late += int(np.count_nonzero(late))
         self.records += events.records
 
+    @property
+    def jumped(self) -> bool:
+        """A gap was taken in: the checkpoint is due, before records come whose offsets may have been used before."""
+        return bool(self._gaps)
+
     def checkpoint(self) -> Checkpoint:
         """What one transaction has to write. Call `written` after it was, `discard` when it was refused."""
         advances = [
@@ -349,8 +354,8 @@ class Pipeline:
                 continue
             places = [first + row for first, x in pieces for row in range(len(x))]
             x = np.concatenate([x for _, x in pieces])
-            _, nearest = space.reference.exemplar_index().search(space.reference.search_space(x), 1)
-            for place, exemplar in zip(places, nearest[:, 0].tolist(), strict=True):
+            nearest = space.reference.exemplar_index().nearest(space.reference.search_space(x))
+            for place, exemplar in zip(places, nearest.tolist(), strict=True):
                 kept[place] = replace(kept[place], exemplar=exemplar)
         return kept
 

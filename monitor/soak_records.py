@@ -104,8 +104,10 @@ class Truth:
     votes: dict[int, int]
 
 
-def labelled_records(count: int, *, partitions: int, seed: int, start_ms: int) -> LabelledRecords:
-    """``count`` records that begin at ``start_ms`` of event time, at RECORDS_PER_BLOCK in a block of BLOCK_MS.
+def labelled_records(
+    count: int, *, partitions: int, seed: int, start_ms: int, per_block: int = RECORDS_PER_BLOCK
+) -> LabelledRecords:
+    """``count`` records that begin at ``start_ms`` of event time, ``per_block`` of them in a block of BLOCK_MS.
 
     Their times are out of order by up to two seconds; a few come too late for their block.
     """
@@ -118,7 +120,7 @@ def labelled_records(count: int, *, partitions: int, seed: int, start_ms: int) -
         mine = partition == number
         offset[mine] = np.arange(np.count_nonzero(mine))
     row = np.arange(count)
-    time_ms = start_ms + 2_000 + row * BLOCK_MS // RECORDS_PER_BLOCK - chance.integers(0, 2_000, count)
+    time_ms = start_ms + 2_000 + row * BLOCK_MS // per_block - chance.integers(0, 2_000, count)
     after_baseline = row >= round(BASELINE * count)
     time_ms -= np.where((chance.random(count) < LATE) & after_baseline, LATENESS_MS + 4 * BLOCK_MS, 0)
     label = np.full(count, USUAL)

@@ -124,3 +124,17 @@ def test_k_means_finds_separate_clusters_and_repeats_itself() -> None:
 def test_k_means_refuses_more_centroids_than_vectors() -> None:
     with pytest.raises(InvalidInput, match=r"k: expected 1 to 5 .*, got 6"):
         k_means(np.eye(5, dtype=np.float32), 6)
+
+
+def test_of_many_equal_vectors_the_first_is_the_nearest_in_every_batch() -> None:
+    random = np.random.default_rng(3)
+    distinct = random.normal(size=(40, 16)).astype(np.float32)
+    rows = random.integers(0, 40, size=1_000)
+    index = NearestIndex(distinct[rows])
+    first = {int(row): int(np.flatnonzero(rows == row)[0]) for row in np.unique(rows)}
+    queries = distinct[random.integers(0, 40, size=300)] + np.float32(1e-3)
+    whole = index.nearest(queries)
+    assert set(whole.tolist()) <= set(first.values())
+    for size in (1, 7, 64, 255):
+        cut = [index.nearest(queries[start : start + size]) for start in range(0, 300, size)]
+        np.testing.assert_array_equal(np.concatenate(cut), whole)
