@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from detectors.errors import DriftdError, InvalidInput, InvalidSettings
+from monitor.deadletters_cli import deadletters_app
+from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_json, put_table, say
 
 app = typer.Typer(
     name="driftd",
@@ -25,10 +26,7 @@ app = typer.Typer(
 )
 reference_app = typer.Typer(help="What normal looks like: numbered, immutable references.", no_args_is_help=True)
 app.add_typer(reference_app, name="reference")
-
-SettingsPath = Annotated[Path, typer.Option("--settings", "-s", help="settings file", envvar="DRIFTD_SETTINGS")]
-AsJson = Annotated[bool, typer.Option("--json", help="print data for a program")]
-DEFAULT_SETTINGS = Path("driftd.yaml")
+app.add_typer(deadletters_app, name="deadletters")
 
 
 def main() -> None:
@@ -49,34 +47,6 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-
-
-def say(text: str) -> None:
-    """Words for people."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def put(text: str) -> None:
-    """Data."""
-    print(text, flush=True)  # noqa: T201
-
-
-def put_json(value: object) -> None:
-    """Data as JSON."""
-    put(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
-
-
-def put_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Data as a table, as wide as it needs to be."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 @app.command()

@@ -132,6 +132,8 @@ class DeadLetters:
         Raises:
             StoreError: the database refuses. Nothing was written.
         """
+        if not (result.mended or result.changed):
+            return 0
         try:
             with self._database.writing() as connection:
                 return self._retried(connection, result)

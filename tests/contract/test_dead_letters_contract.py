@@ -167,6 +167,12 @@ def test_a_record_that_holds_many_rows_adds_them_to_the_counts(store: Store) -> 
     assert store.dead_letter_counts("m") == {"bad_vector": 2}
 
 
+def test_a_retry_that_mends_nothing_writes_nothing(store: Store) -> None:
+    [row] = store_letters(store, letter(1))
+    assert store.retried(retried()) == 0
+    assert store.dead_letter_rows() == [row]
+
+
 def test_two_retries_count_a_letter_once(store: Store) -> None:
     [row] = store_letters(store, letter(1))
     start = threading.Barrier(2)
