@@ -402,6 +402,7 @@ class Worker:
         limits = self._settings.checkpoint
         return (
             self.pipeline.full
+            or self.pipeline.jumped
             or self.pipeline.records >= limits.records
             or clock_s - self._checkpoint_began >= limits.every
             or self.source.finished

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, func, select, update
+from sqlalchemy import Column, Connection, func, or_, select, update
 
 from connectors.database import schema
 from connectors.records import Gap
 
+# No offset is that great. Sums of what came without a record lie between it and zero (monitor/pipeline.py).
+_BELOW = -(2**48)
 _PLACES: tuple[Column[Any], ...] = (
     schema.summary_deltas.c.first_offset,
     schema.thinned_keys.c.first_offset,
@@ -40,10 +42,12 @@ def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> 
                 & (table["number"] == gap.partition.number)
             )
             first, last = connection.execute(select(func.min(place), func.max(place)).where(mine)).one()
-            # What is below zero already came from an older topic, and stays where it is.
-            freed = place >= gap.to_offset if gap.reason != "recreated" else place >= 0
+            # What is below all that already came from an older topic, and stays where it is.
+            freed = place > _BELOW
+            if gap.reason != "recreated":
+                freed &= or_(place >= gap.to_offset, place < 0)
             if last is None:
                 continue
             # So far that no row lands where another one lies: unique keys are checked row by row.
-            by = int(last) + 1 - min(0, int(first))
+            by = int(last) + 1 - min(_BELOW, int(first))
             connection.execute(update(place.table).where(mine, freed).values({place.name: place - by}))

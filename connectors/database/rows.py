@@ -126,8 +126,8 @@ class Checkpoint:
     Attributes:
         references: new references, built from the records of this checkpoint; each becomes the active one of its space.
         gaps: records that were lost before they could be read; the advances jump over them. Where offsets are used
-            again (a topic made anew, or cut at its end), what is stored of the old ones gets negative offsets, before
-            anything else of this checkpoint but ``joined`` is written.
+            again (a topic made anew, or cut at its end), what is stored of the old ones gets negative offsets, with
+            what this checkpoint brings: it ends with such a gap.
         halves, joined: pending halves that came, and those (with their offsets) that are pending no more.
         incidents, outbox: what the worker itself has to tell of, such as a gap; an incident that is there is left, and
             a pair whose notification id and sink are there is skipped.

@@ -175,12 +175,6 @@ class Store(Partitions, Incidents, DeadLetters, Reports, Outbox, References):
                         for (topic, number), offset in sorted(checkpoint.joined)
                     ],
                 )
-            if checkpoint.gaps:
-                move_below_zero(connection, model, checkpoint.gaps)
-                connection.execute(
-                    schema.insert_ignoring(schema.gaps, dialect=dialect),
-                    [gap_columns(model, gap, now_ms) for gap in checkpoint.gaps],
-                )
             if checkpoint.summaries:
                 connection.execute(
                     insert(schema.summary_deltas), [delta_columns(model, delta) for delta in checkpoint.summaries]
@@ -216,6 +210,12 @@ class Store(Partitions, Incidents, DeadLetters, Reports, Outbox, References):
                         {"model": model, "topic": topic, "number": number, "reason": reason, "count": count}
                         for (topic, number, reason), count in sorted(counts.items())
                     ],
+                )
+            if checkpoint.gaps:
+                move_below_zero(connection, model, checkpoint.gaps)
+                connection.execute(
+                    schema.insert_ignoring(schema.gaps, dialect=dialect),
+                    [gap_columns(model, gap, now_ms) for gap in checkpoint.gaps],
                 )
             add_references(connection, [replace(row, active=True) for row in checkpoint.references])
             add_incidents(self._database, connection, checkpoint.incidents, checkpoint.outbox)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.database.rows import Checkpoint, PartitionState, SummaryDelta
-from connectors.records import Partition, RawBatch
+from connectors.database.store import Store
+from connectors.records import Gap, Partition, RawBatch
 from detectors.reference import Reference
 from detectors.summary import BlockSummary
 from monitor.decode import Decoder, RecordSettings
@@ -212,3 +215,26 @@ def test_a_clock_that_runs_ahead_makes_nobody_else_late(reference: Reference) ->
     )
     (advance,) = pipeline.checkpoint().advances
     assert (advance.late, advance.max_time_ms) == (0, START_MS + 990)
+
+
+def test_a_topic_made_anew_is_counted_beside_the_old_one_in_the_same_blocks(
+    reference: Reference, tmp_path: Path
+) -> None:
+    values = stream(50)
+    gap = Gap(ORDERS, 50, 0, "recreated", "The topic was made anew.")
+    with Store.open(f"sqlite:///{tmp_path}/driftd.db") as store:
+        store.migrate()
+        pipeline = pipeline_of(reference)
+        for _ in range(3):
+            pipeline.process(batch_of(values), None)
+            assert not pipeline.jumped
+            pipeline.process(replace(batch_of([]), gap=gap, next_offset=0), None)
+            assert pipeline.jumped, "the checkpoint is due: the next record may be another one at a known offset"
+            store.commit(pipeline.checkpoint())
+            assert pipeline.written() == {ORDERS: 0}
+        assert store.totals("orders").records == 150 and len(store.gaps("orders")) >= 1
+        with store.begin_fold("orders") as fold:
+            counts = [RecordCounts.from_bytes(row.blob) for row in fold.deltas(10**12) if row.space == ""]
+        assert sum(count.records for count in counts) == 150
+        assert all(letter.offset < 0 for letter in store.dead_letters("orders"))
+        assert len(store.dead_letters("orders")) == store.totals("orders").dead > 0
