@@ -1,9 +1,10 @@
 """Writes records that cannot be used to a topic of their own, where people and tools can look at them.
 
-Delivery is at least once. The key is the record's position, so a topic with ``cleanup.policy=compact`` keeps each dead
-letter once. The value is the record's first bytes, as far as settings allow; what was wrong stands in the headers:
+Delivery is at least once. The key is the record's position, topic/partition/offset, with #row where a record has many
+rows; so a topic with ``cleanup.policy=compact`` keeps each dead letter once. The value is the record's first bytes, as
+far as settings allow; what was wrong stands in the headers:
 
-    reason, detail, source_topic, source_partition, source_offset, source_timestamp_ms, source_size
+    reason, detail, source_topic, source_partition, source_offset, source_timestamp_ms, source_size, source_row
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class KafkaDeadLetterTopic:
             waiting = [
                 producer.send(
                     self._topic,
-                    key="/".join(map(str, (*letter.partition, letter.offset))).encode(),
+                    key=_key(letter),
                     value=letter.payload[:_MAX_PAYLOAD],
                     headers=_headers(letter),
                 )
@@ -152,6 +153,12 @@ class KafkaDeadLetterTopic:
         return self._producer
 
 
+def _key(letter: DeadLetter) -> bytes:
+    """The position of its record, and which row of it, where it has many."""
+    place = "/".join(map(str, (*letter.partition, letter.offset)))
+    return (place if letter.row < 0 else f"{place}#{letter.row}").encode()
+
+
 def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     """Not the record's time as the letter's own: retention would delete the letters of old records at once."""
     values: dict[str, Any] = {
@@ -163,6 +170,8 @@ def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
         "source_timestamp_ms": letter.time_ms,
         "source_size": letter.size,
     }
+    if letter.row >= 0:
+        values["source_row"] = letter.row
     return [(name, str(value).encode()) for name, value in values.items()]
 
 

@@ -90,13 +90,16 @@ class Daemon:
     def _watch(self, closing: ExitStack) -> None:
         store = self._insist("database", lambda: open_database(self._settings))
         closing.callback(store.close)
-        publisher = DeadLetterPublisher(store, build_dead_letter_topics(self._settings))
         sender = OutboxSender(store, build_sinks(self._settings), metrics=self._metrics)
         sender.start()
         closing.callback(sender.stop)
+        workers = build_workers(self._settings, store)
+        by_name = {worker.name: worker for worker in workers}
+        publisher = DeadLetterPublisher(
+            store, build_dead_letter_topics(self._settings), assigned=lambda model: by_name[model].assigned
+        )
         publisher.start()
         closing.callback(publisher.stop)
-        workers = build_workers(self._settings, store)
         for worker in workers:
             closing.callback(worker.source.close)
             self._metrics.watch(worker.name, list(worker.model.spaces))

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from connectors.database.store import Store
 from connectors.kafka_dead_letters import KafkaDeadLetterTopic
-from connectors.records import DeadLetter
+from connectors.records import DeadLetter, Partition
 from detectors.errors import SinkError, StoreError
-from monitor.log import event
+from monitor.log import RepeatingFailure, describe, event
 from monitor.settings import DeadLetterSettings
 
 log = logging.getLogger(__name__)
@@ -77,58 +78,83 @@ class DeadLetterLimit:
 
 
 class DeadLetterPublisher:
-    """Publishes the dead letters of some models, in a thread of its own.
+    """Publishes the dead letters of some models: a thread for each topic, so that one that is down delays no other.
+
+    Of several processes each sends the letters of the partitions that it reads now, so that each letter is sent once.
+    Where a partition moves at that moment, both owners may send a letter, under the same key.
 
     Args:
         store: where the letters are.
         topics: for each model that has a dead-letter topic, the topic.
+        assigned: the partitions of a model that this process reads now; called from the threads.
     """
 
-    def __init__(self, store: Store, topics: Mapping[str, KafkaDeadLetterTopic]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        topics: Mapping[str, KafkaDeadLetterTopic],
+        *,
+        assigned: Callable[[str], frozenset[Partition]],
+    ) -> None:
         self._store = store
         self._topics = dict(topics)
+        self._assigned = assigned
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="driftd-dead-letters", daemon=True)
-        self._said = ""
+        self._threads = [
+            threading.Thread(target=self._run, args=(model,), name=f"driftd-dead-letters-{model}", daemon=True)
+            for model in self._topics
+        ]
 
     def start(self) -> None:
         """Begin, if any model has a topic."""
-        if self._topics:
-            self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End within 5 seconds; what was not published waits for the next start."""
+        """End within about 5 seconds; what was not published waits for the next start."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
+        deadline = time.monotonic() + 5.0
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
         for topic in self._topics.values():
             topic.close()
 
-    def _run(self) -> None:
+    def waiting(self) -> int:
+        """How many letters wait for their topics, those that other processes will send among them.
+
+        Raises:
+            StoreError: the database did not answer.
+        """
+        return self._store.dead_letters_waiting(list(self._topics))
+
+    def _run(self, model: str) -> None:
+        failure = RepeatingFailure(log, "dead letters wait")
         while not self._stop.is_set():
             try:
-                busy = self.pump()
-                self._said = ""
+                busy = self.pump(model)
+                failure.over(model=model)
             except (SinkError, StoreError) as error:
-                if str(error) != self._said:
-                    self._said = str(error)
-                    log.warning(event("dead letters wait", reason=self._said))
+                failure.happened(describe(error), model=model)
+                self._stop.wait(RETRY_S)
+                continue
+            except Exception:  # a thread that ends in silence would be letters that never come
+                log.exception(event("dead letters wait", model=model))
                 self._stop.wait(RETRY_S)
                 continue
             if not busy:
                 self._stop.wait(WAIT_S)
 
-    def pump(self) -> bool:
-        """Publish some. Returns whether there were any.
+    def pump(self, model: str) -> bool:
+        """Publish some of one model. Returns whether there were any.
 
         Raises:
             SinkError: the brokers did not take them.
             StoreError: the database did not answer.
         """
-        waiting = self._store.dead_letters_unpublished(AT_A_TIME, models=list(self._topics))
-        for model, topic in self._topics.items():
-            rows = [row for row in waiting if row.model == model]
-            if rows:
-                topic.send([row.letter for row in rows])
-                self._store.dead_letters_published(rows)
-        return bool(waiting)
+        assigned = self._assigned(model)
+        rows = self._store.dead_letters_unpublished(AT_A_TIME, models=[model], partitions=assigned) if assigned else []
+        if rows:
+            self._topics[model].send([row.letter for row in rows])
+            self._store.dead_letters_published(rows)
+        return bool(rows)

@@ -989,6 +989,7 @@ def test_dead_letters_come_back_with_their_origin(kafka, topic, make_source) -> 
             [
                 DeadLetter(Partition("source", 3), 7, 1_700_000_000_000, "bad_json", "not JSON at byte 2", b"{x", 900),
                 DeadLetter(Partition("source", 3), 8, -1, "too_large", "2 MB", b"x" * (2 << 20), 2 << 20),
+                DeadLetter(Partition("source", 3), 9, -1, "bad_value", "", b"{", 1, row=2),
                 *(DeadLetter(Partition("source", 4), n, -1, "bad_json", "", b"", 0) for n in range(1500)),
             ]
         )
@@ -996,9 +997,9 @@ def test_dead_letters_come_back_with_their_origin(kafka, topic, make_source) -> 
         letters.close()
     source = make_source(name)
     source.open(Positions())
-    batches = read(source, records(1502))
+    batches = read(source, records(1503))
     keys = [key for batch in batches for key in batch.keys]
-    assert keys == [b"source/3/7", b"source/3/8", *(b"source/4/%d" % n for n in range(1500))]
+    assert keys == [b"source/3/7", b"source/3/8", b"source/3/9#2", *(b"source/4/%d" % n for n in range(1500))]
     first = next(batch for batch in batches if len(batch))
     assert first.values[0] == b"{x"
     assert dict(first.headers[0]) == {
@@ -1011,6 +1012,8 @@ def test_dead_letters_come_back_with_their_origin(kafka, topic, make_source) -> 
         "source_size": b"900",
     }
     assert len(values_of(batches)[1] or b"") == 512 << 10
+    headers = [dict(each) for batch in batches for each in batch.headers]
+    assert headers[2]["source_row"] == b"2"
 
 
 def test_dead_letters_to_a_topic_that_does_not_exist_are_refused(kafka) -> None:

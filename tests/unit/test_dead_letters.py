@@ -1,24 +1,29 @@
-"""The limit of dead letters: it counts records, not polls."""
+"""The limit of dead letters counts records, not polls; several processes publish each letter once."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connectors.database.rows import Advance, Checkpoint
+from connectors.database.store import Store
 from connectors.records import DeadLetter, Partition
-from monitor.dead_letters import DeadLetterLimit
+from detectors.errors import SinkError
+from monitor.dead_letters import DeadLetterLimit, DeadLetterPublisher
 from monitor.settings import DeadLetterSettings
 
-ORDERS = Partition("orders", 0)
+ORDERS, RETURNS = Partition("orders", 0), Partition("returns", 0)
 
 
-def letter(offset: int, row: int = 0) -> DeadLetter:
-    return DeadLetter(ORDERS, offset, -1, "bad_json", "byte 0 is no JSON", b"", 0, row)
+def letter(offset: int, row: int = -1, partition: Partition = ORDERS) -> DeadLetter:
+    return DeadLetter(partition, offset, -1, "bad_json", "byte 0 is no JSON", b"", 0, row)
 
 
 def limit_of(ratio: float, records: int, run: int) -> DeadLetterLimit:
@@ -91,3 +96,67 @@ def test_what_is_remembered_is_bounded(dead: tuple[int, ...]) -> None:
         some = [letter(start + offset) for offset in range(0, 1_000, 2)]
         assert limit.push(np.arange(start, start + 1_000), some) == ""
     assert len(limit._dead) <= 100
+
+
+class Topic:
+    """A dead-letter topic that takes what it is sent, or is down for as long as it holds."""
+
+    def __init__(self, *, down: bool = False) -> None:
+        self.down = down
+        self.taken: list[int] = []
+
+    def send(self, letters: Sequence[DeadLetter]) -> None:
+        if self.down:
+            raise SinkError("down", retryable=True)
+        self.taken += [letter.offset for letter in letters]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path}/driftd.db") as made:
+        made.migrate()
+        for model in ("a", "b"):
+            letters = [letter(1), letter(2, partition=RETURNS)]
+            made.commit(Checkpoint(model, [Advance(ORDERS, None, 9, 0, 9, 2, 0)], dead_letters=letters))
+        yield made
+
+
+def publisher(store: Store, assigned: frozenset[Partition], **topics: Topic) -> DeadLetterPublisher:
+    return DeadLetterPublisher(store, topics, assigned=lambda model: assigned)  # type: ignore[arg-type]
+
+
+def test_each_process_publishes_the_letters_of_its_own_partitions_once(store: Store) -> None:
+    one, other = Topic(), Topic()
+    first, second = (
+        publisher(store, frozenset({ORDERS}), a=one),
+        publisher(store, frozenset({RETURNS}), a=other),
+    )
+    assert first.waiting() == 2
+    assert first.pump("a") and second.pump("a")
+    assert not first.pump("a") and not second.pump("a")
+    assert (one.taken, other.taken) == ([1], [2])
+    assert first.waiting() == 0
+
+
+def test_without_partitions_nothing_is_published(store: Store) -> None:
+    topic = Topic()
+    assert not publisher(store, frozenset(), a=topic).pump("a")
+    assert topic.taken == []
+
+
+def test_a_topic_that_is_down_delays_no_other(store: Store) -> None:
+    down, up = Topic(down=True), Topic()
+    running = publisher(store, frozenset({ORDERS, RETURNS}), a=down, b=up)
+    running.start()
+    try:
+        deadline = time.monotonic() + 20
+        while up.taken != [1, 2] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert up.taken == [1, 2]
+        assert running.waiting() == 2
+    finally:
+        running.stop()
+    assert down.taken == []
