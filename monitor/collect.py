@@ -105,15 +105,7 @@ class Collector:
             The records that are left over.
         """
         while len(batch) and self.collected < self.wanted:
-            most = self.wanted - self.collected
-            some = batch.rows(0, min(len(batch), most))
-            events = self._decoder.decode(some, now_ms)
-            if len(events) > most:
-                # Records of many rows: as many as cannot be too much, even if every row of theirs is usable.
-                last = int(events.offsets[most])
-                fits = max(int(np.searchsorted(batch.offsets, last)), 1)
-                some = batch.rows(0, fits)
-                events = self._decoder.decode(some, now_ms)
+            events = self._decoder.decode(batch, now_ms, most=self.wanted - self.collected)
             taken = int(np.searchsorted(batch.offsets, events.next_offset))
             self._add(batch.rows(0, taken), events)
             batch = batch.rows(taken, len(batch))

@@ -100,7 +100,7 @@ def _parse_event(value: bytes) -> dict[str, Any]:
     event = parse_json(value)
     if not isinstance(event, dict) or "specversion" not in event:
         raise BrokenValue(
-            "bad_event", "No CloudEvent: neither a header ce_specversion nor an object with a specversion."
+            "unexpected_format", "No CloudEvent: neither a header ce_specversion nor an object with a specversion."
         )
     return event
 
