@@ -11,15 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from detectors.errors import AccessRefused, InvalidSettings, SourceError, SourceUnreachable
-
-if TYPE_CHECKING:
-    import requests
 
 MAX_SCHEMAS: Final = 1000
 UNKNOWN_FOR_S: Final = 30.0
@@ -173,7 +170,6 @@ class SchemaRegistry:
         self._timeout_s = timeout_s
         self._verify: str | bool = True if ca_file is None else str(ca_file)
         self._clock = clock
-        self._session: requests.Session | None = None
         self._known: dict[str, Schema] = {}
         self._unknown_until: dict[str, float] = {}
 
@@ -187,7 +183,8 @@ class SchemaRegistry:
         if answer is None:
             _remember(self._unknown_until, number, self._clock() + UNKNOWN_FOR_S)
             return None
-        schema = Schema(str(answer.get("schemaType", "AVRO")), _text_of(answer), self._references(answer))
+        text = _text_of(answer)
+        schema = Schema(str(answer.get("schemaType", "AVRO")), text, self._references(answer))
         _remember(self._known, number, schema)
         return schema
 
@@ -224,20 +221,21 @@ class SchemaRegistry:
         """What the registry answers; None where it knows no such thing."""
         import requests
 
-        if self._session is None:
-            self._session = requests.Session()
-            self._session.trust_env = False  # no proxy, no password that happens to be in the environment
+        # A session for each question: few are asked, and none leaves a connection open.
         try:
-            with self._session.get(
-                self._url + path,
-                auth=self._login,
-                timeout=self._timeout_s,
-                verify=self._verify,
-                stream=True,
-                headers={"Accept": "application/vnd.schemaregistry.v1+json, application/json"},
-            ) as response:
-                body = response.raw.read(MAX_ANSWER + 1, decode_content=True)
-                status = response.status_code
+            with requests.Session() as session:
+                session.trust_env = False  # no proxy, no password that happens to be in the environment
+                response = session.get(
+                    self._url + path,
+                    auth=self._login,
+                    timeout=self._timeout_s,
+                    verify=self._verify,
+                    stream=True,
+                    headers={"Accept": "application/vnd.schemaregistry.v1+json, application/json"},
+                )
+                with response:
+                    body = response.raw.read(MAX_ANSWER + 1, decode_content=True)
+                    status = response.status_code
         except (requests.RequestException, OSError) as error:
             raise SourceUnreachable(
                 f"The schema registry {self._url} does not answer: {type(error).__name__}.",

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from connectors.database.store import Store
+from connectors.schema_registry import SchemaSettings
 from detectors.errors import DriftdError
 from detectors.fold import Rule
 from detectors.reference import Reference
@@ -98,6 +99,8 @@ def check_everything(settings: Settings) -> list[Finding]:
             _look(f"model {name}, space {space}", partial(_embedder, settings, name, space)) for space in model.spaces
         ]
         findings.append(_look(f"model {name}, source", partial(_source, name, model)))
+        if model.record.schemas is not None:
+            findings.append(_look(f"model {name}, schemas", partial(_schemas, model.record.schemas)))
     for name in settings.sinks:
         findings.append(_look(f"sink {name}", partial(_sink, settings, name)))
     return findings
@@ -111,6 +114,10 @@ def _embedder(settings: Settings, name: str, space: str) -> str:
 
 def _source(name: str, model: ModelSettings) -> str:
     return build_source(name, model).check()
+
+
+def _schemas(settings: SchemaSettings) -> str:
+    return settings.build().check()
 
 
 def _sink(settings: Settings, name: str) -> str:
