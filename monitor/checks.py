@@ -28,9 +28,12 @@ from monitor.budget import (
 from monitor.collect import check_block_length
 from monitor.decode import Decoder
 from monitor.folding import alarmed_segments
+from monitor.outbox import wall_clock_ms
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
+from monitor.wording import duration
 
+MOST_WAITING, LONGEST_WAIT_S = 100, 600.0  # notifications: more of them, or for longer, and a sink does not take them
 FOUND_IN = (1_000, 10_000)  # lengths of windows, in records, for which the doctor says what shift they find
 
 
@@ -144,11 +147,22 @@ def diagnose(settings: Settings) -> list[Finding]:
             findings.append(_dead_letters(store, name, model))
         findings.append(_look("alarm budget", partial(_budget, settings, store)))
         findings.append(_look("alarms so far", partial(_so_far, settings, store)))
-        depth = store.outbox_depth()
-        findings.append(Finding("outbox", depth < 100, f"{depth} notifications wait to be sent"))
+        findings.append(outbox_finding(store, wall_clock_ms()))
     finally:
         store.close()
     return findings
+
+
+def outbox_finding(store: Store, now_ms: int) -> Finding:
+    """Whether notifications are sent: not many wait, and none for long."""
+    depth, oldest_ms = store.outbox_waiting()
+    if oldest_ms is None:
+        return Finding("outbox", True, "no notification waits to be sent")
+    age_s = max(now_ms - oldest_ms, 0) / 1000
+    waiting = f"{depth} notification{'s wait' if depth != 1 else ' waits'} to be sent"
+    return Finding(
+        "outbox", depth < MOST_WAITING and age_s < LONGEST_WAIT_S, f"{waiting}, the oldest for {duration(age_s)}"
+    )
 
 
 def _reference(store: Store, name: str, space: str, model: ModelSettings) -> Callable[[], str]:

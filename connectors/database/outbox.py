@@ -121,10 +121,6 @@ class Outbox:
             depth, oldest_ms = connection.execute(query).one()
         return int(depth), None if oldest_ms is None else int(oldest_ms)
 
-    def outbox_depth(self) -> int:
-        """How many notifications are pending, due or not."""
-        return self.outbox_waiting()[0]
-
     def _settle(self, sink: str, notification_id: str, *, held_ms: int | None = None, **values: Any) -> None:
         # Only a pending row: of two senders of one notification, the second's result must not undo the first's.
         change = (

@@ -19,6 +19,7 @@ from connectors.notification import Notification
 from connectors.prometheus import Metrics
 from connectors.webhook import WebhookSink
 from detectors.errors import SinkError, StoreError
+from monitor.checks import outbox_finding
 from monitor.outbox import OutboxSender, RetryPolicy, SinkQueue
 from tests.servers.receiver import Answer, Receiver
 
@@ -338,7 +339,7 @@ def test_a_receiver_that_comes_back_gets_everything_in_order_and_the_metrics_say
         put(store, *[("pager", note(f"n{index}")) for index in range(3)])
         sender.start()
         receiver.wait_for(6)
-        wait_until(lambda: store.outbox_depth() == 0)
+        wait_until(lambda: store.outbox_waiting()[0] == 0)
         assert sender.stop() == []
     ids = [request.headers["Idempotency-Key"] for request in receiver.requests]
     assert ids == ["n0", "n0", "n0", "n0", "n1", "n2"]
@@ -360,6 +361,19 @@ def test_the_age_metric_grows_while_a_sink_refuses(store: Store) -> None:
         clock.now_ms += wait_ms
         sending.pump(clock, threading.Event())
     assert metric(metrics, "driftd_outbox_age_seconds") == 700
+
+
+def test_the_doctor_tells_notifications_that_wait_for_long(store: Store, database: Path) -> None:
+    clock = Clock()
+    assert outbox_finding(store, clock.now_ms).ok
+    with Store.open(f"sqlite:///{database}", now_ms=clock) as stamped:
+        put(stamped, ("pager", note("n")))
+    found = outbox_finding(store, clock.now_ms + 599_000)
+    assert found.ok and found.detail == "1 notification waits to be sent, the oldest for 10 minutes"
+    assert not outbox_finding(store, clock.now_ms + 600_000).ok
+    assert outbox_finding(store, clock.now_ms - 600_000).ok, "the clock was set back"
+    put(store, *[("pager", note(f"n{index}", incident=f"i{index}")) for index in range(100)])
+    assert not outbox_finding(store, clock.now_ms).ok
 
 
 class FlakyStore:
@@ -386,7 +400,7 @@ def test_senders_outlive_a_database_outage_and_log_it_once(
     sender.start()
     wait_until(lambda: "outbox cannot be read" in caplog.text)
     flaky.down = False
-    wait_until(lambda: path.exists() and store.outbox_depth() == 0)
+    wait_until(lambda: path.exists() and store.outbox_waiting()[0] == 0)
     wait_until(lambda: "outbox cannot be read or written: over" in caplog.text)
     assert sender.stop() == []
     lines: Sequence[str] = [line for line in caplog.text.splitlines() if "outbox cannot" in line]

@@ -364,7 +364,7 @@ def test_the_questions_of_every_second_use_an_index(store: Store) -> None:
         store._database._engine, "before_cursor_execute", lambda *arguments: statements.append(str(arguments[2]))
     )
     store.outbox_due(0, 10)
-    store.outbox_depth()
+    store.outbox_waiting()
     store.dead_letters_unpublished(10, models=["m"])
     store.dead_letters("m", 10)
     store.kept("m", flagged=True)
