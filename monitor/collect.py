@@ -26,6 +26,7 @@ from detectors.segments import MIN_SEGMENT_RECORDS
 from monitor.decode import Decoder
 from monitor.embedders import Embedder
 from monitor.event import EventBatch
+from monitor.pairing import Pairing, StoredHalves, none_stored, pairing_of
 from monitor.settings import ReferenceSettings
 from monitor.thinning import SeenKeys, key_hashes
 
@@ -61,7 +62,8 @@ class Collector:
     With ``thin_by_key``, only the first record of a key in a block of its partition is collected, as only it would
     enter the drift summaries later: moments, prototypes, calibration and block sums are all of what the fold will see.
 
-    ``seasons`` are periods to look for, in blocks.
+    ``seasons`` are periods to look for, in blocks. ``stored_halves`` looks up the halves of pairs that wait in a
+    partition; what waits when the collection ends is in ``pairings``.
     """
 
     def __init__(
@@ -74,13 +76,16 @@ class Collector:
         block_ms: int,
         seasons: Sequence[float] = (),
         thin_by_key: bool = False,
+        stored_halves: StoredHalves = none_stored,
     ) -> None:
         self.model = model
         self.dead: list[DeadLetter] = []
         self.collected = 0
         self.thinned = 0
         self.spans: dict[Partition, _Span] = {}
+        self.pairings: dict[Partition, Pairing | None] = {}
         self._decoder = decoder
+        self._stored_halves = stored_halves
         self._embedders = dict(embedders)
         self._settings = settings
         self._block_ms = block_ms
@@ -104,8 +109,12 @@ class Collector:
         Returns:
             The records that are left over.
         """
+        if batch.partition not in self.pairings:
+            pair = self._decoder.settings.pair
+            self.pairings[batch.partition] = pairing_of(batch.partition, pair, self._stored_halves)
         while len(batch) and self.collected < self.wanted:
-            events = self._decoder.decode(batch, now_ms, most=self.wanted - self.collected)
+            most = self.wanted - self.collected
+            events = self._decoder.decode(batch, now_ms, self.pairings[batch.partition], most=most)
             taken = int(np.searchsorted(batch.offsets, events.next_offset))
             self._add(batch.rows(0, taken), events)
             batch = batch.rows(taken, len(batch))

@@ -77,6 +77,7 @@ class FirstReference:
                 block_ms=round(model.drift.block * 1000),
                 seasons=model.drift.season_blocks,
                 thin_by_key=model.thins_by_key,
+                stored_halves=lambda partition: self._store.halves(self._model, partition),
             )
             log.info(event("collecting a baseline", model=self._model, records=self.collector.wanted))
         elif not mine:
@@ -151,6 +152,7 @@ class FirstReference:
             block = max(span.max_time_ms, 0) // block_ms
             letters += [replace(letter, block=block) for letter in dead]
             counts.append(SummaryDelta("", EVERYTHING, block, 0, partition, span.first_offset, summary))
+        pairings = [(place, pairing) for place, pairing in sorted(collector.pairings.items()) if pairing is not None]
         return Checkpoint(
             self._model,
             advances,
@@ -158,6 +160,8 @@ class FirstReference:
             dead_letters=letters,
             references=rows,
             gaps=self._gaps,
+            halves=[row for place, pairing in pairings for row in pairing.unwritten(place)],
+            joined=[(place, offset) for place, pairing in pairings for offset in pairing.left],
         )
 
     @property

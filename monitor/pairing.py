@@ -96,6 +96,16 @@ class Pair(msgspec.Struct, frozen=True):
 StoredHalves = Callable[[Partition], Iterable[HalfRow]]
 
 
+def none_stored(partition: Partition) -> Iterable[HalfRow]:
+    """No half waits: nothing was read before."""
+    return ()
+
+
+def pairing_of(partition: Partition, settings: PairSettings | None, stored: StoredHalves) -> Pairing | None:
+    """The pairs of a partition, with the halves that wait in it; None where the settings pair no records."""
+    return None if settings is None else Pairing(round(settings.timeout * 1000), stored(partition))
+
+
 @dataclass(frozen=True, slots=True)
 class PairCounts:
     """What became of halves: joined pairs, halves alone because their time was over, and because of the room."""

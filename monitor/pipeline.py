@@ -6,6 +6,7 @@ other workers, not on the state of any alarm. Deltas are collected until the cal
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,11 +26,15 @@ from detectors.summary import BlockSummary, summarise
 from monitor.decode import MAX_ROWS, Decoder
 from monitor.embedders import Embedder
 from monitor.event import EventBatch
-from monitor.pairing import PairCounts, Pairing, StoredHalves
+from monitor.log import event
+from monitor.pairing import PairCounts, Pairing, StoredHalves, none_stored, pairing_of
 from monitor.thinning import SeenKeys, StoredKeys, key_hashes
+
+log = logging.getLogger(__name__)
 
 MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are collected
 MAX_SUMMARIES = 5_000  # block sums of a checkpoint, about 4 kB each: records far apart in time make one each
+MANY_ALONE = 1_000  # halves of pairs; by then some should have found their other
 EVERYTHING = ""  # the segment that every record belongs to
 
 
@@ -140,7 +145,7 @@ class Pipeline:
         keep_vectors: bool = True,
         stored: Callable[[Sequence[Partition]], Mapping[Partition, PartitionState]],
         stored_keys: StoredKeys | None = None,
-        stored_halves: StoredHalves = lambda partition: (),
+        stored_halves: StoredHalves = none_stored,
     ) -> None:
         self.model = model
         self.spaces = tuple(spaces)
@@ -164,6 +169,8 @@ class Pipeline:
         self._stored_keys = stored_keys
         self._stored_halves = stored_halves
         self._pair_settings = decoder.settings.pair
+        self._all_pairs = PairCounts()
+        self._strangers = False
         self.discard()
 
     def discard(self) -> None:
@@ -239,16 +246,17 @@ class Pipeline:
                 return
             began = time.perf_counter()
 
-    def end(self, partitions: Iterable[Partition], now_ms: int | None) -> None:
-        """The source is at its end: halves of pairs that wait in these partitions go alone."""
+    def end(self, partitions: Iterable[Partition], now_ms: int | None) -> int:
+        """The source is at its end: halves of pairs that wait in these partitions go alone. Returns how many."""
         if self._pair_settings is None:
-            return
-        for partition in sorted(partitions):
-            self._end_pairs(self._position_of(partition, 0), partition, now_ms)
+            return 0
+        return sum(
+            self._end_pairs(self._position_of(partition, 0), partition, now_ms) for partition in sorted(partitions)
+        )
 
-    def _end_pairs(self, position: _Position, partition: Partition, now_ms: int | None) -> None:
+    def _end_pairs(self, position: _Position, partition: Partition, now_ms: int | None) -> int:
         if position.pairing is None or not len(position.pairing):
-            return
+            return 0
         if position.first_offset == position.next_offset:
             # Nothing was read since the last checkpoint, so the next one begins at the same offset: sums of this one
             # need another name.
@@ -261,6 +269,7 @@ class Pipeline:
                 partition, halves[first : first + MAX_ROWS], now_ms, next_offset=position.next_offset
             )
             self._take_in(events, position, began)
+        return len(halves)
 
     def _take_in(self, events: EventBatch, position: _Position, began: float) -> None:
         """Score decoded rows, and count them."""
@@ -361,6 +370,7 @@ class Pipeline:
 
     def written(self) -> dict[Partition, int]:
         """The transaction was committed. Returns the next offsets of the partitions that moved."""
+        self._look_for_partners()
         moved = {}
         for partition in self._touched:
             position = self._known[partition]
@@ -373,6 +383,22 @@ class Pipeline:
         self._clear()
         return moved
 
+    def _look_for_partners(self) -> None:
+        """Say it once where hardly a half finds its other."""
+        self._all_pairs += self.pairs
+        alone = self._all_pairs.timed_out + self._all_pairs.crowded_out
+        if not self._strangers and alone >= MANY_ALONE > self._all_pairs.joined:
+            self._strangers = True
+            log.warning(
+                event(
+                    "requests and responses do not meet",
+                    model=self.model,
+                    alone=alone,
+                    joined=self._all_pairs.joined,
+                    hint="both must be in one partition: key the topic by their id; see record.pair",
+                )
+            )
+
     def _position(self, batch: RawBatch) -> _Position:
         first = int(batch.offsets[0]) if len(batch) else batch.next_offset
         return self._position_of(batch.partition, first)
@@ -382,14 +408,13 @@ class Pipeline:
         position = self._known.get(partition)
         if position is None:
             state = self._stored([partition]).get(partition)
-            pair = self._pair_settings
             position = _Position(
                 stored=state.next_offset if state else None,
                 next_offset=state.next_offset if state else first,
                 first_offset=state.next_offset if state else first,
                 max_time_ms=state.max_time_ms if state else -1,
                 seen=None if self._stored_keys is None else SeenKeys(self._stored_keys(partition)),
-                pairing=None if pair is None else Pairing(round(pair.timeout * 1000), self._stored_halves(partition)),
+                pairing=pairing_of(partition, self._pair_settings, self._stored_halves),
             )
             self._known[partition] = position
         return position

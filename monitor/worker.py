@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from connectors.database.rows import Checkpoint, IncidentRow, PartitionState, ReferenceRow, ThinnedKeys
+from connectors.database.rows import Checkpoint, HalfRow, IncidentRow, PartitionState, ReferenceRow, ThinnedKeys
 from connectors.database.store import Store
 from connectors.files import FilesSettings
 from connectors.records import Gap, Partition, RawBatch, Source
@@ -25,6 +25,7 @@ from monitor.first_reference import FirstReference
 from monitor.folding import Folder, Outcome
 from monitor.log import event
 from monitor.operations import OPERATIONAL
+from monitor.pairing import PairCounts
 from monitor.pipeline import Pipeline, Space
 from monitor.reader import Reader
 from monitor.settings import Settings
@@ -51,6 +52,7 @@ class Step:
         gaps: what was lost before it could be read, as far as that checkpoint tells.
         thinned, unchecked: its records that did not enter the drift summaries because of their key, and those that did
             because their block has more keys than are remembered.
+        pairs: what became, in that checkpoint, of the halves of pairs.
         seconds: time spent, per phase.
         commit_s: seconds that the checkpoint's transaction took; None if none was written.
         folded: what a fold did, if one was due.
@@ -68,6 +70,7 @@ class Step:
     kept: int = 0
     thinned: int = 0
     unchecked: int = 0
+    pairs: PairCounts = field(default_factory=PairCounts)
     dead: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     commit_s: float | None = None
@@ -120,6 +123,7 @@ class Worker:
         self._open: dict[str, IncidentRow] = {}
         self._next_block: int | None = None
         self._thinned = self._unchecked = 0  # of the last checkpoint
+        self._pairs = PairCounts()
         self.records = self.dead = 0  # since the start
 
     @property
@@ -228,7 +232,7 @@ class Worker:
                 seconds |= self.pipeline.phases.taken()
             if records:
                 self._reader.cope()
-            self._thinned = self._unchecked = 0
+            self._thinned, self._unchecked, self._pairs = 0, 0, PairCounts()
             if written is None and self._due(clock_s):
                 began = time.perf_counter()
                 written = self._commit(now_ms)
@@ -259,6 +263,7 @@ class Worker:
             kept=len(written.kept) if written else 0,
             thinned=self._thinned,
             unchecked=self._unchecked,
+            pairs=self._pairs,
             dead=dead,
             seconds=seconds,
             commit_s=commit_s,
@@ -308,6 +313,9 @@ class Worker:
     def _stored_keys(self, partition: Partition) -> Sequence[ThinnedKeys]:
         return self._store.thinned_keys(self.name, partition)
 
+    def _stored_halves(self, partition: Partition) -> Sequence[HalfRow]:
+        return self._store.halves(self.name, partition)
+
     def _load(self, rows: Sequence[ReferenceRow]) -> None:
         """Score against these references from now on; nothing where there are none yet."""
         if not rows:
@@ -325,6 +333,7 @@ class Worker:
             keep_vectors=outliers.keep_vectors,
             stored=self._stored,
             stored_keys=self._stored_keys if self.model.thins_by_key else None,
+            stored_halves=self._stored_halves,
         )
         self.folder = Folder(self.name, self._settings, spaces=spaces)
         for caution in self.cautions:
@@ -379,6 +388,8 @@ class Worker:
                 self._commit(now_ms)
                 self._halt(wave, now_ms, clock_s)
                 return
+        if self.source.finished and pipeline.end(self.source.partitions(), now_ms) and self._checkpoint_began is None:
+            self._checkpoint_began = clock_s
 
     def _halt(self, why: str, now_ms: int, clock_s: float) -> None:
         """Read nothing more, so that a topic is not drained into the dead letters; what was not counted is not lost.
@@ -414,6 +425,7 @@ class Worker:
         self._store.commit(checkpoint)
         self._checkpoint_began = None
         self._thinned, self._unchecked = self.pipeline.thinned, self.pipeline.unchecked
+        self._pairs = self.pipeline.pairs
         moved = self.pipeline.written()
         self._written |= moved
         self.source.commit(moved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,15 @@ from connectors.records import Gap, Partition, RawBatch
 from detectors.errors import InvalidSettings
 from detectors.reference import Reference
 from detectors.summary import BlockSummary
+from monitor.app import build_source, open_store
+from monitor.collect import Collector
 from monitor.decode import Decoder, RecordSettings
 from monitor.embedders import Embedder
 from monitor.embedders.vector import VectorSettings
 from monitor.pairing import Pairing
 from monitor.pipeline import Pipeline, RecordCounts, Space
+from monitor.settings import ReferenceSettings, Settings
+from monitor.worker import Step, Worker
 from tests.servers.postgres import PostgresServer
 
 START_MS = 1_772_438_400_000
@@ -445,3 +450,114 @@ def test_the_end_of_a_source_comes_once(reference: Reference, store: Store) -> N
     # More of the same block, later: its sums go beside those that the end left.
     take(again, store, half("b", "request", REQUEST, START_MS), first=1)
     assert counts(store).records == 2
+
+
+def test_it_is_said_once_when_halves_do_not_meet(
+    reference: Reference, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = pipeline_of(reference, store)
+    strangers = [half(f"c{call}", "request", REQUEST, START_MS + 100 * call) for call in range(1_100)]
+    take(pipeline, store, *strangers[:1_000])
+    assert "do not meet" in caplog.text and "alone=1000" in caplog.text
+    caplog.clear()
+    take(pipeline, store, *strangers[1_000:], first=1_000)
+    assert not caplog.records
+
+
+# --- the first reference, and the end of a file -----------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(1, N - 1), max_size=10))
+def test_the_baseline_is_the_same_for_any_cut(cuts: list[int]) -> None:
+    def collected(cuts: Sequence[int]) -> tuple[list[str], int, list[int], int]:
+        collector = Collector(
+            "calls",
+            decoder=Decoder(RecordSettings.model_validate(RECORD), fields=["/request/v"]),
+            embedders={"input": embedder()},
+            settings=ReferenceSettings().model_copy(update={"collect": 200}),  # fewer than a user may
+            block_ms=1_000,
+        )
+        records = stream()
+        for first, after in itertools.pairwise([0, *sorted({*cuts}), N]):
+            if len(collector.take(batch_of(records[first:after], first), None)):
+                break
+        (span,), (pairing,) = collector.spans.values(), collector.pairings.values()
+        assert pairing is not None
+        waiting = [row.offset for row in pairing.unwritten(CALLS)]
+        return collector._ids, span.next_offset, waiting, span.records
+
+    ids, next_offset, waiting, counted = collected([])
+    assert len(ids) == 200 and waiting and counted >= 200
+    assert collected(cuts) == (ids, next_offset, waiting, counted)
+
+
+def files_of_calls(folder: Path, calls: int) -> int:
+    """Requests and answers in two files, a record every 10 ms; how many calls have no answer."""
+    vectors = np.random.default_rng(4).normal(size=(calls, 6)).round(3).tolist()
+    lines: list[list[tuple[int, str]]] = [[], []]
+    for call, vector in enumerate(vectors):
+        body: dict[str, Any] = {"id": call, "role": "request", "v": vector}
+        lines[call % 2].append((2 * call, json.dumps(body)))
+        if call % 40 != 39:
+            answer = {"id": call, "role": "response", "label": "yes"}
+            lines[call % 2].append((2 * call + 7, json.dumps(answer)))
+    folder.mkdir()
+    for number, entries in enumerate(lines):
+        (folder / f"{number}.jsonl").write_text("".join(line + "\n" for _, line in sorted(entries)))
+    return calls // 40
+
+
+def run_worker(folder: Path, data: Path, *, poll: int, crash_after: int) -> Store:
+    """Read the files to their end with workers that each stop in the middle after so many steps."""
+    folder.mkdir()
+    settings = Settings.model_validate(
+        {
+            "database": f"sqlite:///{folder / 'driftd.db'}",
+            "references": folder / "references",
+            "checkpoint": {"poll_records": poll},
+            "models": {
+                "calls": {
+                    "source": {
+                        "kind": "files",
+                        "path": f"{data}/*.jsonl",
+                        "time": {"start": "2026-03-02T08:00:00Z", "interval_ms": 10},
+                    },
+                    "record": {"pair": {"by": "/id", "role": "/role", "timeout": "5s"}},
+                    "spaces": {"input": {"embedder": {"kind": "vector", "field": "/request/v", "encoding": "list"}}},
+                    "reference": {"collect": 1_000},
+                }
+            },
+        }
+    )
+    store, clock_s, workers = open_store(settings), 0.0, 0
+    step = Step(0, finished=False)
+    while not step.finished:
+        worker = Worker("calls", settings, store=store, source=build_source("calls", settings.models["calls"]))
+        worker.start()
+        workers += 1
+        for _ in range(crash_after):
+            clock_s += 0.4
+            step = worker.step(START_MS, clock_s, wait_s=0.0)
+            if step.finished:
+                worker.close_blocks_at_end(START_MS)
+                break
+        worker.source.close()
+    assert (workers > 2) == (crash_after < 1_000)
+    return store
+
+
+def test_files_of_requests_and_answers_are_read_to_their_end_whatever_crashes(tmp_path: Path) -> None:
+    unanswered = files_of_calls(tmp_path / "data", 2_400)
+
+    def result(store: Store) -> tuple[list[tuple[int, int, int]], int, dict[str, int]]:
+        states = [(state.records, state.dead, state.max_time_ms) for state in store.partition_states("calls")]
+        waiting = sum(len(store.halves("calls", state.partition)) for state in store.partition_states("calls"))
+        return states, waiting, store.dead_letter_counts("calls")
+
+    with run_worker(tmp_path / "whole", tmp_path / "data", poll=500, crash_after=1_000) as store:
+        whole = result(store)
+    assert (sum(records for records, _, _ in whole[0]), whole[1], whole[2]) == (2_400, 0, {}), "requests alone, too"
+    assert unanswered == 60
+    with run_worker(tmp_path / "crashed", tmp_path / "data", poll=300, crash_after=9) as store:
+        assert result(store) == whole
