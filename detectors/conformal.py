@@ -113,7 +113,7 @@ def position_hashes(
     bits = hash64(offsets, seed)
     if rows is None or not rows.any():
         return bits
-    return np.where(rows == 0, bits, hash64(bits ^ hash64(rows, seed)))
+    return np.where(rows == 0, bits, hash64(bits ^ hash64(rows), seed))  # another seed: else row and offset could swap
 
 
 def position_uniforms(
