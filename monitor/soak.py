@@ -47,7 +47,8 @@ from monitor.soak_records import (
 
 MODEL, SPACE = "soak", "input"
 PARTITIONS = 4
-MIN_RECORDS = 20_000  # with fewer there is no baseline of the smallest allowed size
+MIN_RECORDS = 50_000  # fewer make no baseline of MIN_BASELINE
+MIN_BASELINE = 2_500  # half of it calibrates: fewer than 1,000 scores could make no candidate of one in a thousand
 _STUCK_S = 120.0
 _LOOK_S = 0.05
 _COLLECTED = 0.05  # of the stream; half of what is safe
@@ -176,7 +177,10 @@ def soak_settings(
                         "embedder": {"kind": "vector", "field": "body", "encoding": "bytes", "dimension": DIMENSION}
                     }
                 },
-                "reference": {"collect": max(1000, min(50_000, round(_COLLECTED * records))), "exemplars": 1000},
+                "reference": {
+                    "collect": max(MIN_BASELINE, min(50_000, round(_COLLECTED * records))),
+                    "exemplars": 1000,
+                },
                 "drift": {
                     "block": BLOCK_MS / 1000,
                     "lateness": LATENESS_MS / 1000,

@@ -127,8 +127,9 @@ def labelled_records(
     label[(chance.random(count) < OUTLIERS) & after_baseline] = OUTLIER
     poison = chance.random(count) < POISON
     label[poison] = chance.choice(list(DEAD), size=int(poison.sum()))
-    centres = chance.normal(size=(8, DIMENSION - 2))
-    pools = [_pool(chance, centres, 0.35 * moved) for moved in (0.0, 1.0)]
+    of_pools = np.random.default_rng([seed, DIMENSION])  # the same pools for any number of records
+    centres = of_pools.normal(size=(8, DIMENSION - 2))
+    pools = [_pool(of_pools, centres, 0.35 * moved) for moved in (0.0, 1.0)]
     strange = np.zeros((16, DIMENSION), dtype=np.float32)
     strange[:, -1] = -1.0  # where no usual record has anything
     strange[:, 0] = np.linspace(0.0, 0.01, 16)
