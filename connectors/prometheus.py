@@ -85,6 +85,19 @@ class Metrics:
             "Records that entered the drift summaries unthinned: their block has more keys than are remembered.",
             "model",
         )
+        self.pairs = counter("driftd_pairs_total", "Requests that were joined with their responses.", "model")
+        self.halves_alone = counter(
+            "driftd_halves_alone_total",
+            "Requests and responses that went alone: the other did not come in time, or (room) too many were waiting.",
+            "model",
+            "why",
+        )
+        self.pending_halves = gauge(
+            "driftd_pending_halves", "Requests and responses that wait for the other, in this process.", "model"
+        )
+        self.oldest_half = gauge(
+            "driftd_oldest_half_timestamp_seconds", "Time of the oldest of them; 0 where none waits.", "model"
+        )
         self.kept = counter("driftd_kept_records_total", "Records kept as candidates or as a random sample.", "model")
         self.outliers = counter("driftd_outliers_total", "Records flagged as outliers.", "model", "space")
 

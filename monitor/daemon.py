@@ -230,6 +230,8 @@ class Daemon:
         metrics.kept.labels(name).inc(step.kept)
         metrics.thinned.labels(name).inc(step.thinned)
         metrics.thinning_unchecked.labels(name).inc(step.unchecked)
+        if worker.model.record.pair is not None:
+            self._count_pairs(worker, step)
         metrics.lag.labels(name).set(sum(worker.source.lag().values()))
         for phase, seconds in step.seconds.items():
             metrics.phase_seconds.labels(name, phase).inc(seconds)
@@ -239,6 +241,15 @@ class Daemon:
             metrics.checkpoint_failures.labels(name).inc()
         if step.folded is not None:
             self._count_fold(worker, step.folded)
+
+    def _count_pairs(self, worker: Worker, step: Step) -> None:
+        metrics, name, pipeline = self._metrics, worker.name, worker.pipeline
+        metrics.pairs.labels(name).inc(step.pairs.joined)
+        metrics.halves_alone.labels(name, "timeout").inc(step.pairs.timed_out)
+        metrics.halves_alone.labels(name, "room").inc(step.pairs.crowded_out)
+        if pipeline is not None:
+            metrics.pending_halves.labels(name).set(pipeline.pending_halves)
+            metrics.oldest_half.labels(name).set((pipeline.oldest_half_ms or 0) / 1000)
 
     def _count_fold(self, worker: Worker, folded: Outcome) -> None:
         metrics, name = self._metrics, worker.name

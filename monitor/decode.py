@@ -24,6 +24,8 @@ Reasons of dead letters, in the order in which they are looked for:
     bad_msgpack        the value is not MessagePack
     missing_field      a field that every record needs is absent or null
     bad_value          a field holds something of another type than needed
+    duplicate_half     a request, or response, whose id another one bears that still waits
+    unpaired           a request, or response, alone, where record.pair.on_timeout is dead_letter
     no_time            no time is mapped and the source gives none
     bad_time           the time is not in the unit that the settings say
     time_past          the time lies more than max_past_days back
@@ -74,6 +76,8 @@ DEAD_LETTER_REASONS: Final = (
     "bad_msgpack",
     "missing_field",
     "bad_value",
+    "duplicate_half",
+    "unpaired",
     "no_time",
     "bad_time",
     "time_past",
