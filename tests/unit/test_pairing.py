@@ -51,7 +51,7 @@ def test_a_request_and_its_response_meet_in_either_order() -> None:
     assert offsets([found, other]) == [(2, 1), (0, 3)]
     assert (found.joined, found.offset, found.last.role) == (True, 2, "request")
     assert (other.offset, other.last.role) == (3, "response")
-    assert (len(pairing), pairing.joined, pairing.oldest_ms) == (0, 2, None)
+    assert (len(pairing), pairing.counts.joined, pairing.oldest_ms) == (0, 2, None)
 
 
 def test_a_half_goes_alone_when_a_record_comes_that_is_more_than_the_timeout_younger() -> None:
@@ -60,7 +60,7 @@ def test_a_half_goes_alone_when_a_record_comes_that_is_more_than_the_timeout_you
     assert pairing.oldest_ms == 1_000
     (alone,) = push(pairing, half(2, "c", "request", 1_101))
     assert (alone.offset, alone.response, alone.joined, alone.last.id) == (0, None, False, "a")
-    assert (pairing.timed_out, len(pairing), pairing.oldest_ms) == (1, 2, 1_100)
+    assert (pairing.counts.timed_out, len(pairing), pairing.oldest_ms) == (1, 2, 1_100)
     assert take(pairing, half(3, "b", "response", 1_150)) == [(1, 3)]
 
 
@@ -68,7 +68,7 @@ def test_the_partner_that_comes_too_late_finds_nobody() -> None:
     pairing = Pairing(TIMEOUT_MS)
     take(pairing, half(0, "a", "request", 0))
     assert take(pairing, half(1, "a", "response", 101)) == [(0, None)]
-    assert (len(pairing), pairing.joined) == (1, 0), "it waits in its turn"
+    assert (len(pairing), pairing.counts.joined) == (1, 0), "it waits in its turn"
 
 
 def test_the_first_of_two_equal_halves_wins() -> None:
@@ -84,13 +84,13 @@ def test_halves_without_a_time_wait_until_the_end() -> None:
     assert take(pairing, half(2, "c", "response", -1), half(3, "a", "response", -1)) == [(0, 3)]
     assert pairing.oldest_ms == 10**12
     assert offsets(pairing.end()) == [(1, None), (None, 2)]
-    assert (len(pairing), pairing.timed_out) == (0, 2)
+    assert (len(pairing), pairing.counts.timed_out) == (0, 2)
 
 
 def test_the_oldest_goes_alone_when_too_many_wait() -> None:
     pairing = Pairing(TIMEOUT_MS, max_pending=2)
     assert take(pairing, *(half(at, str(at), "request", 5) for at in range(4))) == [(0, None), (1, None)]
-    assert (pairing.crowded_out, pairing.timed_out, len(pairing)) == (2, 0, 2)
+    assert (pairing.counts.crowded_out, pairing.counts.timed_out, len(pairing)) == (2, 0, 2)
 
 
 def test_the_oldest_goes_alone_when_those_that_wait_are_too_large() -> None:
@@ -99,7 +99,7 @@ def test_the_oldest_goes_alone_when_those_that_wait_are_too_large() -> None:
     assert take(pairing, small, large) == []
     assert take(pairing, half(2, "c", "request", 5, b"x" * 100)) == [(0, None), (1, None)]
     assert take(pairing, half(3, "d", "request", 5, b"x" * 2_000)) == [(2, None), (3, None)], "not even itself has room"
-    assert (len(pairing), pairing.crowded_out) == (0, 4)
+    assert (len(pairing), pairing.counts.crowded_out) == (0, 4)
 
 
 def test_what_is_remembered_of_halves_that_met_is_bounded() -> None:
