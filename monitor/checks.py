@@ -31,8 +31,10 @@ from monitor.folding import alarmed_segments
 from monitor.outbox import wall_clock_ms
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
+from monitor.times import text_of
 from monitor.wording import duration
 
+GAPS_NAMED, DAY_MS = 5, 86_400_000
 MOST_WAITING, LONGEST_WAIT_S = 100, 600.0  # notifications: more of them, or for longer, and a sink does not take them
 FOUND_IN = (1_000, 10_000)  # lengths of windows, in records, for which the doctor says what shift they find
 
@@ -145,6 +147,7 @@ def diagnose(settings: Settings) -> list[Finding]:
                 for space in model.spaces
             ]
             findings.append(_dead_letters(store, name, model))
+            findings += gap_findings(store, name, wall_clock_ms())
         findings.append(_look("alarm budget", partial(_budget, settings, store)))
         findings.append(_look("alarms so far", partial(_so_far, settings, store)))
         findings.append(outbox_finding(store, wall_clock_ms()))
@@ -195,6 +198,23 @@ def _dead_letters(store: Store, name: str, model: ModelSettings) -> Finding:
         detail += f". Last: {letter.partition.topic}/{letter.partition.number}/{letter.offset}: {letter.detail}"
     too_many = totals.records >= 100 and totals.dead > model.dead_letters.alert_ratio * totals.records
     return Finding(f"model {name}, dead letters", not too_many, detail)
+
+
+def gap_findings(store: Store, model: str, now_ms: int) -> list[Finding]:
+    """What was lost before it could be read; nothing where nothing was. Not in order for a day."""
+    gaps = store.gaps(model)
+    if not gaps:
+        return []
+    lost = sum(max(row.gap.to_offset - row.gap.from_offset, 0) for row in gaps)
+    last = [
+        f"{gap.partition.topic}/{gap.partition.number} from {gap.from_offset} to {gap.to_offset} ({gap.reason})"
+        for gap in (row.gap for row in gaps[-GAPS_NAMED:])
+    ]
+    many = f"{len(gaps):,} gap{'s' * (len(gaps) != 1)}, {lost:,} offsets passed over"
+    calm = abs(now_ms - gaps[-1].noticed_ms) >= DAY_MS
+    return [
+        Finding(f"model {model}, gaps", calm, f"{many}. Last: {'; '.join(last)}, at {text_of(gaps[-1].noticed_ms)}")
+    ]
 
 
 def _budget(settings: Settings, store: Store) -> Finding:

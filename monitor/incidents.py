@@ -273,7 +273,7 @@ class _Board:
 
 
 def _key_of(row: IncidentRow) -> Key:
-    # Several gaps may be open at once, each for itself; none has evidence, and none comes back.
+    # Those of several topics and hours may be open at once; none has evidence, and none comes back.
     return row.model, row.kind, row.space, row.id if row.kind == "gap" else row.segment
 
 

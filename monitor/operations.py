@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from connectors.database.rows import IncidentRow
@@ -22,6 +22,8 @@ from connectors.records import Gap, Partition
 from monitor.incidents import OPERATIONAL as OPERATIONAL
 from monitor.incidents import notification_of
 from monitor.wording import text_of_incident, title_of
+
+_HOUR_MS = 3_600_000
 
 
 def source_incident(
@@ -60,24 +62,39 @@ def stalled_incident(
     return _opened(model, "stalled", since_ms, now_ms, {"partitions": places})
 
 
-def gap_incident(model: str, gap: Gap, *, time_ms: int) -> tuple[IncidentRow, Notification]:
+def gap_incidents(model: str, gaps: Iterable[tuple[Gap, int]]) -> list[tuple[IncidentRow, Notification]]:
     """Records were lost before they could be read; for `Checkpoint.incidents` and `Checkpoint.outbox`.
 
+    One incident for all gaps of a topic that have the same reason and fall into the same hour of the stream's time,
+    whichever checkpoints bring them: the first is told, and it stays open for the hour. Each gap is a row of its own.
+
     Args:
-        time_ms: event time of the newest record that was read of the partition; the wall clock where none was.
+        gaps: each with the event time of the newest record that was read of its partition; the wall clock where none
+            was.
     """
-    topic, number = gap.partition
-    values = {
-        "topic": topic,
-        "partition": number,
-        "from_offset": gap.from_offset,
-        "to_offset": gap.to_offset,
-        "reason": gap.reason,
+    alike: dict[tuple[str, str, int], list[tuple[Gap, int]]] = {}
+    for gap, time_ms in gaps:
+        alike.setdefault((gap.partition.topic, gap.reason, time_ms // _HOUR_MS), []).append((gap, time_ms))
+    return [_gap_incident(model, key, found) for key, found in sorted(alike.items(), key=lambda item: item[0])]
+
+
+def _gap_incident(
+    model: str, key: tuple[str, str, int], gaps: Sequence[tuple[Gap, int]]
+) -> tuple[IncidentRow, Notification]:
+    topic, reason, hour = key
+    numbers = sorted({gap.partition.number for gap, _ in gaps})
+    values: dict[str, object] = {"topic": topic, "partitions": ", ".join(map(str, numbers)), "reason": reason}
+    lost = sum(max(gap.to_offset - gap.from_offset, 0) for gap, _ in gaps)
+    if lost:
+        values["lost"] = lost
+    first_ms = min(time_ms for _, time_ms in gaps)
+    detail = {
+        "values": values,
+        "problem": gaps[0][0].detail,
+        "more": len(gaps) - 1,
+        "last_active_ms": (hour + 1) * _HOUR_MS,
     }
-    detail = {"values": values, "problem": gap.detail, "last_active_ms": time_ms}
-    # The time too: a topic may be made anew again and again, at the same offsets.
-    key = (topic, number, gap.from_offset, gap.to_offset, gap.reason, time_ms)
-    return _opened(model, "gap", time_ms, time_ms, detail, key=key)
+    return _opened(model, "gap", first_ms, first_ms, detail, key=key)
 
 
 def resolved(row: IncidentRow, now_ms: int) -> tuple[IncidentRow, Notification]:

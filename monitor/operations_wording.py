@@ -60,7 +60,10 @@ def sentences(row: IncidentRow) -> list[str]:
             "Blocks are closed without them: drift and rates rest on the other partitions, and these records will be "
             "counted as late.",
         ]
-    return [problem, _MEANING.get(str(_of_gap(row, "reason")), ""), f"That was seen at {since} of the stream's time."]
+    count = row.detail.get("more")
+    more = f"So it was in {count} more place{'s' * (count != 1)}." if count else ""
+    seen = f"That was at {since} of the stream's time; more of it within the hour is not told again, but listed."
+    return [problem, more, _MEANING.get(str(_of_gap(row, "reason")), ""), seen]
 
 
 _MEANING = {
@@ -81,11 +84,12 @@ def next_step(row: IncidentRow) -> str:
     if row.kind == "stalled":
         return "driftd check; then see that every worker runs, or add one: driftd run --workers N"
     return {
-        "retention": "give the topic a longer retention.ms, or driftd more workers: driftd run --workers N",
+        "retention": "driftd doctor lists them; give the topic a longer retention.ms, or driftd more workers: "
+        "driftd run --workers N",
         "recreated": "nothing, if it was on purpose; otherwise ask who deleted the topic",
         "truncated": "ask who runs the brokers; unclean.leader.election.enable should be false",
-        "damaged": "ask who writes the topic; see the offsets with driftd incidents",
-    }.get(str(_of_gap(row, "reason")), "driftd check")
+        "damaged": "driftd doctor lists their offsets; ask who writes the topic",
+    }.get(str(_of_gap(row, "reason")), "driftd doctor")
 
 
 def _of_gap(row: IncidentRow, name: str) -> object:
@@ -107,10 +111,9 @@ def _named(row: IncidentRow) -> str:
 
 
 def _lost(row: IncidentRow) -> str:
-    begin, end = _of_gap(row, "from_offset"), _of_gap(row, "to_offset")
-    count = end - begin if isinstance(begin, int) and isinstance(end, int) else 0
+    count = _of_gap(row, "lost")
     # Up to: offsets of compacted and transactional topics have holes.
-    return f"up to {count:,} records" if count != 1 else "a record"
+    return "a record" if count == 1 else f"up to {count:,} records" if isinstance(count, int) else "records"
 
 
 def _sentence(text: str) -> str:

@@ -19,7 +19,7 @@ from detectors.errors import StoreError
 from monitor.log import event
 from monitor.operations import (
     OPERATIONAL,
-    gap_incident,
+    gap_incidents,
     resolved,
     source_incident,
     stalled_incident,
@@ -94,15 +94,16 @@ class Troubles:
             self._tell(stalled_incident(self._model, places, since_ms=since_ms, now_ms=now_ms), clock_s)
 
     def with_gaps(self, checkpoint: Checkpoint, now_ms: int) -> Checkpoint:
-        """The checkpoint, with an incident for each of its gaps."""
+        """The checkpoint, with the incidents of its gaps."""
         if not checkpoint.gaps:
             return checkpoint
         newest = {advance.partition: advance.max_time_ms for advance in checkpoint.advances}
-        told = []
+        dated = []
         for gap in checkpoint.gaps:
             log.error(event("records were lost before they could be read", model=self._model, reason=gap.detail))
             time_ms = newest.get(gap.partition, -1)
-            told.append(gap_incident(self._model, gap, time_ms=time_ms if time_ms >= 0 else now_ms))
+            dated.append((gap, time_ms if time_ms >= 0 else now_ms))
+        told = gap_incidents(self._model, dated)
         return replace(
             checkpoint,
             incidents=[*checkpoint.incidents, *(row for row, _ in told)],

@@ -137,8 +137,9 @@ def describe(row: IncidentRow) -> str:
         ("status", f"{row.status}, {row.severity}"),
         ("since", text_of(row.onset_ms)),
         ("opened", text_of(row.opened_ms)),
-        ("last seen", text_of(round(_number(row.detail, "last_active_ms", row.updated_ms)))),
     ]
+    if row.kind not in operations_wording.KINDS:
+        facts.append(("last seen", text_of(round(_number(row.detail, "last_active_ms", row.updated_ms)))))
     if row.resolved_ms is not None:
         facts.append(("resolved", text_of(row.resolved_ms)))
     if "verdict" in row.detail:

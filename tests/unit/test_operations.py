@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Gap, Partition
 from connectors.webhook import ALERT_NAMES
-from monitor.incidents import IncidentPolicy, advance, dead_letter_evidence, describe
+from monitor.checks import gap_findings
+from monitor.incidents import Evidence, IncidentPolicy, advance, dead_letter_evidence, describe
 from monitor.operations import (
     OPERATIONAL,
-    gap_incident,
+    gap_incidents,
     resolved,
     source_incident,
     stalled_incident,
@@ -35,7 +37,7 @@ EVERY: dict[str, Made] = {
     "wave": wave_incident("triage", problem="1,000 records in a row cannot be used", now_ms=NOW),
     "stalled": stalled_incident("triage", {P3: 12, P0: 7}, since_ms=NOW - 60_000, now_ms=NOW),
     **{
-        reason: gap_incident("triage", Gap(P0, 1_000, to, reason, "offsets 1000 to 1489 are gone"), time_ms=NOW)
+        reason: gap_incidents("triage", [(Gap(P0, 1_000, to, reason, "offsets 1000 to 1489 are gone"), NOW)])[0]
         for reason, to in (("retention", 1_490), ("recreated", 0), ("truncated", 900), ("damaged", 1_001))
     },
 }
@@ -80,14 +82,8 @@ def test_what_each_says(name: str, title: str, text: str) -> None:
 
 def test_the_fields_of_a_gap_are_numbers_of_its_notification() -> None:
     _, told = EVERY["retention"]
-    fields = {name: told.values[name] for name in ("topic", "partition", "from_offset", "to_offset", "reason")}
-    assert fields == {
-        "topic": "orders",
-        "partition": "0",
-        "from_offset": "1000",
-        "to_offset": "1490",
-        "reason": "retention",
-    }
+    fields = {name: told.values[name] for name in ("topic", "partitions", "lost", "reason")}
+    assert fields == {"topic": "orders", "partitions": "0", "lost": "490", "reason": "retention"}
 
 
 def test_one_partition_and_many_are_named_shortly() -> None:
@@ -99,12 +95,20 @@ def test_one_partition_and_many_are_named_shortly() -> None:
     assert "partitions 0, 1, 2, 3, 4 and 35 more of orders" in many.text
 
 
-def test_the_same_gap_has_the_same_id_and_another_one_another() -> None:
-    again, note = gap_incident("triage", GAP, time_ms=NOW)
-    assert (again.id, note.id) == (gap_incident("triage", GAP, time_ms=NOW)[0].id, note.id)
-    others = [gap_incident("triage", GAP, time_ms=NOW + 1), gap_incident("other", GAP, time_ms=NOW)]
-    assert len({again.id, *(row.id for row, _ in others)}) == 3
-    assert len({note.id, *(told.id for _, told in others)}) == 3
+def test_gaps_of_one_kind_within_an_hour_are_one_incident() -> None:
+    other = Gap(P3, 7, 17, "retention", "gone too")
+    ((both, told),) = gap_incidents("triage", [(GAP, NOW), (other, NOW + 1)])
+    assert "up to 500 records" in both.title and "So it was in 1 more place." in both.text
+    assert (told.values["partitions"], told.values["lost"]) == ("0, 3", "500")
+    assert both.onset_ms == both.opened_ms == NOW
+    ((alone, note),) = gap_incidents("triage", [(other, NOW + 5)])
+    assert (alone.id, note.id) == (both.id, told.id), "a later checkpoint finds it told"
+    apart = [
+        *gap_incidents("triage", [(GAP, NOW + 3_600_000), (replace(GAP, reason="damaged"), NOW)]),
+        *gap_incidents("other", [(GAP, NOW)]),
+        *gap_incidents("triage", [(replace(GAP, partition=Partition("labels", 0)), NOW)]),
+    ]
+    assert len({both.id, *(row.id for row, _ in apart)}) == 5 == len({told.id, *(note.id for _, note in apart)})
 
 
 def test_what_is_over_says_so_and_never_ended_before_it_began() -> None:
@@ -118,7 +122,7 @@ def test_what_is_over_says_so_and_never_ended_before_it_began() -> None:
     assert source_incident("m", problem="", lasting=False, since_ms=NOW + 9, now_ms=NOW)[0].onset_ms == NOW
 
 
-def calm(block: int) -> object:
+def calm(block: int) -> Evidence:
     return dead_letter_evidence(
         "triage", block=block, block_ms=10_000, records=100, dead={}, alert_ratio=0.01, page_ratio=0.1
     )
@@ -126,12 +130,14 @@ def calm(block: int) -> object:
 
 def test_the_fold_ends_gaps_each_for_itself_and_leaves_what_the_worker_opened() -> None:
     policy = IncidentPolicy(resolve_after_ms=50_000)
-    first, _ = gap_incident("triage", GAP, time_ms=NOW)
-    second, _ = gap_incident("triage", Gap(P3, 5, 9, "retention", "gone"), time_ms=NOW + 30_000)
+    hour_ms = 3_600_000
+    ((first, _),) = gap_incidents("triage", [(GAP, NOW)])
+    ((second, _),) = gap_incidents("triage", [(Gap(P3, 5, 9, "retention", "gone"), NOW + hour_ms)])
     rows = [first, second, *(EVERY[name][0] for name in ("source", "wave", "stalled"))]
     assert {row.kind for row in rows} == {"gap", *OPERATIONAL}
-    block = NOW // 10_000 + 5
-    changed, told = advance(rows, [calm(block)], policy, (block + 1) * 10_000)  # type: ignore[list-item]
+    block = (NOW // hour_ms + 1) * hour_ms // 10_000 + 4
+    assert advance(rows, [calm(block - 1)], policy, block * 10_000) == ([], []), "it stands for the whole hour"
+    changed, told = advance(rows, [calm(block)], policy, (block + 1) * 10_000)
     assert [(row.id, row.status) for row in changed] == [(first.id, "resolved")]
     assert [(note.incident, note.status) for note in told] == [(first.id, "resolved")]
     assert "Over since" in changed[0].text and changed[0].title == first.title
@@ -140,7 +146,7 @@ def test_the_fold_ends_gaps_each_for_itself_and_leaves_what_the_worker_opened() 
 
 
 def test_a_gap_goes_from_the_checkpoint_to_the_fold(store: Store) -> None:
-    row, told = gap_incident("triage", GAP, time_ms=NOW)
+    ((row, told),) = gap_incidents("triage", [(GAP, NOW)])
     jump = Checkpoint("triage", [Advance(P0, None, 1_490, NOW, 0, 0, 0)], gaps=[GAP])
     store.commit(jump)
     store.commit(
@@ -153,6 +159,18 @@ def test_a_gap_goes_from_the_checkpoint_to_the_fold(store: Store) -> None:
     assert found.status == "resolved"
     first = store.outbox_claim("pager", NOW, 1_000, 9)
     assert [one.notification.status for one in first] == ["firing"], "resolved waits for it"
+
+
+def test_the_doctor_lists_gaps_and_is_uneasy_for_a_day(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/driftd.db", now_ms=lambda: NOW) as store:
+        store.migrate()
+        assert gap_findings(store, "triage", NOW) == []
+        store.commit(Checkpoint("triage", [Advance(P0, None, 1_490, NOW, 0, 0, 0)], gaps=[GAP]))
+        (found,) = gap_findings(store, "triage", NOW + 1)
+        assert not found.ok and gap_findings(store, "triage", NOW + 86_400_000)[0].ok
+        assert found.detail == (
+            "1 gap, 490 offsets passed over. Last: orders/0 from 1000 to 1490 (retention), at 2023-11-14 22:13:20Z"
+        )
 
 
 def test_an_outage_is_told_at_its_begin_and_at_its_end(store: Store) -> None:
