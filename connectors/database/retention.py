@@ -41,7 +41,19 @@ def prune(database: Database, now_ms: int, settings: Retention) -> dict[str, int
         _Rule(schema.closures, "closed_at_ms", keep.summaries_days, None, _ROWS),
         _Rule(schema.outbox, "stored_ms", keep.outbox_days, keep.outbox_rows, _ROWS, settled),
     )
-    return {rule.table.name: _prune(database, rule, now_ms) for rule in rules}
+    return {rule.table.name: _prune(database, rule, now_ms) for rule in rules} | {
+        "gaps": _prune_gaps(database, now_ms - int(keep.summaries_days * _DAY_MS))
+    }
+
+
+def _prune_gaps(database: Database, cutoff_ms: int) -> int:
+    """Gaps have no numbers; there are few of them, unless a topic is full of damage."""
+    old = schema.gaps.c.noticed_ms < cutoff_ms
+    with database.reading() as connection:
+        if connection.execute(select(schema.gaps.c.model).where(old).limit(1)).first() is None:
+            return 0
+    with database.writing() as connection:
+        return connection.execute(delete(schema.gaps).where(old)).rowcount
 
 
 def _prune(database: Database, rule: _Rule, now_ms: int) -> int:

@@ -1146,7 +1146,13 @@ def test_old_rows_go_and_young_ones_stay(store: Store, clock: Clock) -> None:
         clock.ms = day * DAY_MS
         at = block * 10
         store.commit(
-            Checkpoint("m", [advance(P0, at or None, at + 10)], kept=[candidate(at)], dead_letters=[letter(at)])
+            Checkpoint(
+                "m",
+                [advance(P0, at or None, at + 10)],
+                kept=[candidate(at)],
+                dead_letters=[letter(at)],
+                gaps=[Gap(P0, at, at + 10, "damaged", "")],
+            )
         )
         fold(
             store,
@@ -1158,11 +1164,12 @@ def test_old_rows_go_and_young_ones_stay(store: Store, clock: Clock) -> None:
         )
         store.outbox_sent("pager", f"sent {block}", now_ms=clock.ms)
     every = Retention(kept_days=30, dead_letters_days=30, readings_days=30, summaries_days=30, outbox_days=30)
-    gone = {"kept": 1, "dead_letters": 1, "readings": 1, "summaries": 1, "closures": 1, "outbox": 1}
+    gone = {"kept": 1, "dead_letters": 1, "readings": 1, "summaries": 1, "closures": 1, "outbox": 1, "gaps": 1}
     assert store.prune(clock.ms, every) == gone
     assert [row.offset for row in store.kept("m")] == [10]
     assert [row.offset for row in store.dead_letters("m")] == [10]
     assert [row.block for row in store.readings("m")] == [1]
+    assert [row.noticed_ms for row in store.gaps("m")] == [40 * DAY_MS]
     assert [row.block for row in store.summaries("m", "input", segment="")] == [1]
     assert store.outbox_waiting()[0] == 2, "what is not sent is never deleted"
     assert store.prune(clock.ms, every) == dict.fromkeys(gone, 0)
