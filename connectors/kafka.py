@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, Field, field_validator
 
-from connectors.kafka_damage import DamageCount, UndecodableBatch, watch_decoding
+from connectors.kafka_fetcher import DamageCount, UndecodableBatch, mend_fetcher
 from connectors.kafka_probe import KafkaSecurity, TopicFound, find_topic, split_address
 from connectors.log_throttle import throttle
 from connectors.records import Gap, Headers, Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
@@ -288,7 +288,7 @@ class KafkaSource:
             self._failures = 0
             self._trouble = None
             self._heard = self._received = now
-        else:
+        elif not batches:  # it may raise, and what is told then would be lost
             self._watch_connection()
         if now - self._looked >= _LOOK_EVERY_S:
             self._looked = now
@@ -497,7 +497,7 @@ class KafkaSource:
             if _is_retriable(error):
                 self._find_topic()  # says it better, where it can
             raise self._translated(error) from error
-        watch_decoding(consumer)
+        mend_fetcher(consumer)
         throttle("kafka")
         return consumer
 

@@ -1,8 +1,12 @@
-"""Batches of Kafka that cannot be decoded: a damaged one, or one of an unknown codec.
+"""kafka-python's fetcher, with what it lacks: the place of batches that cannot be decoded, and fetching by topic id.
 
-kafka-python 3.0 raises once for such a batch, mostly without saying which, and its next poll never returns. Here its
-fetcher says which offsets the batch holds, drops what it fetched, and goes on with the other partitions. Where nobody
-moves the position, the batch is fetched again, and told again.
+**Batches that cannot be decoded**, damaged or of an unknown codec. kafka-python 3.0 raises once for such a batch,
+mostly without saying which, and its next poll never returns. Here the fetcher says which offsets the batch holds, drops
+what it fetched, and goes on with the other partitions. Where nobody moves the position, the batch is fetched again, and
+told again.
+
+**Fetching by topic id** (Fetch version 13, KIP-516; brokers from 3.1 on). By its name alone, a topic that is deleted
+and made anew under a reader would be read on at the old offset, until the next look at the metadata.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from kafka import KafkaConsumer
 
 TRIES: Final = 3  # of the same batch, before it is called damaged: what the network broke comes whole the next time
+
+_BY_TOPIC_ID: Final = 13  # the version of Fetch
 
 _HEAD: Final = struct.Struct(">qi4xb")  # first offset, size, and format of a batch of any format
 _LAST: Final = struct.Struct(">23xi")  # the last offset, counted from the first, in a batch of format 2
@@ -52,9 +58,10 @@ class DamageCount:
         return tries >= TRIES
 
 
-def watch_decoding(consumer: KafkaConsumer) -> None:
-    """From now on this client's polls raise UndecodableBatch, and never hang."""
+def mend_fetcher(consumer: KafkaConsumer) -> None:
+    """From now on this client's polls raise UndecodableBatch, never hang, and fetch by topic id where they can."""
     consumer._fetcher.__class__ = _fetcher_class()
+    consumer._fetcher.names = {}
 
 
 def after_batch(batch: bytes | memoryview | None, following: memoryview | None, offset: int) -> int | None:
@@ -113,6 +120,7 @@ def _fetcher_class() -> type:
 
     class _Fetcher(Fetcher):  # type: ignore[misc]
         PartitionRecords = _PartitionRecords
+        names: dict[Any, str]  # by topic id
 
         def _parse_fetched_data(self, completed_fetch: Any) -> Any:
             try:
@@ -120,5 +128,28 @@ def _fetcher_class() -> type:
             except CorruptRecordError as error:  # the broker itself cannot read it
                 partition, offset = Partition(*completed_fetch.topic_partition), completed_fetch.fetched_offset
                 raise UndecodableBatch(partition, offset, None, "the broker calls it corrupt") from error
+
+        def _create_fetch_requests(self) -> Any:
+            cluster = self._manager.cluster
+            ids = {tp.topic: cluster.topic_id(tp.topic) for tp in self._subscriptions.assigned_partitions()}
+            known = {name: topic_id for name, topic_id in ids.items() if topic_id is not None and topic_id.int}
+            if any(self.names.get(topic_id) != name for name, topic_id in known.items()):
+                self.names = {topic_id: name for name, topic_id in known.items()}
+                for session in self._session_handlers.values():  # the brokers' sessions hold the old ids
+                    session.next_metadata = session.next_metadata.next_close_existing()
+            requests = super()._create_fetch_requests()
+            for request, _ in requests.values():
+                topics = [*request.topics, *request.forgotten_topics_data]
+                if all(topic.topic in known for topic in topics):
+                    request._max_version = _BY_TOPIC_ID
+                    for topic in topics:
+                        topic.topic_id = known[topic.topic]
+            return requests
+
+        def _handle_fetch_response(self, node_id: Any, fetch_offsets: Any, send_time: float, response: Any) -> None:
+            if response.API_VERSION >= _BY_TOPIC_ID:
+                for topic in response.responses:
+                    topic.topic = self.names.get(topic.topic_id, "")
+            super()._handle_fetch_response(node_id, fetch_offsets, send_time, response)
 
     return _Fetcher
