@@ -436,6 +436,6 @@ def _settings(settings: Settings, model: ModelSettings) -> tuple[tuple[str, str]
         "tolerance": f"{model.drift.tolerance:g} sigmas",
         "outlier budget": f"{model.outliers.budget:g}",
         "candidates": f"p <= {model.outliers.alpha:g}",
-        "lateness": f"{model.drift.lateness:g} s",
+        "lateness": f"{model.lateness_ms / 1000:g} s",
     }
     return tuple(shown.items())

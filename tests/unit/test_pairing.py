@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.database.rows import HalfRow
-from connectors.records import Partition
+from connectors.records import Partition, RawBatch
+from monitor.decode import Decoder, RecordSettings
 from monitor.pairing import MAX_PENDING, Half, Pair, Pairing, Role, role_of
 
 P0 = Partition("calls", 0)
@@ -201,3 +204,41 @@ def test_any_cut_and_any_crash_give_the_same_pairs(
     accounted = [offset for _, *both, _ in database.pairs for offset in both if offset is not None]
     assert sorted([*accounted, *database.repeated]) == list(range(len(stream))), "every record is accounted for once"
     assert len({offset for offset, *_ in database.pairs}) == len(database.pairs), "no two pairs stand in one place"
+
+
+# --- records of any kind ----------------------------------------------------------------------------------------------
+
+junk = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from([b"{}", b"[]", b"null", b'{"id": 1, "role": "request"}', b'{"id": {}, "role": 2}', b"\x1f\x8b"]),
+    st.builds(
+        lambda id_, role: msgspec.json.encode({"id": id_, "role": role, "v": 1}),
+        st.one_of(st.integers(0, 3), st.text(max_size=3), st.none(), st.booleans()),
+        st.sampled_from(["request", "response", "x.y.request", "", "other"]),
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(values=st.lists(st.none() | junk, max_size=30), headers=st.booleans(), steps=st.lists(st.integers(-90, 90)))
+def test_whatever_comes_each_record_is_in_one_place(
+    values: list[bytes | None], headers: bool, steps: list[int]
+) -> None:
+    record = RecordSettings.model_validate({"pair": {"by": "/id", "role": "header:r" if headers else "/role"}})
+    decoder, pairing, n = Decoder(record, ["/request/v"]), Pairing(TIMEOUT_MS, max_pending=3), len(values)
+    moments = [max(0, 1_000 + step) for step in (steps * n)[:n] or [0] * n]
+    roles = [b"response", b"request", b"", b"\xff"]
+    batch = RawBatch(
+        P0,
+        np.arange(n, dtype=np.int64),
+        np.array(moments, dtype=np.int64),
+        [None] * n,
+        values,
+        [[("r", roles[row % 4])] for row in range(n)],
+        n,
+    )
+    events = decoder.decode(batch, None, pairing)
+    places = [*events.offsets.tolist(), *(letter.offset for letter in events.dead)]
+    assert len(set(places)) == len(places) == events.records
+    assert events.records + pairing.counts.joined + len(pairing) == n
+    assert events.next_offset == n

@@ -27,7 +27,7 @@ from monitor.embedders import Embedder
 from monitor.embedders.vector import VectorSettings
 from monitor.pairing import Pairing
 from monitor.pipeline import Pipeline, RecordCounts, Space
-from monitor.settings import ReferenceSettings, Settings
+from monitor.settings import ModelSettings, ReferenceSettings, Settings
 from monitor.worker import Step, Worker
 from tests.servers.postgres import PostgresServer
 
@@ -275,6 +275,16 @@ def test_every_record_is_accounted_for(reference: Reference, store: Store) -> No
 def test_pairs_that_wait_for_each_other_are_not_late(whole: dict[str, Any]) -> None:
     """Halves that timed out come when others of their time are long gone: the lateness allows for it."""
     assert whole["state"][-1] == 0
+
+
+def test_the_settings_keep_blocks_open_for_halves_that_wait() -> None:
+    model: dict[str, Any] = {
+        "source": {"kind": "files", "path": "x.jsonl"},
+        "spaces": {"input": {"embedder": {"kind": "vector", "field": "/request/v", "encoding": "list"}}},
+        "drift": {"lateness": "20s"},
+    }
+    assert ModelSettings.model_validate(model).lateness_ms == 20_000
+    assert ModelSettings.model_validate(model | {"record": {"pair": {"timeout": "2m"}}}).lateness_ms == 140_000
 
 
 # --- what becomes of halves -------------------------------------------------------------------------------------------
