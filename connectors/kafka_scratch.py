@@ -29,19 +29,24 @@ class ScratchTopic:
     Args:
         brokers: addresses to start from, as "host:port".
         security: how to connect; whoever it is needs the rights to CREATE, WRITE, READ and DELETE the topic.
-        timeout_s: to wait for one answer of the brokers.
+        connect_timeout_s: to wait for a broker's first answer.
     """
 
     def __init__(
-        self, brokers: Sequence[str], name: str, *, security: KafkaSecurity, client_id: str, timeout_s: float = 30.0
+        self,
+        brokers: Sequence[str],
+        name: str,
+        *,
+        security: KafkaSecurity,
+        client_id: str,
+        connect_timeout_s: float = 5.0,
     ) -> None:
         self.name = name
-        self._timeout_ms = int(timeout_s * 1000)
         self._options: dict[str, Any] = {
             "bootstrap_servers": list(brokers),
             "client_id": client_id,
             "reconnect_backoff_max_ms": 1000,
-            "bootstrap_timeout_ms": self._timeout_ms,
+            "bootstrap_timeout_ms": int(connect_timeout_s * 1000),
             **security.client_options(),
         }
 
@@ -131,14 +136,20 @@ class ScratchTopic:
 
 @contextmanager
 def scratch_topic(
-    brokers: Sequence[str], name: str, *, partitions: int, security: KafkaSecurity, client_id: str
+    brokers: Sequence[str],
+    name: str,
+    *,
+    partitions: int,
+    security: KafkaSecurity,
+    client_id: str,
+    connect_timeout_s: float = 5.0,
 ) -> Iterator[ScratchTopic]:
     """The topic, made at the beginning of the block and deleted at its end, however it ends.
 
     Raises:
         SourceError: it cannot be made or deleted.
     """
-    topic = ScratchTopic(brokers, name, security=security, client_id=client_id)
+    topic = ScratchTopic(brokers, name, security=security, client_id=client_id, connect_timeout_s=connect_timeout_s)
     topic.create(partitions)
     try:
         yield topic

@@ -267,8 +267,28 @@ def demo(
 
 
 @app.command()
-def doctor(settings: SettingsPath = DEFAULT_SETTINGS, json: AsJson = False) -> None:
-    """What is wrong, and what to do: checks, references, dead letters, alarm budget. Example: driftd doctor"""
+def doctor(
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    soak: Annotated[
+        bool, typer.Option("--soak", help="kill workers over a topic of labelled records, made on the model's brokers")
+    ] = False,
+    model: Annotated[str | None, typer.Option("--model", help="whose brokers, with --soak")] = None,
+    records: Annotated[int, typer.Option("--records", help="labelled records, with --soak")] = 200_000,
+    kills: Annotated[int, typer.Option("--kills", help="SIGKILLs, with --soak")] = 10,
+    workers: Annotated[int, typer.Option("--workers", help="workers at a time, with --soak")] = 2,
+    seed: Annotated[int, typer.Option("--seed", help="of the records and the kills, with --soak")] = 1,
+    json: AsJson = False,
+) -> None:
+    """What is wrong, and what to do: checks, references, dead letters, alarm budget.
+
+    Examples: driftd doctor; driftd doctor --soak --records 500000 --kills 20 --workers 3
+    """
+    if soak:
+        from monitor.soak_cli import soak_command
+
+        one_thread_per_process()
+        soak_command(settings, model, records=records, kills=kills, workers=workers, seed=seed, json=json)
+        return
     from monitor.checks import budget_table, diagnose
     from monitor.settings import load_settings
 

@@ -327,7 +327,14 @@ def run_soak(
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="driftd-soak-")))
         progress("making the topic", 0.0)
         topic = closing.enter_context(
-            scratch_topic(source.addresses, name, partitions=PARTITIONS, security=source.security, client_id=name)
+            scratch_topic(
+                source.addresses,
+                name,
+                partitions=PARTITIONS,
+                security=source.security,
+                client_id=name,
+                connect_timeout_s=source.connect_timeout_s,
+            )
         )
         topic.fill(rows_of(made), lambda sent: progress("writing records", sent / records))
         content = soak_settings(folder, _source_of(source, name), records=records, checkpoint=CHECKPOINT, sinks={})
