@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from connectors.database.store import Store
 from connectors.records import Gap, Partition, RawBatch
-from detectors.errors import InvalidSettings
+from detectors.errors import InvalidSettings, OwnershipLost
 from detectors.reference import Reference
 from detectors.summary import BlockSummary
 from monitor.app import build_source, open_store
@@ -248,6 +248,21 @@ def test_a_crash_after_every_checkpoint_gives_the_same_bytes_on_postgresql(
         assert everything(store) == whole
 
 
+def test_an_owner_that_lost_the_partition_touches_no_half(reference: Reference, store: Store) -> None:
+    records = stream()
+    zombie, owner = pipeline_of(reference, store), pipeline_of(reference, store)
+    take(zombie, store, *records[:200], end=False)
+    take(owner, store, *records[200:300], first=200, end=False)
+    left = [row.offset for row in store.halves("calls", CALLS)]
+    zombie.process(batch_of(records[200:400], 200), None)
+    with pytest.raises(OwnershipLost):
+        store.commit(zombie.checkpoint())
+    assert [row.offset for row in store.halves("calls", CALLS)] == left
+    zombie.discard()
+    take(zombie, store, *records[300:], first=300)
+    assert store.halves("calls", CALLS) == []
+
+
 def test_every_record_is_accounted_for(reference: Reference, store: Store) -> None:
     """Records in = both halves of the joined + halves alone + dead letters of halves + those that wait."""
     pipeline = pipeline_of(reference, store)
@@ -394,6 +409,15 @@ def test_structured_events_pair_as_well() -> None:
     events = decoder.decode(batch_of(records), None, Pairing(TIMEOUT_MS))
     assert (list(events.ids), events.predictions) == (["a"], ["no"])
     assert events.time_ms.tolist() == [START_MS]
+
+
+def test_a_format_that_shows_itself_pairs_and_is_known_after_a_restart(reference: Reference, store: Store) -> None:
+    record = {key: value for key, value in RECORD.items() if key != "format"} | {"format": "auto"}
+    take(pipeline_of(reference, store, record), store, half("a", "request", REQUEST, START_MS), end=False)
+    again = pipeline_of(reference, store, record)
+    again.end([CALLS], None)  # before any record has shown the format to this decoder
+    store.commit(again.checkpoint())
+    assert (counts(store), letters(store)) == (RecordCounts(1, 0, {}), [])
 
 
 def test_plain_records_pair_by_the_fields_that_the_settings_name() -> None:
