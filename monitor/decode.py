@@ -50,7 +50,7 @@ import numpy as np
 
 from connectors.records import DeadLetter, Partition, RawBatch
 from monitor.columns import END_OF_TIME_MS, Int64s, Problems, to_numbers, to_texts, to_times_ms
-from monitor.event import EventBatch
+from monitor.event import EventBatch, Picker, all_but
 from monitor.formats import Format, FormatName, Opened, build_format, detected, marked
 from monitor.formats.cloudevents import ID_HEADER, TIME_HEADER
 from monitor.formats.compression import inflated
@@ -258,11 +258,9 @@ class Decoder:
             return self._dead_letter(origin_of(batch, place), -1, reason, detail)
 
         n, whole = len(batch), not broken
-        good = np.arange(n, dtype=np.int64)
-        if broken:
-            good = np.setdiff1d(good, np.fromiter(broken, dtype=np.int64, count=len(broken)))
-        chosen = good.tolist()
-        headers = batch.headers if whole else [batch.headers[row] for row in chosen]
+        good = all_but(n, broken)
+        pick = Picker(good, n)
+        headers = batch.headers if whole else pick(batch.headers)
         return Rows(
             partition=batch.partition,
             offsets=batch.offsets if whole else batch.offsets[good],
@@ -272,8 +270,8 @@ class Decoder:
             broker_ms=batch.timestamps_ms if whole else batch.timestamps_ms[good],
             documents=documents,
             headers=[dict(each) for each in headers] if self._needs_headers else [],
-            keys=batch.keys if whole else [batch.keys[row] for row in chosen],
-            bodies=bodies if whole else [bodies[row] for row in chosen],
+            keys=batch.keys if whole else pick(batch.keys),
+            bodies=bodies if whole else pick(bodies),
             enveloped=False,
             next_offset=batch.next_offset,
             letter=letter,
@@ -413,7 +411,7 @@ class Decoder:
             offset=origin.offset,
             time_ms=origin.time_ms,
             reason=reason,
-            detail=detail,
+            detail=detail.replace("\0", "\ufffd"),  # names out of a record may be in it; PostgreSQL takes no NUL
             payload=b"" if value is None else self._payload(origin),
             size=0 if value is None else len(value),
             row=row,
