@@ -105,6 +105,20 @@ class DeadLetter:
     row: int = -1
     block: int | None = None
 
+    def counted_in(self, block: int) -> DeadLetter:
+        """The same letter, counted in a block."""
+        return DeadLetter(
+            self.partition,
+            self.offset,
+            self.time_ms,
+            self.reason,
+            self.detail,
+            self.payload,
+            self.size,
+            self.row,
+            block,
+        )
+
 
 # Given partitions, the next offset stored for each; partitions that were never read are absent.
 StoredPositions = Callable[[Sequence[Partition]], Mapping[Partition, int]]

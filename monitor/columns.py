@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -20,6 +21,7 @@ Int64s = npt.NDArray[np.int64]
 END_OF_TIME_MS: Final = 253_402_300_800_000  # the year 10000, where RFC 3339 ends
 _AwareDatetime = Annotated[datetime, msgspec.Meta(tz=True)]
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
+_MOMENT: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}\S*", re.ASCII)
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 
 
@@ -48,19 +50,18 @@ def to_texts(name: str, values: list[Any], *, kinds: tuple[type, ...], found: Pr
 
 
 def _each(name: str, values: list[Any], kinds: tuple[type, ...], found: Problems) -> list[str | None]:
-    texts: list[str | None] = []
-    for row, value in enumerate(values):
+    texts: list[str | None] = list(values)
+    for row in [row for row, value in enumerate(values) if value is not None and type(value) is not str]:
+        value = values[row]
         text: str | None = None
-        if value is None or type(value) is str:
-            text = value
-        elif type(value) not in kinds or (type(value) is int and abs(value) >> 64):
+        if type(value) not in kinds or (type(value) is int and abs(value) >> 64):
             expected = "text or a whole number" if float not in kinds else "text, a number, true or false"
             found.add(row, "bad_value", f"{name} is {_kind_of(value)}; expected {expected}.")
         elif type(value) is bool:
             text = "true" if value else "false"
         else:
             text = str(value)
-        texts.append(text)
+        texts[row] = text
     return texts
 
 
@@ -76,14 +77,17 @@ def to_numbers(name: str, values: list[Any], *, found: Problems) -> npt.NDArray[
     if set(map(type, values)) == {float}:
         numbers = np.array(values, dtype=np.float64)
     else:
-        numbers = np.full(len(values), np.nan)
-        for row, value in enumerate(values):
+        others = [row for row, value in enumerate(values) if type(value) is not float]
+        plain = list(values)
+        for row in others:
+            plain[row] = math.nan
+        numbers = np.array(plain, dtype=np.float64)
+        for row in others:
+            value = values[row]
             if value is None:
                 continue
-            if (
-                (is_text and type(value) is str and _NUMBER.fullmatch(value))
-                or type(value) is float
-                or (type(value) is int and not abs(value) >> 64)
+            if (is_text and type(value) is str and _NUMBER.fullmatch(value)) or (
+                type(value) is int and not abs(value) >> 64
             ):
                 numbers[row] = float(value)
             else:
@@ -116,25 +120,54 @@ def _float_to_ms(numbers: npt.NDArray[np.float64], unit: str) -> Int64s:
 
 def to_times_ms(name: str, values: list[Any], *, unit: TimeUnit, found: Problems) -> Int64s:
     """Event times in milliseconds since 1970, rounded down; 0 in rows with a problem."""
-    present = set(map(type, values))
     is_text = parse_place(name).kind != "pointer"
-    if unit != "rfc3339" and present == {int} and not is_text:
-        try:
-            return _whole_to_ms(np.array(values, dtype=np.int64), unit)
-        except OverflowError:
-            pass
-    elif unit != "rfc3339" and present == {float} and not is_text:
-        numbers = np.array(values, dtype=np.float64)
-        if np.isfinite(numbers).all():
-            return _float_to_ms(numbers, unit)
-    elif unit != "rfc3339" and present == {str} and is_text and all(map(_WHOLE_NUMBER.fullmatch, values)):
-        return _whole_to_ms(np.fromiter(map(int, values), dtype=np.int64, count=len(values)), unit)
-    elif unit == "rfc3339" and present == {str}:
+    kinds = set(map(type, values))
+    kind = next(iter(kinds)) if len(kinds) == 1 else _commonest(map(type, values))
+    if kind not in ((str,) if unit == "rfc3339" or is_text else (int, float)):
+        return _mixed_times_ms(name, values, unit, is_text, found)
+    if len(kinds) == 1 and (unit == "rfc3339" or kind is not str or all(map(_WHOLE_NUMBER.fullmatch, values))):
+        times = _alike_to_ms(values, unit)
+        if times is not None:
+            return times
+    # A few that are not like the others must not make all of them slow: they are converted by themselves.
+    if kind is str:
+        matches = (_MOMENT if unit == "rfc3339" else _WHOLE_NUMBER).fullmatch
+        others = [row for row, value in enumerate(values) if type(value) is not str or matches(value) is None]
+    else:
+        others = [row for row, value in enumerate(values) if type(value) is not kind]
+    alike = list(values)
+    for row in others:
+        alike[row] = "1970-01-01T00:00:00Z" if unit == "rfc3339" else kind(0)
+    times = _alike_to_ms(alike, unit)
+    if times is None:
+        return _mixed_times_ms(name, values, unit, is_text, found)
+    inside = Problems()
+    times[others] = _mixed_times_ms(name, [values[row] for row in others], unit, is_text, inside)
+    for row, problem in inside.problems.items():
+        found.add(others[row], *problem)
+    return times
+
+
+def _commonest(kinds: Iterable[type]) -> type:
+    counts = Counter(kinds)
+    return max(counts, key=lambda kind: counts[kind], default=type(None))
+
+
+def _alike_to_ms(values: list[Any], unit: TimeUnit) -> Int64s | None:
+    """The times of values of one type, at least one; None where one of them is no time after all."""
+    if unit == "rfc3339":
         try:
             return _moments_to_ms(msgspec.convert(values, list[_AwareDatetime]))
         except msgspec.ValidationError:
-            pass
-    return _mixed_times_ms(name, values, unit, is_text, found)
+            return None
+    kind = type(values[0])
+    if kind is float:
+        numbers = np.array(values, dtype=np.float64)
+        return _float_to_ms(numbers, unit) if np.isfinite(numbers).all() else None
+    try:
+        return _whole_to_ms(np.array(values if kind is int else list(map(int, values)), dtype=np.int64), unit)
+    except OverflowError:
+        return None
 
 
 def _moments_to_ms(moments: Sequence[datetime]) -> Int64s:

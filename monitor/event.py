@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
 
@@ -13,6 +13,13 @@ from connectors.records import DeadLetter, Partition
 
 T = TypeVar("T")
 Int64s = npt.NDArray[np.int64]
+
+
+def all_but(n: int, rows: Collection[int]) -> Int64s:
+    """The numbers from 0 to n - 1 without some, ascending."""
+    left = np.ones(n, dtype=np.bool_)
+    left[list(rows)] = False
+    return np.flatnonzero(left)
 
 
 @dataclass(slots=True)
@@ -71,11 +78,7 @@ class EventBatch:
 
     def take(self, rows: Int64s) -> EventBatch:
         """The events of some rows, with all dead letters."""
-        chosen = rows.tolist()
-
-        def pick(column: Sequence[T]) -> list[T]:
-            return [column[row] for row in chosen]
-
+        pick = Picker(rows, len(self))
         return EventBatch(
             partition=self.partition,
             offsets=self.offsets[rows],
@@ -106,10 +109,9 @@ class EventBatch:
         Returns:
             The batch without them, and the rows that are left.
         """
-        left = np.arange(len(self), dtype=np.int64)
+        left = all_but(len(self), problems)
         if not problems:
             return self, left
-        left = np.setdiff1d(left, np.fromiter(problems, dtype=np.int64, count=len(problems)))
         events = self.take(left)
         found = list(zip(self.dead_places, self.dead, strict=True))
         for row, (reason, detail) in problems.items():
@@ -119,6 +121,29 @@ class EventBatch:
         events.dead_places = [place for place, _ in found]
         events.dead = [letter for _, letter in found]
         return events, left
+
+
+class Picker:
+    """Takes the same rows out of several columns.
+
+    Args:
+        rows: int64, ascending.
+        n: entries of a column.
+    """
+
+    def __init__(self, rows: Int64s, n: int) -> None:
+        self._rows = rows.tolist()
+        gone = all_but(n, self._rows)[::-1].tolist()
+        # To take a few out of a copy costs a tenth of picking all the others.
+        self._gone = gone if 16 * len(gone) <= n else None
+
+    def __call__(self, column: Sequence[T]) -> list[T]:
+        if self._gone is None:
+            return [column[row] for row in self._rows]
+        left = list(column)
+        for row in self._gone:
+            del left[row]
+        return left
 
 
 class Picked(Sequence[T], Generic[T]):

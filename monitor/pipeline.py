@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -580,14 +579,17 @@ class Pipeline:
         if not events.dead:
             return
         # A dead letter has no event time that could be trusted: it counts where its partition stood.
-        stood = newest[np.searchsorted(events.places, events.dead_places)].tolist()
-        reasons: dict[int, Counter[str]] = {}
-        for letter, time_ms in zip(events.dead, stood, strict=True):
-            block = (time_ms if time_ms >= 0 else max(letter.time_ms, 0)) // self._block_ms
-            reasons.setdefault(block, Counter())[letter.reason] += 1
-            self._dead.append(replace(letter, block=block))
-        for block, dead in reasons.items():
-            self._add_counts(block, events.partition, RecordCounts(dead.total(), 0, dict(dead)))
+        stood = newest[np.searchsorted(events.places, events.dead_places)]
+        if stood[0] < 0:  # before the partition's first usable record
+            broker = np.array([max(letter.time_ms, 0) for letter in events.dead])
+            stood = np.where(stood >= 0, stood, broker)
+        reasons: dict[int, dict[str, int]] = {}
+        for letter, block in zip(events.dead, (stood // self._block_ms).tolist(), strict=True):
+            counts = reasons.setdefault(block, {})
+            counts[letter.reason] = counts.get(letter.reason, 0) + 1
+            self._dead.append(letter.counted_in(block))
+        for block, counts in reasons.items():
+            self._add_counts(block, events.partition, RecordCounts(sum(counts.values()), 0, counts))
 
     def _add_counts(self, block: int, partition: Partition, counts: RecordCounts) -> None:
         key = (block, partition)

@@ -59,7 +59,9 @@ class PackedRows:
         packed = self._packed
         wanted = length * self.dtype.itemsize
         if set(map(len, packed)) - {wanted}:
-            packed = [self._of_size(row, each, wanted, problems) for row, each in enumerate(packed)]
+            packed = list(packed)
+            for row in [row for row, each in enumerate(packed) if len(each) != wanted]:
+                packed[row] = self._of_size(row, packed[row], wanted, problems)
         # A bytearray, so that the rows can be written to.
         numbers = np.frombuffer(bytearray().join(packed), dtype=self.dtype).reshape(len(packed), length)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -71,8 +73,6 @@ class PackedRows:
 
     def _of_size(self, row: int, packed: bytes, wanted: int, problems: dict[int, tuple[str, str]]) -> bytes:
         size = self.dtype.itemsize
-        if len(packed) == wanted:
-            return packed
         if len(packed) % size:
             what = f"{self._field} has {len(packed)} bytes, no whole number of {self.dtype.name}."
             problems.setdefault(row, ("bad_vector", what))
