@@ -172,7 +172,7 @@ def pushed(pairing: Pairing, batch: Sequence[Half]) -> tuple[list[Seen], list[in
     return pairs, repeated
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(records=halves, cuts=cuts)
 def test_any_cut_and_any_crash_give_the_same_pairs(
     records: list[tuple[str, Role, int, int, bool]], cuts: list[tuple[int, str]]
@@ -219,7 +219,7 @@ junk = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(values=st.lists(st.none() | junk, max_size=30), headers=st.booleans(), steps=st.lists(st.integers(-90, 90)))
 def test_whatever_comes_each_record_is_in_one_place(
     values: list[bytes | None], headers: bool, steps: list[int]

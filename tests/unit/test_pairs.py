@@ -212,7 +212,7 @@ def whole(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> dic
         return everything(store)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     cuts=st.lists(
         st.tuples(st.integers(1, N - 1), st.sampled_from(["poll", "checkpoint", "crash", "refused"])), max_size=12
@@ -501,7 +501,7 @@ def test_it_is_said_once_when_halves_do_not_meet(
 # --- the first reference, and the end of a file -----------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(cuts=st.lists(st.integers(1, N - 1), max_size=10))
 def test_the_baseline_is_the_same_for_any_cut(cuts: list[int]) -> None:
     def collected(cuts: Sequence[int]) -> tuple[list[str], int, list[int], int]:
