@@ -2,7 +2,7 @@
 
 * /livez answers 503 when a model's last poll came back too long ago: the process hangs, start it anew.
 * /readyz answers 503 while something does not work, with a JSON list of what was looked at; a restart will not help.
-* / is the same for people, in one page without scripts or anything from elsewhere.
+* / is the same for people, in one page without scripts or anything from elsewhere; /status the same as JSON.
 
 The daemon writes into a `Status`, the server reads from it; they share nothing else.
 """
@@ -15,11 +15,11 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from detectors.errors import DriftdError
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.requests import Request
     from starlette.responses import Response
-
-    from connectors.prometheus import Metrics
 
 STOP_WITHIN_S = 2.0
 
@@ -67,6 +65,26 @@ class Check:
     name: str
     ok: bool
     detail: str
+
+
+class Shown(Protocol):
+    """What the server asks, from several threads at once: a `Status`, or what several processes say together."""
+
+    def models(self) -> Sequence[ModelStatus]:
+        """All models, as they are now."""
+
+    def readiness(self) -> Sequence[Check]:
+        """Everything that must work; never empty."""
+
+    def liveness(self) -> Check:
+        """Whether a new start is not needed."""
+
+
+class Exposition(Protocol):
+    """Metrics to be served."""
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """The metrics as text, and its content type, for a client that sends this Accept header."""
 
 
 class Status:
@@ -135,13 +153,13 @@ class Status:
 
 
 class WebServer:
-    """Serves a `Status` and the metrics.
+    """Serves a `Status`, or whatever can be shown like one, and the metrics.
 
     Args:
         host, port: where to listen; port 0 takes a free one, which ``port`` tells after `start`.
     """
 
-    def __init__(self, status: Status, metrics: Metrics, *, host: str = "127.0.0.1", port: int = 9464) -> None:
+    def __init__(self, status: Shown, metrics: Exposition, *, host: str = "127.0.0.1", port: int = 9464) -> None:
         self.host = host
         self.port = port
         self._status = status
@@ -225,31 +243,43 @@ class WebServer:
 
         status, metrics = self._status, self._metrics
 
-        async def show_metrics(request: Request) -> Response:
+        # Plain functions run in threads, so that one that waits for another process delays no other request.
+        def show_metrics(request: Request) -> Response:
             body, content_type = metrics.exposition(request.headers.get("accept", ""))
             return Response(body, headers={"content-type": content_type})
 
-        async def livez(request: Request) -> Response:
+        def livez(request: Request) -> Response:
             check = status.liveness()
             text = f"{'ok' if check.ok else 'not alive'}: {check.detail}\n"
             return Response(text, 200 if check.ok else 503, headers={**_NO_STORE, "content-type": "text/plain"})
 
-        async def readyz(request: Request) -> Response:
+        def readyz(request: Request) -> Response:
             checks = status.readiness()
             ready = all(check.ok for check in checks)
             body = {"ready": ready, "checks": [dataclasses.asdict(check) for check in checks]}
-            headers = {**_NO_STORE, "content-type": "application/json"}
-            return Response(json.dumps(body, indent=2) + "\n", 200 if ready else 503, headers=headers)
+            return _json(body, 200 if ready else 503)
 
-        async def page(request: Request) -> Response:
+        def everything(request: Request) -> Response:
+            body = {
+                "live": dataclasses.asdict(status.liveness()),
+                "checks": [dataclasses.asdict(check) for check in status.readiness()],
+                "models": [dataclasses.asdict(model) for model in status.models()],
+            }
+            return _json(body, 200)
+
+        def page(request: Request) -> Response:
             text = status_page(status.readiness(), status.models(), status.liveness())
             return Response(text, headers={**_NO_STORE, **_PAGE_HEADERS, "content-type": "text/html; charset=utf-8"})
 
-        routes = [("/", page), ("/metrics", show_metrics), ("/livez", livez), ("/readyz", readyz)]
-        return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes])
+        def _json(body: Any, code: int) -> Response:
+            headers = {**_NO_STORE, "content-type": "application/json"}
+            return Response(json.dumps(body, indent=2) + "\n", code, headers=headers)
+
+        routes = {"/": page, "/metrics": show_metrics, "/livez": livez, "/readyz": readyz, "/status": everything}
+        return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()])
 
 
-def status_page(checks: list[Check], models: list[ModelStatus], liveness: Check) -> str:
+def status_page(checks: Sequence[Check], models: Sequence[ModelStatus], liveness: Check) -> str:
     """The page at /, as HTML that needs nothing else."""
     ready = all(check.ok for check in checks) and liveness.ok
     rows = "".join(_row(model) for model in models) or '<tr><td colspan="8">no model yet</td></tr>'
@@ -343,7 +373,8 @@ a { color: inherit; }
 <h2>Checks</h2>
 <ul>${checks}</ul>
 <h2>For machines</h2>
-<nav><a href="/metrics">/metrics</a><a href="/readyz">/readyz</a><a href="/livez">/livez</a></nav>
+<nav><a href="/metrics">/metrics</a><a href="/readyz">/readyz</a><a href="/livez">/livez</a>
+<a href="/status">/status</a></nav>
 </body>
 </html>
 """)
