@@ -275,11 +275,13 @@ class KafkaSource:
             # What came with this poll is not handed over now, so it must be fetched again.
             self._replace(polled)
             raise
-        batches, self._told = self._told, []
+        batches = [batch for batch in self._told if batch.partition in self._next]
+        self._told = []
         for tp, records in polled.items():
             partition = Partition(*tp)
             if partition in self._next and tp not in self._fresh:
-                batch = self._raw_batch(consumer, partition, records)
+                position = _position(consumer, partition)
+                batch = _raw_batch(partition, records, position, topic_id=self._ids[partition])
                 self._next[partition] = batch.next_offset
                 batches.append(batch)
         now = time.monotonic()
@@ -569,6 +571,7 @@ class KafkaSource:
             for gone in self._assigned - partitions:
                 self._next.pop(gone, None)
                 self._progress.pop(gone, None)
+                self._diverged.pop(gone, None)
             self._assigned = partitions
         if not fresh:
             return
@@ -584,6 +587,7 @@ class KafkaSource:
         partitions = [Partition(*tp) for tp in tps]
         stored = self._positions(partitions)
         stored_ids = self._topic_ids(partitions) if self._topic_ids is not None else {}
+        now_id = self._topic_id(consumer)
         first, last = self._limits(consumer, tps)
         if self._made_anew(consumer):
             self._starts.clear()
@@ -604,12 +608,15 @@ class KafkaSource:
             gap = self._gap(consumer, tp, offset, topic_id, first[tp], last[tp])
             targets[tp] = offset if gap is None else gap.to_offset
             if gap is not None or (held is None and partition not in stored):
-                told.append(self._empty_batch(consumer, partition, targets[tp], gap))
+                told.append(_raw_batch(partition, [], targets[tp], topic_id=now_id, gap=gap))
+        if self._topic_id(consumer) != now_id:  # it was made anew while we asked
+            self._place_these(consumer, tps)
+            return
         for tp, offset in targets.items():
             partition = Partition(*tp)
             self._base[partition] = stored.get(partition)
             self._next[partition] = offset
-            self._ids[partition] = self._topic_id(consumer)
+            self._ids[partition] = now_id
             self._ends[partition] = last[tp]
             self._diverged.pop(partition, None)
             try:
@@ -708,7 +715,7 @@ class KafkaSource:
             )
             gap = Gap(partition, offset, first, "retention", detail)
             hint += "; give the topic a longer retention.ms"
-        elif topic_id is None or now_id is None:
+        elif None in (topic_id, now_id) and partition not in self._diverged:
             detail = (
                 f"{name} ends at offset {last}, before {offset}, where reading goes on: "
                 f"the topic was deleted and made anew, or it lost its newest records."
@@ -753,14 +760,9 @@ class KafkaSource:
         known = consumer._client.cluster.topic_id(self._settings.topic)
         return str(known) if known is not None and known.int else None
 
-    def _empty_batch(
-        self, consumer: KafkaConsumer, partition: Partition, next_offset: int, gap: Gap | None = None
-    ) -> RawBatch:
-        return _raw_batch(partition, [], next_offset, topic_id=self._topic_id(consumer), gap=gap)
-
-    def _raw_batch(self, consumer: KafkaConsumer, partition: Partition, records: Sequence[Any]) -> RawBatch:
-        position = _position(consumer, partition)
-        return _raw_batch(partition, records, position, topic_id=self._topic_id(consumer))
+    def _read(self, consumer: KafkaConsumer, partition: Partition, records: Sequence[Any]) -> RawBatch:
+        """What a client beside the stream polled."""
+        return _raw_batch(partition, records, _position(consumer, partition), topic_id=self._topic_id(consumer))
 
     def _after_failure(self, error: Exception) -> None:
         """What an exception out of the client's poll means; raises, unless waiting is all that there is to do."""
@@ -795,18 +797,18 @@ class KafkaSource:
         """
         from kafka import TopicPartition
 
+        tp, partition = TopicPartition(*damage.partition), damage.partition
+        if partition not in self._next or tp in self._fresh or tp not in consumer.assignment():
+            return
         if not self._damage.lasting(damage):
             return
         if self._settings.on_damaged == "stop":
             raise self._translated(damage) from damage
-        tp, partition = TopicPartition(*damage.partition), damage.partition
-        if partition not in self._next or tp in self._fresh or tp not in consumer.assignment():
-            return
         after = self._after_damaged(consumer, damage)
         gap = Gap(partition, damage.offset, after, "damaged", f"A batch cannot be decoded, {damage}.")
         consumer.seek(tp, after)
         self._next[partition] = after
-        self._told.append(self._empty_batch(consumer, partition, after, gap))
+        self._told.append(_raw_batch(partition, [], after, topic_id=self._ids[partition], gap=gap))
 
     def _after_damaged(self, consumer: KafkaConsumer, damage: UndecodableBatch) -> int:
         """Where reading goes on after a batch that cannot be decoded."""
@@ -837,7 +839,7 @@ class KafkaSource:
             position = _position(consumer, partition)
             if position is not None and position > self._next[partition]:
                 self._next[partition] = position
-                batches.append(self._empty_batch(consumer, partition, position))
+                batches.append(_raw_batch(partition, [], position, topic_id=self._ids[partition]))
         return batches
 
     def _ask_for_ends(self, consumer: KafkaConsumer) -> None:
@@ -900,6 +902,7 @@ class KafkaSource:
             else:
                 if refused:  # the client holds on to the password that it was built with
                     self._drop_client()
+                    return
         if self._trouble is not None:
             raise type(self._trouble)(self._trouble.message, hint=self._trouble.hint) from self._trouble
         if now - self._heard >= max(_STUCK_S, 3 * self._settings.unreachable_after_s):
@@ -928,7 +931,7 @@ class KafkaSource:
                 self._find_topic()
                 heard = time.monotonic()
             for tp, records in polled.items():
-                batch = self._raw_batch(consumer, Partition(*tp), records)
+                batch = self._read(consumer, Partition(*tp), records)
                 wanted_rows = batch.offsets < last[tp]
                 if start_ms is not None:
                     wanted_rows &= batch.timestamps_ms >= start_ms
@@ -999,7 +1002,7 @@ class KafkaSource:
                 self._find_topic()
                 heard = time.monotonic()
             for tp, records in polled.items():
-                batch = self._raw_batch(consumer, Partition(*tp), records)
+                batch = self._read(consumer, Partition(*tp), records)
                 if kept := _rows(batch, np.isin(batch.offsets, wanted[tp]), end=last[tp]):
                     yield kept
             for tp in list(left):

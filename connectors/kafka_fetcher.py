@@ -100,11 +100,15 @@ def _fetcher_class() -> type:
 
     class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         def __init__(self, fetch_offset: int, tp: Any, records: Any, **options: Any) -> None:
-            self._batches = _Batches(records._buffer)
+            self._batches: Any = _Batches(records._buffer)
             super().__init__(fetch_offset, tp, self._batches, **options)
             if records.size_in_bytes() > 0 and not records.has_next():
                 after = after_batch(records._buffer, None, fetch_offset)
                 raise UndecodableBatch(Partition(*tp), fetch_offset, after, "the batch is cut short")
+
+        def drain(self) -> None:
+            super().drain()
+            self._batches = None  # nothing is kept of an answer that was read
 
         def take(self, n: int | None = None) -> Any:
             try:
