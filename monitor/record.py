@@ -104,6 +104,8 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("format: confluent needs schemas: {url: http://...} or {directory: DIR}")
         if self.schemas is not None and self.format not in ("confluent", "auto"):
             raise ValueError("schemas needs format: confluent, or auto")
+        if self.schemas is not None and self.codec == "raw":
+            raise ValueError("schemas: a raw vector may begin as a frame does; expected codec json or msgpack")
         return self
 
     @model_validator(mode="after")

@@ -493,6 +493,7 @@ def test_redacted_fields_are_not_in_the_letters_of_wrapped_records() -> None:
         ({"format": "auto", "schemas": {"url": "ftp://x"}}, "https://registry"),
         ({"format": "auto", "schemas": {"url": "http://a:b@x"}}, "username"),
         ({"format": "auto", "schemas": {"url": "http://x", "username": "a"}}, "password"),
+        ({"format": "auto", "codec": "raw", "schemas": {"directory": "x"}}, "raw vector"),
         ({"max_rows": 0}, "greater"),
     ],
 )
