@@ -41,8 +41,8 @@ class Watchdog:
                 ...
 
     Args:
-        end: called with what hangs and for how many seconds; by default the stacks are logged, and the process ends with
-            exit code 70.
+        end: called with what hangs, and for how many seconds. By default the stacks are logged, and the process ends
+            with exit code 70.
         clock: monotonic seconds.
         tick_s: how often the thread looks; a limit is seen that much later.
     """

@@ -27,7 +27,7 @@ ONLY_IN = {
     "grafana_api": {"connectors/grafana.py"},
     "sqlalchemy": {"connectors/database/"},
     "alembic": {"connectors/database/"},
-    "prometheus_client": {"connectors/prometheus.py"},
+    "prometheus_client": {"connectors/prometheus.py", "connectors/prometheus_workers.py"},
     "requests": {"connectors/"},
     "uvicorn": {"monitor/web.py"},
     "starlette": {"monitor/web.py"},
