@@ -11,7 +11,7 @@ docs/metrics.md is made from this file: ``python -m connectors.prometheus > docs
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
+MAX_PARTITIONS = 200  # of a model, with series of their own
 MAX_LABEL = 100  # characters of a label's value
 CHECKPOINT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -56,6 +57,7 @@ class Metrics:
         self.specs: list[MetricSpec] = []
         self._max_segments = max_segments
         self._segments: dict[str, set[str]] = {}
+        self._partitions: dict[str, set[str]] = {}
         self._open_series: set[tuple[str, str, str]] = set()
         prometheus_client.ProcessCollector(registry=self.registry)
         prometheus_client.PlatformCollector(registry=self.registry)
@@ -101,7 +103,43 @@ class Metrics:
         self.kept = counter("driftd_kept_records_total", "Records kept as candidates or as a random sample.", "model")
         self.outliers = counter("driftd_outliers_total", "Records flagged as outliers.", "model", "space")
 
+        self.closed_late = counter(
+            "driftd_closed_late_records_total",
+            "Of the late records, those whose block the wall clock had closed: their partition was silent or slow.",
+            "model",
+        )
+        self.gaps = counter(
+            "driftd_gaps_total", "Stretches of a partition that were gone before they could be read.", "model", "reason"
+        )
+        self.lost = counter("driftd_lost_records_total", "Offsets in these stretches.", "model")
         self.lag = gauge("driftd_lag_records", "Records in the source that were not read yet.", "model")
+        self.lag_seconds = gauge(
+            "driftd_lag_seconds",
+            "Age of the last record that was read, by the broker's clock, where more wait; the oldest partition's.",
+            "model",
+        )
+        self._partition_lag = gauge(
+            "driftd_partition_lag_records", "Records of a partition that were not read yet.", "model", "partition"
+        )
+        self._partition_lag_seconds = gauge(
+            "driftd_partition_lag_seconds", "The same as an age, per partition.", "model", "partition"
+        )
+        self.assigned = gauge("driftd_assigned_partitions", "Partitions that this process reads.", "model")
+        self.held = gauge(
+            "driftd_held_partitions", "Of them, those that wait because they run ahead of the slowest.", "model"
+        )
+        self.silent = gauge(
+            "driftd_silent_partitions", "Of them, those with records that wait and none that come.", "model"
+        )
+        self.rebalances = counter("driftd_rebalances_total", "How often the group has told us our partitions.", "model")
+        self.client_rebuilds = counter(
+            "driftd_client_rebuilds_total", "How often an error made the Kafka client be built anew.", "model"
+        )
+        self.batch_records = gauge(
+            "driftd_batch_records",
+            "Records that a poll asks for, so that they take no longer than a checkpoint.",
+            "model",
+        )
         self.last_poll = gauge(
             "driftd_last_poll_timestamp_seconds", "Wall clock at which the last poll of the source came back.", "model"
         )
@@ -130,6 +168,15 @@ class Metrics:
             "driftd_checkpoint_failures_total",
             "Checkpoints that the database refused; their records are read again.",
             "model",
+        )
+
+        self.ownership_lost = counter(
+            "driftd_ownership_lost_total",
+            "Checkpoints that were rolled back because another worker had the partition; normal while workers move.",
+            "model",
+        )
+        self.last_transaction = gauge(
+            "driftd_database_last_ok_timestamp_seconds", "Wall clock at which the database was last in order.", "model"
         )
 
         self.blocks_folded = counter("driftd_blocks_folded_total", "Blocks closed and judged.", "model")
@@ -189,6 +236,12 @@ class Metrics:
         )
 
         self.outbox_depth = gauge("driftd_outbox_depth", "Notifications that are not delivered yet.")
+        self.outbox_oldest = gauge(
+            "driftd_outbox_oldest_seconds", "How long the oldest of them has waited; 0 where there is none."
+        )
+        self.dead_letters_waiting = gauge(
+            "driftd_dead_letters_waiting", "Dead letters that are not in their topic yet."
+        )
         self.outbox_age = gauge(
             "driftd_outbox_age_seconds",
             "Seconds since the sink began to refuse notifications; 0 while it takes them.",
@@ -210,6 +263,11 @@ class Metrics:
             self.checkpoint_failures,
             self.segments_dropped,
             self.pages,
+            self.closed_late,
+            self.lost,
+            self.rebalances,
+            self.client_rebuilds,
+            self.ownership_lost,
         ):
             counter.labels(model)
         self.checkpoint_seconds.labels(model)
@@ -241,6 +299,27 @@ class Metrics:
         self._strength.labels(model, space, segment, channel).set(strength)
         self._threshold.labels(model, space, segment, "page").set(page_threshold)
         self._threshold.labels(model, space, segment, "warn").set(warn_threshold)
+
+    def partitions(
+        self, model: str, lag: Mapping[str, int], lag_seconds: Mapping[str, float], *, silent: int, held: int
+    ) -> None:
+        """Show the partitions that this process reads, by their names; those that it reads no more disappear.
+
+        No more than 200 of them get series of their own; the sums hold all.
+        """
+        self.lag.labels(model).set(sum(lag.values()))
+        self.lag_seconds.labels(model).set(max(lag_seconds.values(), default=0.0))
+        self.assigned.labels(model).set(len(lag))
+        self.silent.labels(model).set(silent)
+        self.held.labels(model).set(held)
+        shown = {clean_label(name): name for name in sorted(lag)[:MAX_PARTITIONS]}
+        for label in self._partitions.get(model, set()) - shown.keys():
+            self._partition_lag.remove(model, label)
+            self._partition_lag_seconds.remove(model, label)
+        self._partitions[model] = set(shown)
+        for label, name in shown.items():
+            self._partition_lag.labels(model, label).set(lag[name])
+            self._partition_lag_seconds.labels(model, label).set(lag_seconds.get(name, 0.0))
 
     def incidents(self, model: str, open_now: Sequence[tuple[str, str]]) -> None:
         """Show the open incidents of a model: a (kind, severity) pair for each."""

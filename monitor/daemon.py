@@ -25,6 +25,7 @@ from monitor.app import open_store as open_database
 from monitor.budget import budget_so_far, is_page, observed_by_model, together
 from monitor.dead_letters import DeadLetterPublisher
 from monitor.folding import Outcome
+from monitor.health import Health
 from monitor.log import configure, event
 from monitor.outbox import OutboxSender
 from monitor.settings import Settings
@@ -57,6 +58,8 @@ class Daemon:
         self._next_prune = 0.0
         self._next_look = 0.0
         self._paged: dict[str, set[str]] = {}  # pages that are counted already, by model
+        self._seen: dict[str, tuple[int, int]] = {}  # rebalances and rebuilt clients that are counted already, by model
+        self._health: dict[str, Health] = {}
 
     def run(self) -> int:
         """Watch. Returns the exit code: 0 after a stop that was asked for, or when all sources were read to their end.
@@ -104,6 +107,7 @@ class Daemon:
             closing.callback(worker.source.close)
             self._metrics.watch(worker.name, list(worker.model.spaces))
             self._status.model(worker.name, state="starting")
+            self._health[worker.name] = Health(worker, lag_limit_s=worker.model.drift.wait)
         self._metrics.expected_false_pages.set(1.0 / self._settings.page_every_days)
         for worker in workers:
             self._insist(f"model {worker.name}", worker.start, model=worker.name)
@@ -115,21 +119,24 @@ class Daemon:
         running = list(workers)
         while running and not self._stopping:
             for worker in list(running):
-                if self._one_step(worker, store, wait_s=max(0.1, WAIT_S / len(running))):
+                wait_s = max(0.1, WAIT_S / len(running))
+                if self._one_step(worker, wait_s=wait_s, others=len(running) > 1):
                     running.remove(worker)
             self._prune(store)
-            self._look_back(store)
+            self._look_back(store, publisher)
         self._drain(workers)
 
-    def _one_step(self, worker: Worker, store: Store, *, wait_s: float) -> bool:
-        """One step of one model. Returns whether its source is at its end."""
+    def _one_step(self, worker: Worker, *, wait_s: float, others: bool) -> bool:
+        """One step of one model, with a pause after a failure, a short one where others wait. Whether it is at its end."""
         step = worker.step(self._now_ms(), time.monotonic(), wait_s=wait_s)
         self._status.polled(worker.name)
         self._count(worker, step)
+        for check in self._health[worker.name].checks(step, self._now_ms(), time.monotonic()):
+            self._status.check(check.name, ok=check.ok, detail=check.detail)
         if step.failure:
             self._say(worker.name, step.failure)
             self._status.model(worker.name, state=step.failure, ready=False)
-            self._pause()
+            self._pause(wait_s if others else RETRY_S)
         elif step.records or step.folded is not None or worker.name in self._said:
             self._said.pop(worker.name, None)
             self._show(worker)
@@ -175,12 +182,12 @@ class Daemon:
             self._said[what] = text
             log.warning(event("waiting", what=what, reason=text))
 
-    def _pause(self) -> None:
-        end = time.monotonic() + RETRY_S
+    def _pause(self, seconds: float = RETRY_S) -> None:
+        end = time.monotonic() + seconds
         while not self._stopping and time.monotonic() < end:
             time.sleep(0.05)
 
-    def _look_back(self, store: Store) -> None:
+    def _look_back(self, store: Store, publisher: DeadLetterPublisher) -> None:
         """Show the pages that there were beside those that the budget allows, and what people said of them."""
         if time.monotonic() < self._next_look:
             return
@@ -194,6 +201,10 @@ class Daemon:
             self._metrics.observed_days.labels(name).set(found.days)
             self._metrics.observed_pages.labels(name).set(found.pages_per_day)
             self._metrics.observed_false_pages.labels(name).set(found.false_per_day)
+        try:
+            self._metrics.dead_letters_waiting.set(publisher.waiting())
+        except StoreError as error:
+            self._say("dead letters", str(error))
         detail = budget_so_far(self._settings, together(seen.values()))
         self._status.check("alarm budget", ok=True, detail=detail)
 
@@ -232,15 +243,38 @@ class Daemon:
         metrics.thinning_unchecked.labels(name).inc(step.unchecked)
         if worker.model.record.pair is not None:
             self._count_pairs(worker, step)
-        metrics.lag.labels(name).set(sum(worker.source.lag().values()))
+        self._count_reading(worker, step)
         for phase, seconds in step.seconds.items():
             metrics.phase_seconds.labels(name, phase).inc(seconds)
         if step.commit_s is not None:
             metrics.checkpoint_seconds.labels(name).observe(step.commit_s)
-        if step.refused:
+        if step.ownership_lost:
+            metrics.ownership_lost.labels(name).inc()
+        elif step.refused:
             metrics.checkpoint_failures.labels(name).inc()
+        else:
+            metrics.last_transaction.labels(name).set(time.time())
+        for gap in step.gaps:
+            metrics.gaps.labels(name, gap.reason).inc()
+            metrics.lost.labels(name).inc(max(0, gap.to_offset - gap.from_offset))
         if step.folded is not None:
             self._count_fold(worker, step.folded)
+
+    def _count_reading(self, worker: Worker, step: Step) -> None:
+        metrics, name, state = self._metrics, worker.name, worker.source.state()
+        lag, ages = worker.source.lag(), worker.lag_seconds(self._now_ms())
+        metrics.partitions(
+            name,
+            {f"{place.topic}/{place.number}": records for place, records in lag.items()},
+            {f"{place.topic}/{place.number}": seconds for place, seconds in ages.items()},
+            silent=len(state.silent),
+            held=step.held,
+        )
+        metrics.batch_records.labels(name).set(step.batch_records)
+        rebalances, rebuilt = self._seen.get(name, (0, 0))
+        self._seen[name] = (state.rebalances, state.rebuilt)
+        metrics.rebalances.labels(name).inc(state.rebalances - rebalances)
+        metrics.client_rebuilds.labels(name).inc(state.rebuilt - rebuilt)
 
     def _count_pairs(self, worker: Worker, step: Step) -> None:
         metrics, name, pipeline = self._metrics, worker.name, worker.pipeline
@@ -255,6 +289,7 @@ class Daemon:
         metrics, name = self._metrics, worker.name
         metrics.blocks_folded.labels(name).inc(folded.blocks)
         metrics.late.labels(name).inc(folded.late)
+        metrics.closed_late.labels(name).inc(folded.late)
         for space, count in folded.flagged.items():
             metrics.outliers.labels(name, space).inc(count)
         if folded.next_block is not None:

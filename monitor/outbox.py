@@ -266,8 +266,10 @@ class OutboxSender:
                 queue.pump(self._clock, self._stopping)
                 if self._metrics is not None and time.monotonic() >= next_depth_s:
                     next_depth_s = time.monotonic() + DEPTH_EVERY_S
-                    depth, _ = self._store.outbox_waiting()
+                    depth, oldest_ms = self._store.outbox_waiting()
                     self._metrics.outbox_depth.set(depth)
+                    waited_ms = 0 if oldest_ms is None else max(self._clock() - oldest_ms, 0)
+                    self._metrics.outbox_oldest.set(waited_ms / 1000)
                 database.over(sink=name)
             except StoreError as error:
                 database.happened(describe(error), sink=name)

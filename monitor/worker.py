@@ -147,6 +147,16 @@ class Worker:
         return self._reader.assigned
 
     @property
+    def held(self) -> frozenset[Partition]:
+        """Those of them that are not fetched now, because they run ahead of the slowest."""
+        return self._reader.held & self._reader.assigned
+
+    @property
+    def failure(self) -> str:
+        """Why the source cannot be read now, in words; "" if it can."""
+        return self._reader.failure
+
+    @property
     def collector(self) -> Collector | None:
         """What has been collected for the first reference, while this worker collects."""
         return self._first.collector if self.pipeline is None else None
@@ -218,18 +228,20 @@ class Worker:
                 self._reader.rewind()
                 batches = []
         records = sum(len(batch) for batch in batches)
-        self.records += records
         written: Checkpoint | None = None
         commit_s = folded = None
         self._troubles.source(self._reader, now_ms, clock_s)
         try:
             if self.pipeline is None and not self.halted:
                 batches, written = self._collect(batches, now_ms, clock_s)
+                if not batches and self.collector is None and written is None:
+                    records = 0  # another worker collects, so these were left to be read again
             if self.pipeline is not None:
                 began = time.perf_counter()
                 self._score(self.pipeline, batches, now_ms, clock_s)
                 self._reader.took(records, time.perf_counter() - began)
                 seconds |= self.pipeline.phases.taken()
+            self.records += records
             if records:
                 self._reader.cope()
             self._thinned, self._unchecked, self._pairs = 0, 0, PairCounts()
@@ -269,7 +281,7 @@ class Worker:
             commit_s=commit_s,
             folded=folded,
             batch_records=self._reader.batch_records,
-            held=len(self._reader.held & self._reader.assigned),
+            held=len(self.held),
         )
 
     def drain(self, now_ms: int) -> None:
