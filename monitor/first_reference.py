@@ -84,6 +84,10 @@ class FirstReference:
             self.forget()
         return mine
 
+    def has_read(self, partition: Partition) -> bool:
+        """Whether records of the partition have been collected."""
+        return self.collector is not None and partition in self.collector.spans
+
     def forget(self) -> None:
         """Begin anew: nothing of it was written."""
         self.collector = None

@@ -371,6 +371,9 @@ class Worker:
         self._reader.hold(frozenset())
         left = []
         for batch in batches:
+            if batch.gap is not None and self._first.has_read(batch.partition):
+                self._start_over()  # what was collected of it lies in a topic that is no more, or has lost a part
+                return [], None
             rest, dead = self._first.take(batch, now_ms)
             if len(rest):
                 left.append(rest)
