@@ -1,16 +1,19 @@
-"""docs/formats.md says what the code does: its settings are valid and its list of reasons is whole."""
+"""docs/formats.md says what the code does: its settings, its examples, its list of reasons."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import TypeAdapter
 
 from connectors.files import FilesSettings
+from connectors.records import Partition, RawBatch
 from monitor.decode import DEAD_LETTER_REASONS, Decoder, RecordSettings
 from monitor.embedders import EmbedderSettings
 
@@ -29,6 +32,39 @@ def test_settings_in_the_document_are_valid(text: str) -> None:
         Decoder(record, fields)
     if "source" in block:
         FilesSettings.model_validate(block["source"])
+
+
+# Settings, a record, and the rows that become of it.
+EXAMPLES = re.findall(r"```yaml\n([^`]*)```\n\n```json\n([^`]*)```\n\n```json\n([^`]*)```", DOCUMENT)
+
+
+@pytest.mark.parametrize(("settings", "record", "rows"), EXAMPLES)
+def test_the_records_in_the_document_become_what_it_says(settings: str, record: str, rows: str) -> None:
+    block, shown, expected = yaml.safe_load(settings), json.loads(record), json.loads(rows)
+    fields = [space["embedder"]["field"] for space in block["spaces"].values()]
+    batch = RawBatch(
+        Partition("orders", 0),
+        np.array([41]),
+        np.array([1_772_438_400_000]),
+        [None],
+        [json.dumps(shown["value"]).encode()],
+        [[(name, text.encode()) for name, text in shown.get("headers", {}).items()]],
+        42,
+    )
+    events = Decoder(RecordSettings.model_validate(block["record"]), fields).decode(batch, None)
+    assert events.dead == []
+    found = [
+        {"id": id_} | {name: values[row] for name, values in events.fields.items()}
+        for row, id_ in enumerate(events.ids)
+    ]
+    assert found == expected
+
+
+def test_every_format_is_described() -> None:
+    part = DOCUMENT.split("## Formats")[1].split("\n## ")[0]
+    named = re.findall(r"^\| `(\w+)`(?! \| a record)", part, re.MULTILINE)
+    assert sorted(named) == sorted(RecordSettings.model_json_schema()["properties"]["format"]["enum"])
+    assert len(EXAMPLES) >= 3
 
 
 def test_every_kind_of_embedder_and_every_reason_is_described() -> None:
