@@ -553,7 +553,10 @@ def test_a_partition_is_idle_where_its_owner_left_it_and_until_it_moves(store: S
     store.commit(Checkpoint("m", [advance(P0), advance(P1)]))
     store.mark_idle("m", {P0: 10, P1: 9, P2: 0})
     store.mark_idle("m", {})
-    assert {p: state.idle for p, state in states(store).items()} == {P0: True, P1: False}
+    assert {p: (state.idle, state.idle_offset) for p, state in states(store).items()} == {
+        P0: (True, 10),
+        P1: (False, None),
+    }
     store.commit(Checkpoint("m", [advance(P0, 10, 20)]))
     assert not states(store)[P0].idle
     store.mark_idle("m", {P0: 20})
@@ -631,10 +634,10 @@ def test_a_topic_made_anew_uses_its_offsets_again_and_nothing_collides(store: St
 
     store.commit(generation(None, b"old"))
     fold(store, 0, flag_at={("input", 0): 0.5})  # closes nothing: block 0 stays open
-    for blob in (b"middle", b"new"):
+    for blob, end in ((b"middle", -11), (b"new", -17)):
         before = store.halves("m", P0)
         # What comes with the gap is of the old topic too; a half that it gives up is still where it was.
-        last = [delta(0, blob=b"last", first_offset=at) for at in (10, -11)]
+        last = [delta(0, blob=b"last", first_offset=at) for at in (10, end)]
         store.commit(Checkpoint("m", [advance(P0, 10, 0)], last, gaps=[RECREATED], joined=[(P0, before[-1].offset)]))
         following = generation(0, blob)
         store.commit(
@@ -702,23 +705,24 @@ def test_a_fold_adds_records_of_closed_blocks_to_their_partitions(store: Store) 
 
 def test_of_many_workers_that_see_an_outage_one_tells(store: Store, new_store: Callable[[], Store]) -> None:
     ready = threading.Barrier(3)
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
 
     def tell(worker: int, mine: Store) -> None:
-        row = incident(f"s{worker}", kind="source", space="", segment="", opened_ms=worker)
-        ready.wait(timeout=10)
-        if mine.open_incident(row, [("pager", notification(f"n{worker}", of=row.id))]):
-            told.append(worker)
+        for outage in range(8):
+            row = incident(f"s{outage} {worker}", kind="source", space="", segment=f"{outage}")
+            ready.wait(timeout=10)
+            if mine.open_incident(row, [("pager", notification(f"n{outage} {worker}", of=row.id))]):
+                told.append((outage, worker))
 
     threads = [threading.Thread(target=tell, args=(worker, new_store())) for worker in (1, 2, 3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
-    (worker,) = told
-    assert [row.id for row in store.incidents("m")] == [f"s{worker}"]
-    assert due(store) == [("pager", f"n{worker}")]
-    assert store.open_incident(incident("other", kind="source", space="", segment="", model="other"))
+    assert sorted(outage for outage, _ in told) == list(range(8))
+    assert {row.id for row in store.incidents("m")} == {f"s{outage} {worker}" for outage, worker in told}
+    assert {name for _, name in due(store)} == {f"n{outage} {worker}" for outage, worker in told}
+    assert store.open_incident(incident("other", kind="source", space="", segment="0", model="other"))
 
 
 def test_an_incident_is_resolved_once_and_opens_again_under_another_id(store: Store) -> None:
@@ -726,8 +730,10 @@ def test_an_incident_is_resolved_once_and_opens_again_under_another_id(store: St
     assert store.open_incident(row) and not store.open_incident(row)
     store.call_incident("s1", "false")
     over = dataclasses.replace(row, status="resolved", resolved_ms=9, updated_ms=9, revision=2, title="Over")
+    assert not store.resolve_incident(dataclasses.replace(over, revision=3)), "it is not as this worker knows it"
     assert store.resolve_incident(over, [("pager", notification("n2", of="s1"))])
     assert not store.resolve_incident(over, [("pager", notification("n3", of="s1"))])
+    assert not store.resolve_incident(dataclasses.replace(over, revision=3))
     (found,) = store.incidents("m")
     assert (found.status, found.resolved_ms, found.revision, found.title) == ("resolved", 9, 2, "Over")
     assert (found.detail["verdict"], found.detail["strength"]) == ("false", 7.5), "what a person said of it stays"
