@@ -11,6 +11,7 @@ docs/metrics.md is made from this file: ``python -m connectors.prometheus > docs
 from __future__ import annotations
 
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -57,6 +58,7 @@ class Metrics:
         self.specs: list[MetricSpec] = []
         self._max_segments = max_segments
         self._segments: dict[str, set[str]] = {}
+        self._strengths: dict[str, set[tuple[str, str, str]]] = {}
         self._partitions: dict[str, set[str]] = {}
         self._open_series: set[tuple[str, str, str]] = set()
         prometheus_client.ProcessCollector(registry=self.registry)
@@ -296,6 +298,7 @@ class Metrics:
             self.segments_dropped.labels(model).inc()
             return
         segment = clean_label(segment)
+        self._strengths.setdefault(model, set()).add((space, segment, channel))
         self._strength.labels(model, space, segment, channel).set(strength)
         self._threshold.labels(model, space, segment, "page").set(page_threshold)
         self._threshold.labels(model, space, segment, "warn").set(warn_threshold)
@@ -320,6 +323,15 @@ class Metrics:
         for label, name in shown.items():
             self._partition_lag.labels(model, label).set(lag[name])
             self._partition_lag_seconds.labels(model, label).set(lag_seconds.get(name, 0.0))
+
+    def forget_drift(self, model: str) -> None:
+        """Show no strengths of a model any more: another worker has folded since, and shows them."""
+        gone = self._strengths.pop(model, set())
+        for space, segment, channel in gone:
+            self._strength.remove(model, space, segment, channel)
+        for space, segment in {(space, segment) for space, segment, _ in gone}:
+            for level in ("page", "warn"):
+                self._threshold.remove(model, space, segment, level)
 
     def incidents(self, model: str, open_now: Sequence[tuple[str, str]]) -> None:
         """Show the open incidents of a model: a (kind, severity) pair for each."""
@@ -356,11 +368,14 @@ def clean_label(value: str) -> str:
 
 def documentation() -> str:
     """docs/metrics.md."""
+    from connectors.prometheus_workers import OF_THE_DEPLOYMENT, SupervisorMetrics
+
     rows = [
         f"| `{spec.name}` | {spec.kind} | {', '.join(f'`{label}`' for label in spec.labels) or '-'} | {spec.help} |"
-        for spec in Metrics().specs
+        for spec in [*Metrics().specs, *SupervisorMetrics().specs]
     ]
-    return _DOCUMENT.replace("ROWS", "\n".join(rows))
+    once = textwrap.fill(", ".join(f"`{name}`" for name in sorted(OF_THE_DEPLOYMENT)) + ".", 118)
+    return _DOCUMENT.replace("ROWS", "\n".join(rows)).replace("ONCE", once)
 
 
 _DOCUMENT = """\
@@ -376,9 +391,25 @@ ROWS
 
 Counters begin at 0 when the process starts; `rate()` and `increase()` take that into account, and the exact totals over
 all restarts are in the database. `segment` is empty for the whole traffic of a space. No more than 200 segments of a
-model are shown; `driftd_segment_series_dropped_total` grows when there are more.
+model are shown; `driftd_segment_series_dropped_total` grows when there are more. Of the partitions of a model, 200 have
+series of their own; `driftd_lag_records` and `driftd_lag_seconds` look at all that the process reads.
 
-Three rules that tell you when driftd itself needs you:
+## Several workers
+
+`driftd run --workers N` shows the metrics of all its processes at one address. Each series has a label `worker`: "0",
+"1", ..., and "supervisor" for the process that starts them. Of a worker that does not answer there are no series, and
+its `driftd_worker_up` is 0. The whole of a counter is its sum: `sum without (instance, worker) (driftd_records_total)`.
+
+These are about the deployment, not about one process, and stand there once, without the label `worker`:
+
+ONCE
+
+On several machines each shows them, so take `max without (instance) (...)` of them, never the sum. The strengths of a
+model are shown by the worker that judged its last block, and by no other.
+
+## Rules
+
+Rules that tell you when driftd itself needs you:
 
 ```promql
 # it does not read
@@ -386,14 +417,24 @@ time() - driftd_last_poll_timestamp_seconds > 120
 # more than one record in twenty cannot be used
 sum by (model) (rate(driftd_dead_letters_total[10m])) / sum by (model) (rate(driftd_records_total[10m])) > 0.05
 # alerts do not get out
-driftd_outbox_age_seconds > 600
+driftd_outbox_age_seconds > 600 or driftd_outbox_oldest_seconds > 3600
+# records were gone before they could be read
+increase(driftd_gaps_total[1h]) > 0
+# it falls behind
+driftd_lag_seconds > 600 and delta(driftd_lag_records[10m]) > 0
+# partitions have records, and bring none
+driftd_silent_partitions > 0
+# the database is not in order
+time() - driftd_database_last_ok_timestamp_seconds > 60
+# a worker process ends again and again, or is gone
+increase(driftd_worker_restarts_total[1h]) > 3 or driftd_worker_up == 0
 ```
 
 And one that tells whether driftd keeps its promise. People say which pages were false: `driftd incidents --false ID`.
 
 ```promql
 # more pages were called false than the settings allow
-sum(driftd_false_pages_per_day) > on() driftd_expected_false_pages_per_day
+sum(max by (model) (driftd_false_pages_per_day)) > max(driftd_expected_false_pages_per_day)
 ```
 """
 

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from connectors.prometheus import Metrics, documentation
+from connectors.prometheus_workers import SupervisorMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +29,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def test_every_metric_has_prefix_unit_and_help() -> None:
-    specs = Metrics().specs
+    specs = [*Metrics().specs, *SupervisorMetrics().specs]
     assert len({spec.name for spec in specs}) == len(specs) > 20
     for spec in specs:
         assert re.fullmatch(r"driftd(_[a-z]+)+", spec.name), spec.name
@@ -89,6 +90,24 @@ def test_segments_beyond_the_limit_are_counted_and_not_shown() -> None:
     )
     labels = {"model": "other", "space": "input", "segment": "country=9", "channel": "level"}
     assert value(metrics, "driftd_drift_strength", **labels) == 1
+
+
+def test_strengths_that_another_worker_shows_now_are_forgotten_and_come_back() -> None:
+    metrics = Metrics()
+
+    def judge(model: str, *channels: str) -> None:
+        for channel in channels:
+            metrics.drift(model, "s", segment="a=b", channel=channel, strength=1, page_threshold=2, warn_threshold=1)
+
+    judge("m", "level", "shape")
+    judge("other", "level")
+    metrics.forget_drift("m")
+    metrics.forget_drift("m")
+    left = [dict(labels)["model"] for name, labels in samples(metrics) if name.startswith("driftd_drift_")]
+    assert left == ["other"] * 3
+    judge("m", "mix")
+    assert value(metrics, "driftd_drift_strength", model="m", space="s", segment="a=b", channel="mix") == 1
+    assert value(metrics, "driftd_drift_threshold", model="m", space="s", segment="a=b", level="page") == 2
 
 
 @pytest.mark.parametrize(
