@@ -6,15 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 TEST_ARGS ?=
+SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench servers clean
+.PHONY: help demo test check format bench soak servers clean
 
 help:
 	@echo "make demo     the whole job on real data, no server needed (about a minute)"
 	@echo "make test     every test; tests of servers that are missing are skipped with the reason"
 	@echo "make check    lint and types"
 	@echo "make bench    the benchmarks, one JSON line each"
+	@echo "make soak     kills workers, broker and database over 2,000,000 records; about 15 minutes (SOAK_ARGS=...)"
 	@echo "make servers  what the tests with real servers need: shows it, installs it where allowed"
 	@echo "make clean    remove .venv and caches"
 
@@ -51,6 +53,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@for b in tests/benchmarks/*.py; do OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python $$b || exit 1; done
+
+soak: $(VENV)/.installed-dev
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/soak/run.py $(SOAK_ARGS)
 
 servers: $(VENV)/.installed-dev
 	@$(BIN)/python tests/servers/install.py

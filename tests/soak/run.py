@@ -1,0 +1,128 @@
+"""The long form of tests/integration/test_exactly_once.py: `make soak`. One JSON line for each scenario.
+
+    python tests/soak/run.py [--records 2000000] [--kills 50] [--servers 5] [--seed 1]
+
+Every scenario reads the same topic with three workers, and must leave the bytes of one undisturbed worker in every
+table, the same notifications at the receiver, and the counts that the labels of the records say. Exit code 1 where one
+does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.servers.kafka import KafkaServer, missing_kafka
+from tests.servers.postgres import PostgresServer
+from tests.servers.receiver import Receiver
+from tests.soak.fingerprint import Fingerprint, first_difference
+from tests.soak.harness import Content, Deployment, Disturbance, plan, produce
+
+WORKERS = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--records", type=int, default=2_000_000)
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs of workers, with a join or leave for every ten")
+    parser.add_argument("--servers", type=int, default=5, help="SIGKILLs of the broker, and as many of the database")
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    if reason := missing_kafka():
+        _say({"soak": "all", "skipped": reason})
+        return 1
+    with tempfile.TemporaryDirectory(prefix="driftd-soak-") as place:
+        folder = Path(place)
+        # Not below the folder: for root the server runs as another user, who may not enter there.
+        with tempfile.TemporaryDirectory(prefix="driftd-postgres-") as directory:
+            broker, postgres = KafkaServer(folder / "kafka"), PostgresServer(Path(directory))
+            try:
+                broker.start()
+                return _scenarios(folder, broker, postgres, asked)
+            finally:
+                broker.stop()
+                postgres.stop()
+
+
+def _scenarios(folder: Path, broker: KafkaServer, postgres: PostgresServer, asked: argparse.Namespace) -> int:
+    began = time.monotonic()
+    content = produce(broker, folder / "topic", records=asked.records, partitions=4, seed=asked.seed)
+    _say({"soak": "produce", "records": asked.records, "seconds": round(time.monotonic() - began, 1)})
+    quiet = _run(folder / "one-worker", content, postgres, [], workers=1, seed=0)
+    tenth = -(-asked.kills // 10)
+    shaken = {
+        "kills": plan(asked.seed, kill=asked.kills, join=1, leave=tenth, freeze=tenth),
+        "servers": plan(asked.seed + 1, broker=asked.servers, database=asked.servers),
+    }
+    same = [
+        _run(folder / name, content, postgres, due, workers=WORKERS, seed=asked.seed, quiet=quiet) is quiet
+        for name, due in shaken.items()
+    ]
+    return 0 if all(same) else 1
+
+
+Left = tuple[Fingerprint, dict[str, bytes]]
+
+
+def _run(
+    folder: Path,
+    content: Content,
+    postgres: PostgresServer,
+    due: list[Disturbance],
+    *,
+    workers: int,
+    seed: int,
+    quiet: Left | None = None,
+) -> Left | None:
+    """One scenario. Returns what it left, or ``quiet`` where that is the same; None where something is wrong."""
+    fetch_bytes = 64 << 10 if any(one.action == "broker" for one in due) else 1 << 20
+    with Receiver() as receiver:
+        deployment = Deployment(
+            folder,
+            content,
+            database=postgres.new_database(),
+            receiver=receiver,
+            poll_records=1_000,
+            fetch_bytes=fetch_bytes,
+        )
+        began = time.monotonic()
+        report = deployment.run(workers=workers, disturbances=due, seed=seed, postgres=postgres)
+        seconds = time.monotonic() - began
+        left = (deployment.fingerprint(), deployment.told())
+        wrong = [f"{check.name}: {check.detail}" for check in deployment.checks() if not check.ok]
+        if quiet is not None:
+            difference = first_difference(quiet[0], left[0]) or ("" if quiet[1] == left[1] else "what was told")
+            wrong += [difference] if difference else []
+    _say(
+        {
+            "soak": folder.name,
+            "records": len(content.records),
+            "workers": workers,
+            "disturbed": report.done,
+            "back_after_s": {server: [round(s, 1) for s in took] for server, took in report.recovery_s.items()},
+            "seconds": round(seconds, 1),
+            "records_per_second": round(len(content.records) / report.seconds),
+            "notifications": len(left[1]),
+            "identical": not wrong,
+            **({"wrong": wrong[:3]} if wrong else {}),
+        }
+    )
+    deployment.delete()
+    if wrong:
+        return None
+    return quiet or left
+
+
+def _say(line: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
