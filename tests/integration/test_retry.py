@@ -13,6 +13,7 @@ import pytest
 
 from connectors.database.store import Store
 from detectors.errors import InvalidInput
+from detectors.summary import BlockSummary
 from monitor.app import build_source, open_store
 from monitor.references import from_source
 from monitor.retry import Retry, RetryResult
@@ -29,14 +30,14 @@ STRICT = RECORD | {"max_bytes": 300}
 
 
 def records(count: int = RECORDS) -> list[dict[str, Any]]:
-    """One record every 20 ms. After the baseline, one in a hundred is long; some of those are strange, too."""
+    """One record every 20 ms. After the baseline, one in a hundred is long, and some of those strange or late."""
     random = np.random.default_rng(3)
     vectors = random.normal(size=(count, 8)).round(4)
     vectors[BASELINE::200] += 9.0
     return [
         {
             "id": f"r{i}",
-            "ts": START_MS + 20 * i,
+            "ts": START_MS + 20 * i - (25_000 if i > 2 * BASELINE and i % 300 == 0 else 0),
             "shop": "ab"[i % 2],
             "label": ("refund", "login")[i % 3 == 0],
             "v": vectors[i].tolist(),
@@ -195,7 +196,7 @@ def test_rows_of_a_body_are_retried_one_by_one(tmp_path: Path) -> None:
         return {"id": f"b{first}", "inputs": inputs, "note": "x" * 2_000 if first == 2_000 else ""}
 
     bodies = [body(i, [row["v"] for row in rows[i : i + 4]]) for i in range(0, 3_000, 4)]
-    bodies[600]["inputs"][1]["data"][2] = START_MS + 10 * 3_600_000  # of 2,402: too far ahead
+    bodies[600]["inputs"][1]["data"][2] = START_MS - 11 * 365 * 86_400_000  # of 2,402: too far back
     source = write(tmp_path, bodies)
     record = {"format": "v2", "id": "/id", "time": {"path": "/inputs/ts", "unit": "ms"}}
 
@@ -205,20 +206,22 @@ def test_rows_of_a_body_are_retried_one_by_one(tmp_path: Path) -> None:
         model["spaces"]["input"]["embedder"]["field"] = "/inputs/v"
         return Settings.model_validate(settings.model_dump() | {"models": {"orders": model}})
 
-    # The files have no time of their own, so the clock bounds what lies ahead.
     settings = with_record({"max_bytes": 1_500})
     with open_store(settings) as store:
         from_source(settings, None, start_ms=None, end_ms=None, progress=lambda step, share: None)
         read_all(settings, store)
-        assert store.dead_letter_counts("orders") == {"too_large": 1, "time_future": 1}
+        assert store.dead_letter_counts("orders") == {"too_large": 1, "time_past": 1}
         assert [row.letter.row for row in store.dead_letter_rows("orders")] == [-1, 2]
         [state] = store.partition_states("orders")
         assert (state.records, state.dead) == (2_997, 2)
-        settings = with_record({"max_future_s": 100_000})
+        settings = with_record({"max_past_days": 5_000})
         found = retry(settings, store)
         assert (found.letters, found.mended, found.still, found.gone) == (2, 2, {}, 0)
         [state] = store.partition_states("orders")
         assert (state.records, state.dead, state.late + state.closed_late) == (3_000, 0, 0)
+        read_all(settings, store, close=True)
+        deltas = store.summaries("orders", "input", segment="")
+        assert sum(BlockSummary.from_bytes(delta.blob).n for delta in deltas) == 3_000
 
 
 @pytest.mark.kafka
