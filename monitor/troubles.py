@@ -29,7 +29,7 @@ from monitor.reader import Reader
 
 log = logging.getLogger(__name__)
 
-AGAIN_S = 60.0  # until a trouble that could not be told, or that another worker tells, is told again
+AGAIN_S = 60.0  # until a trouble that could not be told is told again, and until one that is gone is over
 
 
 class Troubles:
@@ -48,6 +48,7 @@ class Troubles:
         self._after_s = after_s
         self._told: dict[str, IncidentRow] = {}  # open ones, by kind
         self._again: dict[str, float] = {}  # monotonic clock before which a kind is not tried again
+        self._well: dict[str, float] = {}  # since when a kind that was told is not seen any more
 
     @property
     def open(self) -> list[IncidentRow]:
@@ -112,6 +113,7 @@ class Troubles:
 
     def _tell(self, told: tuple[IncidentRow, Notification], clock_s: float) -> None:
         row, notice = told
+        self._well.pop(row.kind, None)
         if row.kind in self._told or clock_s < self._again.get(row.kind, clock_s):
             return
         self._again[row.kind] = clock_s + AGAIN_S
@@ -123,7 +125,9 @@ class Troubles:
 
     def _over(self, kind: str, now_ms: int, clock_s: float) -> None:
         row = self._told.get(kind)
-        if row is None or clock_s < self._again.get(kind, clock_s):
+        # A broker that comes and goes must not page each time.
+        well_since = self._well.setdefault(kind, clock_s)
+        if row is None or clock_s < max(well_since + AGAIN_S, self._again.get(kind, clock_s)):
             return
         over, notice = resolved(row, now_ms)
         try:

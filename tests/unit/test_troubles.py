@@ -60,7 +60,10 @@ def test_an_outage_is_told_when_it_has_lasted_and_over_when_records_come(store: 
     assert "does not answer" in row.text
     assert mine.open == [row]
     reader.poll(AFTER_S + 2, wait_s=0.1)
+    mine.source(reader, NOW_MS + 1000, AFTER_S + 2)
     mine.source(reader, NOW_MS + 1000, AFTER_S + AGAIN_S)
+    assert told(store) == [("source", "open")], "it may come back"
+    mine.source(reader, NOW_MS + 1000, AFTER_S + 2 + AGAIN_S)
     assert told(store) == [("source", "resolved")]
     assert mine.open == []
     assert sent(store) == [("source", "firing")], "resolved waits for its firing"
@@ -77,7 +80,9 @@ def test_of_two_workers_one_tells_and_the_next_process_says_that_it_is_over(stor
         worker.source(reader, NOW_MS, 0.0)
     assert told(store) == [("source", "open")]
     reader.poll(100.0, wait_s=0.1)
-    troubles(store).source(reader, NOW_MS, 100.0)
+    after = troubles(store)
+    after.source(reader, NOW_MS, 100.0)
+    after.source(reader, NOW_MS, 100.0 + AGAIN_S)
     assert told(store) == [("source", "resolved")]
 
 
@@ -86,6 +91,7 @@ def test_a_wave_is_over_only_when_so_many_records_were_read_without_one(store: S
     after = troubles(store)
     assert told(store) == [("dead_letter_wave", "open")]
     after.no_wave(NOW_MS, 0.0)
+    after.no_wave(NOW_MS, AGAIN_S)
     assert told(store) == [("dead_letter_wave", "resolved")]
 
 
@@ -97,7 +103,8 @@ def test_partitions_that_stand_still_are_told_while_others_move(store: Store) ->
     mine.stalled(frozenset(P[:1]), states, NOW_MS, 1.0)
     (row,) = store.incidents(model="m")
     assert (row.kind, row.onset_ms, row.detail["partitions"]) == ("stalled", NOW_MS - 5, [["orders", 0, 7]])
-    mine.stalled(frozenset(), states, NOW_MS, AGAIN_S + 1)
+    mine.stalled(frozenset(), states, NOW_MS, 2.0)
+    mine.stalled(frozenset(), states, NOW_MS, AGAIN_S + 2)
     assert told(store) == [("stalled", "resolved")]
 
 
