@@ -13,6 +13,7 @@ from connectors.notification import Sink
 from connectors.records import Source
 from detectors.errors import InvalidSettings
 from monitor.settings import ModelSettings, Settings
+from monitor.watchdog import Watchdog
 from monitor.worker import Worker
 
 
@@ -24,15 +25,25 @@ def open_store(settings: Settings) -> Store:
 
 
 def build_source(name: str, model: ModelSettings, *, ordinal: int = 0) -> Source:
-    """The source of one model. The client id is stable over restarts, so that a static group member comes back."""
+    """The source of one model. The client id is stable over restarts, so that a static group member comes back.
+
+    Args:
+        ordinal: of the worker process among those of this machine; each is a member of its own.
+    """
     group = f"driftd-{name}"
-    return model.source.build(client_id=f"{group}-{socket.gethostname()}-{ordinal}", group=group)
+    source = model.source
+    if ordinal and isinstance(source, KafkaSettings) and source.instance not in (None, "none"):
+        source = source.model_copy(update={"instance": f"{source.instance}-{ordinal}"})
+    return source.build(client_id=f"{group}-{socket.gethostname()}-{ordinal}", group=group)
 
 
-def build_workers(settings: Settings, store: Store) -> list[Worker]:
+def build_workers(
+    settings: Settings, store: Store, *, ordinal: int = 0, watchdog: Watchdog | None = None
+) -> list[Worker]:
     """A worker for each model."""
     return [
-        Worker(name, settings, store=store, source=build_source(name, model)) for name, model in settings.models.items()
+        Worker(name, settings, store=store, source=build_source(name, model, ordinal=ordinal), watchdog=watchdog)
+        for name, model in settings.models.items()
     ]
 
 

@@ -98,15 +98,29 @@ def kinds(json: AsJson = False) -> None:
 
 
 @app.command()
-def run(settings: SettingsPath = DEFAULT_SETTINGS) -> None:
-    """Watch the models until told to stop (Ctrl-C or SIGTERM). Example: driftd run -s driftd.yaml"""
+def run(
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    workers: Annotated[int, typer.Option(min=1, help="processes that share the partitions of Kafka topics")] = 1,
+    ordinal: Annotated[int, typer.Option(hidden=True, help="of this worker, from its supervisor")] = 0,
+    parent: Annotated[int, typer.Option(hidden=True, help="file descriptor to the supervisor")] = -1,
+) -> None:
+    """Watch the models until told to stop (Ctrl-C or SIGTERM). Example: driftd run -s driftd.yaml --workers 4"""
+    from monitor.child import Parent
     from monitor.settings import load_settings
 
+    supervisor = None
+    if parent >= 0:
+        supervisor = Parent(parent)
+        supervisor.follow()
     loaded = load_settings(settings)
     one_thread_per_process()
+    if workers > 1:
+        from monitor.supervisor import Supervisor
+
+        raise typer.Exit(Supervisor(loaded, settings, workers=workers).run())
     from monitor.daemon import Daemon
 
-    raise typer.Exit(Daemon(loaded).run())
+    raise typer.Exit(Daemon(loaded, ordinal=ordinal, parent=supervisor).run())
 
 
 def one_thread_per_process() -> None:

@@ -23,12 +23,14 @@ from detectors.errors import RetryableError, StoreError
 from monitor.app import build_dead_letter_topics, build_sinks, build_workers, check_references_folder, http_address
 from monitor.app import open_store as open_database
 from monitor.budget import budget_so_far, is_page, observed_by_model, together
+from monitor.child import Parent
 from monitor.dead_letters import DeadLetterPublisher
 from monitor.folding import Outcome
 from monitor.health import Health
 from monitor.log import configure, event
 from monitor.outbox import OutboxSender
 from monitor.settings import Settings
+from monitor.watchdog import STEP_S, Watchdog
 from monitor.web import Status, WebServer
 from monitor.worker import Step, Worker
 
@@ -47,10 +49,19 @@ class _Stopped(Exception):
 
 
 class Daemon:
-    """Runs until SIGTERM, SIGINT, or the end of bounded sources."""
+    """Runs until SIGTERM, SIGINT, or the end of bounded sources.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: all settings.
+        ordinal: of this process among several.
+        parent: the supervisor that started it, and shows what it says at the address of the settings.
+    """
+
+    def __init__(self, settings: Settings, *, ordinal: int = 0, parent: Parent | None = None) -> None:
         self._settings = settings
+        self._ordinal = ordinal
+        self._parent = parent
+        self._watchdog = Watchdog()
         self._stopping = False
         self._status = Status()
         self._metrics = Metrics()
@@ -67,16 +78,21 @@ class Daemon:
         Raises:
             DriftdError: what cannot be waited out: wrong settings, a reference that does not fit, refused credentials.
         """
-        configure(self._settings.log_format)
+        configure(self._settings.log_format, worker=self._ordinal if self._parent else None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         check_references_folder(self._settings.references)
-        host, port = http_address(self._settings)
+        host, port = ("127.0.0.1", 0) if self._parent else http_address(self._settings)
         with ExitStack() as closing:
+            self._watchdog.start()
+            closing.callback(self._watchdog.stop)
             web = WebServer(self._status, self._metrics, host=host, port=port)
             web.start()
             closing.callback(web.stop)
-            log.info(event("listening", url=web.url))
+            if self._parent:
+                self._parent.tell(web.port)
+            else:
+                log.info(event("listening", url=web.url))
             try:
                 self._watch(closing)
             except _Stopped:
@@ -85,8 +101,11 @@ class Daemon:
         return 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks for a stop after the current batch; the second leaves at once, which is safe."""
-        if self._stopping:
+        """The first signal asks for a stop after the current batch; the second leaves at once, which is safe.
+
+        A worker may get one from its supervisor and the same from systemd, which tells every process of a service.
+        """
+        if self._stopping and self._parent is None:
             os._exit(128 + number)
         self._stopping = True
 
@@ -96,7 +115,7 @@ class Daemon:
         sender = OutboxSender(store, build_sinks(self._settings), metrics=self._metrics)
         sender.start()
         closing.callback(sender.stop)
-        workers = build_workers(self._settings, store)
+        workers = build_workers(self._settings, store, ordinal=self._ordinal, watchdog=self._watchdog)
         by_name = {worker.name: worker for worker in workers}
         publisher = DeadLetterPublisher(
             store, build_dead_letter_topics(self._settings), assigned=lambda model: by_name[model].assigned
@@ -127,8 +146,9 @@ class Daemon:
         self._drain(workers)
 
     def _one_step(self, worker: Worker, *, wait_s: float, others: bool) -> bool:
-        """One step of one model, with a pause after a failure, a short one where others wait. Whether it is at its end."""
-        step = worker.step(self._now_ms(), time.monotonic(), wait_s=wait_s)
+        """One step of one model, with a pause after a failure, a short one where others wait. True at its end."""
+        with self._watchdog.limit(f"step of {worker.name}", STEP_S):
+            step = worker.step(self._now_ms(), time.monotonic(), wait_s=wait_s)
         self._status.polled(worker.name)
         self._count(worker, step)
         for check in self._health[worker.name].checks(step, self._now_ms(), time.monotonic()):
@@ -160,7 +180,8 @@ class Daemon:
         """Do it, and wait out failures that may pass; /readyz and the log say what is waited for."""
         while not self._stopping:
             try:
-                made = action()
+                with self._watchdog.limit(f"start: {what}", STEP_S):
+                    made = action()
                 self._said.pop(what, None)
                 if model is None:
                     self._status.check(what, ok=True, detail="open")

@@ -75,15 +75,23 @@ def describe(error: BaseException) -> str:
 
 
 def configure(
-    log_format: Literal["text", "json"] = "text", *, level: str = "info", stream: TextIO | None = None
+    log_format: Literal["text", "json"] = "text",
+    *,
+    level: str = "info",
+    stream: TextIO | None = None,
+    worker: int | None = None,
 ) -> None:
     """Send all logging to ``stream`` (standard error by default) in the given format.
+
+    ``worker``: the ordinal of this process, to stand in each line.
 
     Calling it again replaces the earlier handler. Other libraries speak from "warning" on; urllib3 from "error" on,
     since its warnings quote whole URLs.
     """
     handler = _Handler(stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    if worker is not None:
+        handler.addFilter(_Worker(worker))
     root = logging.getLogger()
     for old in root.handlers[:]:
         if isinstance(old, _Handler):
@@ -170,6 +178,19 @@ class _Handler(logging.StreamHandler[TextIO]):
         if self._follow_stderr:
             self.stream = sys.stderr
         super().emit(record)
+
+
+class _Worker(logging.Filter):
+    """Lets every record pass, and writes the worker into it."""
+
+    def __init__(self, ordinal: int) -> None:
+        super().__init__()
+        self._ordinal = ordinal
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        what = _event_of(record)
+        record.msg, record.args = Event(what.text, {"worker": self._ordinal, **what.fields}), None
+        return True
 
 
 def _event_of(record: logging.LogRecord) -> Event:

@@ -31,6 +31,8 @@ from monitor.reader import Reader
 from monitor.settings import Settings
 from monitor.spaces import load_spaces
 from monitor.troubles import Troubles
+from monitor.watchdog import POLL_S as POLL_LIMIT_S
+from monitor.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +93,16 @@ class Worker:
         settings: all settings.
         store: the database, already migrated.
         source: where the records come from; opened here.
+        watchdog: told of each poll.
 
     Attributes:
         halted: why nothing is read any more, in words; "" while records are read. What is open stays open: the source
             is asked again and again, so that no other worker gets its partitions, but nothing is fetched.
     """
 
-    def __init__(self, name: str, settings: Settings, *, store: Store, source: Source) -> None:
+    def __init__(
+        self, name: str, settings: Settings, *, store: Store, source: Source, watchdog: Watchdog | None = None
+    ) -> None:
         self.name = name
         self.model = settings.models[name]
         self.source = source
@@ -106,6 +111,7 @@ class Worker:
         self.halted = ""
         self._settings = settings
         self._store = store
+        self._watchdog = watchdog or Watchdog()
         self._reader = Reader(
             source,
             most_records=settings.checkpoint.poll_records,
@@ -215,7 +221,8 @@ class Worker:
             SourceError, StoreError: of the kinds that cannot be waited out.
         """
         began = time.perf_counter()
-        batches = self._reader.poll(clock_s, wait_s=wait_s)
+        with self._watchdog.limit(f"poll of {self.name}", POLL_LIMIT_S):
+            batches = self._reader.poll(clock_s, wait_s=wait_s)
         seconds = {"poll": time.perf_counter() - began}
         if self._reader.gone(clock_s):
             # The new owner reads on from the stored offsets, so what is pending of these partitions is its work now.

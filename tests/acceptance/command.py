@@ -75,11 +75,12 @@ class Running:
         self._log = folder / "driftd.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
+        """Start it, with ``more`` words on the command line."""
         self._began_at = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "monitor", "run", "-s", "driftd.yaml"],
+                [sys.executable, "-m", "monitor", "run", "-s", "driftd.yaml", *more],
                 cwd=self.folder,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
