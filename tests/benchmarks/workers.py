@@ -86,6 +86,7 @@ def settings_of(folder: Path, brokers: str, topic: str, group: str) -> dict[str,
         "database": f"sqlite:///{folder / 'driftd.db'}",
         "references": str(folder / "references"),
         "http": {"bind": "127.0.0.1:0"},
+        "checkpoint": {"every": 0.25},  # what is not committed yet is not seen: by the second it would blur the rates
         "models": {
             MODEL: {
                 "source": {"kind": "kafka", "brokers": brokers, "topic": topic, "group": group},
