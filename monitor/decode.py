@@ -257,21 +257,25 @@ class Decoder:
         def letter(place: int, reason: str, detail: str) -> DeadLetter:
             return self._dead_letter(origin_of(batch, place), -1, reason, detail)
 
-        n, whole = len(batch), not broken
-        good = all_but(n, broken)
-        pick = Picker(good, n)
-        headers = batch.headers if whole else pick(batch.headers)
+        n = len(batch)
+        good = np.arange(n, dtype=np.int64)
+        offsets, broker_ms, headers, keys = batch.offsets, batch.timestamps_ms, batch.headers, batch.keys
+        if broken:
+            good = all_but(n, broken)
+            pick = Picker(good, n)
+            offsets, broker_ms = offsets[good], broker_ms[good]
+            headers, keys, bodies = pick(headers), pick(keys), pick(bodies)
         return Rows(
             partition=batch.partition,
-            offsets=batch.offsets if whole else batch.offsets[good],
+            offsets=offsets,
             numbers=np.zeros(len(good), dtype=np.int64),
             many=None,
             places=good,
-            broker_ms=batch.timestamps_ms if whole else batch.timestamps_ms[good],
+            broker_ms=broker_ms,
             documents=documents,
             headers=[dict(each) for each in headers] if self._needs_headers else [],
-            keys=batch.keys if whole else pick(batch.keys),
-            bodies=bodies if whole else pick(bodies),
+            keys=keys,
+            bodies=bodies,
             enveloped=False,
             next_offset=batch.next_offset,
             letter=letter,
@@ -290,10 +294,8 @@ class Decoder:
         if checked or (not parses and any(batch.headers)):
             bodies = self._bodies(batch, checked=checked, broken=broken)
         for row, value in enumerate(bodies):
-            if row in broken:
-                continue
             if value is None:
-                broken[row] = ("tombstone", "The record has no value.")
+                broken.setdefault(row, ("tombstone", "The record has no value."))
             elif len(value) > limit:
                 broken[row] = ("too_large", self._how_large(value))
             elif parses:
@@ -307,7 +309,7 @@ class Decoder:
         return documents, bodies, broken if len(broken) < 2 else dict(sorted(broken.items()))
 
     def _bodies(self, batch: RawBatch, *, checked: bool, broken: dict[int, tuple[str, str]]) -> list[bytes | None]:
-        """The values, those of codec raw inflated; records that bear the mark of another format are broken."""
+        """The values, those of codec raw inflated; None for those that cannot be, or bear another format's mark."""
         bodies: list[bytes | None] = []
         for row, value in enumerate(batch.values):
             body = value
@@ -319,7 +321,7 @@ class Decoder:
                     if self.settings.codec == "raw":
                         body = self._inflated(value, headers)
                 except BrokenValue as error:
-                    broken[row] = (error.reason, error.detail)
+                    broken[row], body = (error.reason, error.detail), None
             bodies.append(body)
         return bodies
 
