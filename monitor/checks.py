@@ -195,7 +195,8 @@ def _dead_letters(store: Store, name: str, model: ModelSettings) -> Finding:
     latest = store.dead_letters(name, limit=1)
     if latest:
         letter = latest[0]
-        detail += f". Last: {letter.partition.topic}/{letter.partition.number}/{letter.offset}: {letter.detail}"
+        place = f"{letter.partition.topic}/{letter.partition.number}/{letter.offset}"
+        detail += f". Last: {place}: {letter.detail} Look at them: driftd deadletters list"
     too_many = totals.records >= 100 and totals.dead > model.dead_letters.alert_ratio * totals.records
     return Finding(f"model {name}, dead letters", not too_many, detail)
 

@@ -198,12 +198,12 @@ def _unknown(number: int) -> InvalidInput:
 def in_words(result: RetryResult, *, dry_run: bool) -> str:
     """One line on what came of a retry."""
     good = f"{result.mended:,} of {result.letters:,} {'would be' if dry_run else 'are'} good now"
-    parts = [good + (f" ({result.late:,} too late for their block)" if result.late else "")]
-    if still := sum(result.still.values()):
+    parts = [good + (f" (too late for their block: {result.late:,})" if result.late else "")]
+    if result.still:
         reasons = sorted(result.still.items(), key=lambda item: (-item[1], item[0]))
-        parts.append(f"{still:,} are still bad: {', '.join(f'{n:,} {reason}' for reason, n in reasons)}")
+        parts.append(f"still bad: {', '.join(f'{n:,} {reason}' for reason, n in reasons)}")
     if result.gone:
-        parts.append(f"{result.gone:,} cannot be read any more: the source has deleted them")
+        parts.append(f"not in the source any more: {result.gone:,}")
     return f"{result.model}: {'; '.join(parts)}."
 
 
@@ -244,7 +244,7 @@ def beginning_of(payload: bytes, characters: int) -> str:
     text = some.decode("utf-8", "replace")
     # A cut may go through a character: only other broken ones make it no text.
     if "\ufffd" in text[:-1] or any(ord(c) < 32 and c not in "\t\r\n" for c in text):
-        text = some.hex(" ", 4)
+        text = some.hex()
     text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
     text = " ".join(text.split()) if characters <= _EXCERPT else text
     return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -151,7 +151,7 @@ def describe(row: IncidentRow) -> str:
     facts += [(name, value) for name, value in numbers_of(row).items() if name not in ("reference", "onset")]
     lines = [row.title, "", *(f"  {name.replace('_', ' '):<12} {value}" for name, value in facts), "", row.text]
     if row.kind == "dead_letters":
-        lines += ["Look at them: driftd doctor"]
+        lines += ["Look at them: driftd deadletters list"]
     elif row.kind in operations_wording.KINDS:
         pass  # the text ends with what to do
     elif row.status == "open":
