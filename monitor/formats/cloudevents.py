@@ -12,10 +12,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Annotated, Any, Final
-
-import msgspec
+from functools import lru_cache
+from typing import Any, Final
 
 from monitor.formats.inference import rows_of
 from monitor.formats.opened import Envelope, Kind, Opened
@@ -31,7 +29,6 @@ _SERVERS: Final = ("org.kubeflow.serving.inference.", "io.seldon.serving.inferen
 _KINDS: Final[dict[str, Kind]] = {"request": "request", "response": "response"}
 _REQUIRED: Final = ("specversion", "id", "type", "source")
 _MAX_ATTRIBUTE: Final = 64 * 1024  # bytes; the specification asks for 64 kB in all events together with their data
-_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class CloudEvents:
@@ -124,13 +121,13 @@ def _envelope(headers: Mapping[str, bytes]) -> Envelope:
     if not version.startswith("1."):
         raise BrokenValue("bad_event", f"CloudEvents {version[:20]} are not read; expected specversion 1.0.")
     type_ = _attribute(headers, "ce_type")
+    return Envelope(_attribute(headers, ID_HEADER), type_, _kind_of(type_), headers.get(TIME_HEADER))
+
+
+@lru_cache(maxsize=100)
+def _kind_of(type_: str) -> Kind:
     server = next((prefix for prefix in _SERVERS if type_.startswith(prefix)), None)
-    return Envelope(
-        id=_attribute(headers, ID_HEADER),
-        type=type_,
-        kind="" if server is None else _KINDS.get(type_.removeprefix(server), ""),
-        time_ms=_time_ms(headers.get(TIME_HEADER)),
-    )
+    return "" if server is None else _KINDS.get(type_.removeprefix(server), "")
 
 
 def _attribute(headers: Mapping[str, bytes], name: str) -> str:
@@ -141,12 +138,3 @@ def _attribute(headers: Mapping[str, bytes], name: str) -> str:
     if not text:
         raise BrokenValue("bad_event", f"The event has no {name.removeprefix(PREFIX)}.")
     return text
-
-
-def _time_ms(encoded: bytes | None) -> int | None:
-    if encoded is None:
-        return None
-    try:
-        return round(msgspec.convert(str(encoded, "utf-8"), _Moment).timestamp() * 1e6) // 1000
-    except (msgspec.ValidationError, UnicodeDecodeError, OverflowError, ValueError):
-        return None

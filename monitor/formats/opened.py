@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from datetime import datetime
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
 
 Kind = Literal["request", "response", ""]
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +21,23 @@ class Envelope:
         id: unique for its source; a request and its response share it where a model server logs them.
         type: what kind of event, such as "org.kubeflow.serving.inference.request".
         kind: which half of a request and its response; "" for all other events.
-        time_ms: milliseconds since 1970; None where there is no time, or none that can be read.
+        time: as the event says it, None where it does not.
     """
 
     id: str
     type: str
     kind: Kind
-    time_ms: int | None
+    time: bytes | None
+
+    @property
+    def time_ms(self) -> int | None:
+        """Milliseconds since 1970; None where there is no time, or none that can be read."""
+        if self.time is None:
+            return None
+        try:
+            return round(msgspec.convert(str(self.time, "utf-8"), _Moment).timestamp() * 1e6) // 1000
+        except (msgspec.ValidationError, UnicodeDecodeError, OverflowError, ValueError):
+            return None
 
 
 @dataclass(frozen=True, slots=True)
