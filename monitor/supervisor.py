@@ -148,6 +148,7 @@ class Supervisor:
     def _stop(self, now: float) -> None:
         """Ask all to stop."""
         self._stop_at = now + STOP_WITHIN_S
+        log.info(event("stopping", within_s=STOP_WITHIN_S))
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.terminate()
@@ -156,13 +157,18 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         words = ["run", "-s", str(self._path), "--ordinal", str(worker.ordinal), "--parent", str(theirs.fileno())]
-        with theirs:
-            worker.process = subprocess.Popen(
-                [*self._command, *words],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C is for the supervisor, which passes it on once
-            )
+        try:
+            with theirs:
+                worker.process = subprocess.Popen(
+                    [*self._command, *words],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,  # Ctrl-C is for the supervisor, which passes it on once
+                )
+        except OSError as error:  # no memory, or too many processes
+            ours.close()
+            self._start_later(worker, f"cannot be started: {error.strerror}", now, lived_s=0.0)
+            return
         worker.channel, worker.told, worker.began = ours, b"", now
         self._overview.started(worker.ordinal, again=worker.starts > 0)
         worker.starts += 1
@@ -205,15 +211,18 @@ class Supervisor:
             self._overview.down(worker.ordinal, how, ended=False)
             self._stop(now)
             return
+        self._start_later(worker, how, now, lived_s=lived_s)
+
+    def _start_later(self, worker: _Worker, how: str, now: float, *, lived_s: float) -> None:
+        """After a pause that doubles each time, until a process has lived for a minute."""
         if lived_s >= SETTLED_S:
             worker.pause_s = FIRST_PAUSE_S
-        worker.due = now + worker.pause_s
-        detail = f"{how} after {lived_s:.0f} s; is started anew in {worker.pause_s:g} s"
+        pause_s = worker.pause_s
+        worker.due = now + pause_s
+        worker.pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        detail = f"{how} after {lived_s:.0f} s; is started anew in {pause_s:g} s"
         self._overview.down(worker.ordinal, detail, ended=False)
-        log.warning(
-            event("worker ended", worker=worker.ordinal, how=how, lived_s=round(lived_s), again_in=worker.pause_s)
-        )
-        worker.pause_s = min(2 * worker.pause_s, LONGEST_PAUSE_S)
+        log.warning(event("worker ended", worker=worker.ordinal, how=how, lived_s=round(lived_s), again_in=pause_s))
 
 
 def _named(code: int) -> str:
