@@ -244,6 +244,9 @@ class Decoder:
     def _check_mark(self, name: FormatName, value: bytes, headers: Mapping[str, bytes]) -> None:
         """Raise BrokenValue where a record bears the mark of another format than its topic's."""
         mark = marked(value, headers, framed=self._schemas is not None)
+        if mark is None and name in ("cloudevents", "confluent") and self.settings.codec != "raw":
+            # What cannot be read at all pins nothing, so it must be as dead before the topic is pinned as after.
+            self._parse_inside(value)
         if mark not in (None, name):
             raise BrokenValue("unexpected_format", f"The record is {mark}, but the topic is {name}.")
 

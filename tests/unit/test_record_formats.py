@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -472,6 +473,37 @@ def test_any_cut_of_a_batch_decodes_to_the_same_rows(name: str) -> None:
                 piece = piece.rows(int(np.searchsorted(piece.offsets, events.next_offset)), len(piece))
         whole.append(sorted(found, key=str))
     assert whole.count(whole[0]) == len(whole)
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("shown", ["plain", "v2", "cloudevents", "confluent"])
+def test_workers_that_come_and_go_find_the_same_format(folder: Path, codec: str, shown: str) -> None:
+    encode = msgspec.json.encode if codec == "json" else msgspec.msgpack.encode
+    first: dict[str, tuple[bytes, Headers]] = {
+        "plain": (encode({"v": 1}), ()),
+        "v2": (encode(V2), ()),
+        "cloudevents": (encode({"v": 1}), event_headers()),
+        "confluent": (framed(8, b'{"v": 1}'), ()),
+    }
+    garbage = [None, b"\xc1{", b"\x1f\x8b", b""]
+    values: list[bytes | None] = [*garbage, first[shown][0], *garbage, *(value for value, _ in first.values())]
+    headers: list[Headers] = [(), (), (), (), first[shown][1], (), (), (), (), *(each for _, each in first.values())]
+    settings = RecordSettings.model_validate({"format": "auto", "codec": codec, "schemas": {"directory": str(folder)}})
+    found = []
+    for cuts in ([], range(1, len(values)), [2, 6, 8]):
+        stored: dict[str, str] = {}
+        reasons: list[tuple[int, int, str]] = []
+        for start, after in itertools.pairwise([0, *cuts, len(values)]):
+            # Each piece has a worker of its own; what they share is the database.
+            decoder = Decoder(settings, ["/v"], pin=lambda topic, name, now_ms: stored.setdefault(topic, name))  # noqa: B023
+            piece = batch(values, headers).rows(start, after)
+            while len(piece):
+                events = decoder.decode(piece, NOW)
+                reasons += refused(events)
+                piece = piece.rows(int(np.searchsorted(piece.offsets, events.next_offset)), len(piece))
+        assert stored == {"orders": shown}
+        found.append(reasons)
+    assert found[0] == found[1] == found[2]
 
 
 def test_redacted_fields_are_not_in_the_letters_of_wrapped_records() -> None:
