@@ -59,6 +59,7 @@ class Metrics:
         self._max_segments = max_segments
         self._segments: dict[str, set[str]] = {}
         self._strengths: dict[str, set[tuple[str, str, str]]] = {}
+        self._watermarks: dict[str, float] = {}
         self._partitions: dict[str, set[str]] = {}
         self._open_series: set[tuple[str, str, str]] = set()
         prometheus_client.ProcessCollector(registry=self.registry)
@@ -324,8 +325,18 @@ class Metrics:
             self._partition_lag.labels(model, label).set(lag[name])
             self._partition_lag_seconds.labels(model, label).set(lag_seconds.get(name, 0.0))
 
-    def forget_drift(self, model: str) -> None:
-        """Show no strengths of a model any more: another worker has folded since, and shows them."""
+    def folded(self, model: str, *, blocks: int, watermark_s: float) -> None:
+        """After a step of the fold, before `drift`: how many blocks this process judged, and where event time stands.
+
+        Where another worker has judged blocks since, it shows the strengths, and ours are forgotten.
+        """
+        if not blocks and watermark_s != self._watermarks.get(model):
+            self._forget_drift(model)
+        self._watermarks[model] = watermark_s
+        self.blocks_folded.labels(model).inc(blocks)
+        self.watermark.labels(model).set(watermark_s)
+
+    def _forget_drift(self, model: str) -> None:
         gone = self._strengths.pop(model, set())
         for space, segment, channel in gone:
             self._strength.remove(model, space, segment, channel)

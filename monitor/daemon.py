@@ -308,13 +308,12 @@ class Daemon:
 
     def _count_fold(self, worker: Worker, folded: Outcome) -> None:
         metrics, name = self._metrics, worker.name
-        metrics.blocks_folded.labels(name).inc(folded.blocks)
         metrics.late.labels(name).inc(folded.late)
         metrics.closed_late.labels(name).inc(folded.late)
         for space, count in folded.flagged.items():
             metrics.outliers.labels(name, space).inc(count)
         if folded.next_block is not None:
-            metrics.watermark.labels(name).set(folded.next_block * worker.model.drift.block)
+            metrics.folded(name, blocks=folded.blocks, watermark_s=folded.next_block * worker.model.drift.block)
         for reading in folded.readings:
             metrics.drift(
                 name,

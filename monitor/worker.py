@@ -204,7 +204,7 @@ class Worker:
             self.name, self._settings, store=self._store, decoder=self._decoder, embedders=embedders
         )
         self._load(self._first.built(float("-inf")))
-        rows = self._store.incidents(model=self.name, status="open")
+        rows = self._stored_open()
         self._open = {row.id: row for row in rows if row.kind not in OPERATIONAL}
         self._troubles.take_over(rows)
         self.source.open(self._positions, topic_ids=self._topic_ids)
@@ -304,14 +304,14 @@ class Worker:
             self._note(self.folder.close_all(self._store, now_ms))
 
     def _note(self, folded: Outcome) -> Outcome:
-        """Remember what the fold changed."""
+        """Remember what the fold changed, or the folds of other workers before it."""
+        if folded.next_block != self._next_block or folded.incidents:
+            self._open = {row.id: row for row in self._stored_open() if row.kind not in OPERATIONAL}
         self._next_block = folded.next_block
-        for row in folded.incidents:
-            if row.status == "open":
-                self._open[row.id] = row
-            else:
-                self._open.pop(row.id, None)
         return folded
+
+    def _stored_open(self) -> list[IncidentRow]:
+        return self._store.incidents(model=self.name, status="open")
 
     @property
     def _pending(self) -> bool:

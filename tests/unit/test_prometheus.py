@@ -95,19 +95,27 @@ def test_segments_beyond_the_limit_are_counted_and_not_shown() -> None:
 def test_strengths_that_another_worker_shows_now_are_forgotten_and_come_back() -> None:
     metrics = Metrics()
 
-    def judge(model: str, *channels: str) -> None:
-        for channel in channels:
-            metrics.drift(model, "s", segment="a=b", channel=channel, strength=1, page_threshold=2, warn_threshold=1)
+    def judge(model: str, channel: str) -> None:
+        metrics.drift(model, "s", segment="a=b", channel=channel, strength=1, page_threshold=2, warn_threshold=1)
 
-    judge("m", "level", "shape")
+    def models() -> list[str]:
+        return [dict(labels)["model"] for name, labels in samples(metrics) if name.startswith("driftd_drift_")]
+
+    metrics.folded("m", blocks=2, watermark_s=120.0)
+    judge("m", "level")
+    judge("m", "shape")
     judge("other", "level")
-    metrics.forget_drift("m")
-    metrics.forget_drift("m")
-    left = [dict(labels)["model"] for name, labels in samples(metrics) if name.startswith("driftd_drift_")]
-    assert left == ["other"] * 3
+    metrics.folded("m", blocks=0, watermark_s=120.0)
+    assert sorted(models()) == ["m"] * 4 + ["other"] * 3, "nobody has judged a block since"
+    metrics.folded("m", blocks=0, watermark_s=180.0)
+    metrics.folded("m", blocks=0, watermark_s=240.0)
+    assert models() == ["other"] * 3
+    metrics.folded("m", blocks=1, watermark_s=300.0)
     judge("m", "mix")
     assert value(metrics, "driftd_drift_strength", model="m", space="s", segment="a=b", channel="mix") == 1
     assert value(metrics, "driftd_drift_threshold", model="m", space="s", segment="a=b", level="page") == 2
+    assert value(metrics, "driftd_blocks_folded_total", model="m") == 3
+    assert value(metrics, "driftd_watermark_timestamp_seconds", model="m") == 300
 
 
 @pytest.mark.parametrize(
