@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -323,7 +323,7 @@ def run_soak(
     made = labelled_records(records, partitions=PARTITIONS, seed=seed, start_ms=int(time.time() * 1000) - length_ms)
     name = f"driftd-soak-{secrets.token_hex(4)}"
     with ExitStack() as closing:
-        closing.enter_context(_ended_by_sigterm())
+        interrupts = closing.enter_context(_Interrupts())
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="driftd-soak-")))
         progress("making the topic", 0.0)
         topic = closing.enter_context(
@@ -346,7 +346,9 @@ def run_soak(
         for worker in fleet:
             closing.callback(worker.kill)
         began = time.monotonic()
-        done, killed = _through(store, fleet, records=records, kills=kills, seed=seed, progress=progress)
+        done, killed = _through(
+            store, fleet, records=records, kills=kills, seed=seed, progress=progress, interrupts=interrupts
+        )
         seconds = done - began
         for worker in fleet:
             worker.send(signal.SIGTERM)
@@ -357,7 +359,14 @@ def run_soak(
 
 
 def _through(
-    store: Store, fleet: list[WorkerProcess], *, records: int, kills: int, seed: int, progress: Progress
+    store: Store,
+    fleet: list[WorkerProcess],
+    *,
+    records: int,
+    kills: int,
+    seed: int,
+    progress: Progress,
+    interrupts: _Interrupts,
 ) -> tuple[float, int]:
     """Let the workers read everything, killing some on the way. Returns when the last record was counted, and how many
     kills there were: the records may be over before the last.
@@ -370,7 +379,8 @@ def _through(
             if not worker.alive:
                 if worker.process is not None and worker.process.returncode >= 0:
                     raise _stuck(fleet, f"A worker ended by itself, with code {worker.process.returncode}.")
-                worker.start()
+                with interrupts.held():
+                    worker.start()
         now = time.monotonic()
         count = counted(store)
         progress(f"{kills - len(due)} of {kills} workers killed", count / records)
@@ -424,15 +434,37 @@ def _write_private(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM is a Ctrl-C, so that the topic is deleted."""
+class _Interrupts:
+    """Within the block SIGTERM is a Ctrl-C too, so that the topic is deleted; neither comes between while `held`.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    A worker that is interrupted while it is being started would run on, known to nobody.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._holding = self._came = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A signal that comes within this block is raised at its end."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._came:
+            raise KeyboardInterrupt
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        if not self._holding:
+            raise KeyboardInterrupt
