@@ -25,7 +25,7 @@ class Gap:
 
     Attributes:
         from_offset, to_offset: where reading should have gone on, and where it does; the latter is smaller where a
-            topic was made anew.
+            topic was made anew or lost its newest records.
         reason: "retention" (deleted by the broker), "recreated" (another topic has the name now), "truncated" (the
             topic lost its newest records), "damaged" (a batch that cannot be decoded).
         detail: one sentence for a person.
