@@ -91,6 +91,7 @@ REDACTED: Final = "[redacted]"
 NO_SEGMENT: Final = "(none)"  # the segment of a record without the field
 
 MAX_ID_CHARS: Final = 1024
+ROW_PAYLOAD_BYTES: Final = 256  # of a record in the dead letter of one of its rows: it may have thousands of them
 MAX_ROWS: Final = 16_384  # decoded at once; a record more may come on top
 MAX_LABEL_CHARS: Final = 256  # predictions, labels and segments are names; more is cut off
 _DAY_MS: Final = 86_400_000
@@ -135,6 +136,7 @@ class Decoder:
             )
         self._schemas = None if settings.schemas is None else settings.schemas.build()
         self._pinned: dict[str, FormatName] = {}  # by topic
+        self._row_payload: tuple[Origin | None, bytes] = (None, b"")
         self._formats: dict[FormatName, Format | None] = {}
         if settings.format != "auto":
             self._format(settings.format)
@@ -417,13 +419,20 @@ class Decoder:
             time_ms=origin.time_ms,
             reason=reason,
             detail=detail.replace("\0", "\ufffd"),  # names out of a record may be in it; PostgreSQL takes no NUL
-            payload=b"" if value is None else self._payload(origin),
+            payload=b"" if value is None else self._payload(origin, row),
             size=0 if value is None else len(value),
             row=row,
         )
 
-    def _payload(self, origin: Origin) -> bytes:
+    def _payload(self, origin: Origin, row: int) -> bytes:
         """The beginning of the value without redacted fields; nothing where they cannot be told from the rest."""
+        if row < 0:
+            return self._shown(origin)
+        if self._row_payload[0] is not origin:  # the letters of a record's rows share theirs
+            self._row_payload = origin, self._shown(origin)[:ROW_PAYLOAD_BYTES]
+        return self._row_payload[1]
+
+    def _shown(self, origin: Origin) -> bytes:
         value = origin.value or b""
         # A record that is half of a pair has no side in it.
         inside = slice(1, None) if self.settings.pair is not None else slice(None)

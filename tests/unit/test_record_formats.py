@@ -239,6 +239,8 @@ def test_a_bad_row_is_a_dead_letter_of_its_own() -> None:
     assert events.fields == {"/inputs/x": [1, 4]} and events.rows.tolist() == [0, 3]
     assert refused(events) == [(100, 1, "bad_time"), (100, 2, "missing_field"), (101, -1, "bad_json")]
     assert (events.records, events.dead_places, events.places.tolist()) == (5, [1, 2, 4], [0, 3])
+    assert [letter.payload for letter in events.dead] == [encoded(body)[:256]] * 2 + [b"{"]
+    assert events.dead[0].payload is events.dead[1].payload, "thousands of rows must not hold thousands of copies"
     later, left = events.refused({0: ("wrong_dimension", "no")})
     assert left.tolist() == [1] and refused(later)[0] == (100, 0, "wrong_dimension")
 
