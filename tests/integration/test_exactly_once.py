@@ -126,6 +126,20 @@ def test_a_frozen_worker_that_wakes_up_after_its_session_writes_nothing_of_what_
     assert "another worker owns it. Nothing was written." in shaken.log()
 
 
+@pytest.mark.kafka
+def test_kills_while_the_first_baseline_is_collected_leave_one_reference_and_count_every_record_once(
+    content: Content, tmp_path: Path
+) -> None:
+    shaken = Deployment(tmp_path / "run", content, reference=False)
+    shaken.run(workers=3, disturbances=[Disturbance(0.0, "kill", "w0"), *plan(4, kill=3)], seed=4)
+    # Which records come first is chance, and so is the baseline that is made of them; how many there are is not.
+    assert [(key[2], row["records"], row["dead"]) for key, row in shaken.fingerprint()["partitions"]] == [
+        (number, count, content.truth.dead[number]) for number, count in content.truth.records.items()
+    ]
+    with Store.open(shaken.url) as store:
+        assert [row.version for row in store.references(MODEL, SPACE)] == [1]
+
+
 # --- every interleaving that a seed can make ----------------------------------------------------------------------
 
 

@@ -139,6 +139,7 @@ class Deployment:
         receiver: gets the notifications.
         poll_records: most records of one poll. Small, so that a kill finds the work in the middle.
         fetch_bytes: fetched at once from one partition. Small, where a broker that is away must be missed.
+        reference: with the reference of all runs; else the workers collect their own.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class Deployment:
         receiver: Receiver | None = None,
         poll_records: int = 400,
         fetch_bytes: int = 1 << 20,
+        reference: bool = True,
     ) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
@@ -172,8 +174,9 @@ class Deployment:
         self._names = 0
         with Store.open(f"sqlite:///{content.folder / 'driftd.db'}") as built, Store.open(self.url) as store:
             store.migrate()
-            (row,) = built.references(MODEL, SPACE)
-            store.add_reference(row)
+            if reference:
+                (row,) = built.references(MODEL, SPACE)
+                store.add_reference(row)
 
     def run(
         self,
