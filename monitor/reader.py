@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from connectors.database.rows import PartitionState
 from connectors.records import Partition, RawBatch, Source
-from detectors.errors import SourceError, StoreError
+from detectors.errors import AccessRefused, SourceError, StoreError
 
 FIRST_BATCH = 256  # records of the first poll, before it is known how long they take
 AHEAD = 6  # times the wait: a partition that far ahead of the slowest is held back
-RETRY_S = 30.0  # between two tries of a source that does not mend by itself
+RETRY_S = 30.0  # between two tries of a source that refuses us: a wrong password locks accounts
+REMEMBER_S = 10.0  # a failure that does not mend by itself, in one partition, comes between records of the others
 
 
 class Reader:
@@ -49,7 +50,7 @@ class Reader:
         self._live = live
         self._rewind_due = False
         self._stumbled = False
-        self._retry_at = float("-inf")
+        self._retry_at = self._failed_at = float("-inf")
         self._last_came: dict[Partition, float] = {}  # monotonic clock of the last record, or of the assignment
         self._last_time: dict[Partition, int] = {}  # the broker's time of the last record
 
@@ -69,7 +70,7 @@ class Reader:
         except (SourceError, StoreError) as error:  # a source asks the database where to begin
             self._fail(error, clock_s)
             return []
-        if not self._stumbled:
+        if not self._stumbled and not (self.lasting and clock_s < self._failed_at + REMEMBER_S):
             self.failure, self.lasting, self.failing_since = "", False, None
         for batch in batches:
             self._last_came[batch.partition] = clock_s
@@ -95,7 +96,8 @@ class Reader:
             raise error
         self.failure = str(error)
         self.lasting = not error.retryable
-        self._retry_at = clock_s + RETRY_S if self.lasting else float("-inf")
+        self._failed_at = clock_s
+        self._retry_at = clock_s + RETRY_S if isinstance(error, AccessRefused) else float("-inf")
         if self.failing_since is None:
             self.failing_since = clock_s
 

@@ -10,7 +10,7 @@ import pytest
 from connectors.database.rows import PartitionState
 from connectors.records import Partition, RawBatch, SourceState
 from detectors.errors import AccessRefused, OffsetGap, SourceUnreachable
-from monitor.reader import AHEAD, FIRST_BATCH, RETRY_S, Reader
+from monitor.reader import AHEAD, FIRST_BATCH, REMEMBER_S, RETRY_S, Reader
 
 P = [Partition("orders", number) for number in range(3)]
 WAIT_S = 600.0
@@ -166,6 +166,18 @@ def test_a_live_source_that_does_not_mend_by_itself_is_tried_again_slowly() -> N
     assert reader.poll(0.0, wait_s=0.1) == [] and reader.lasting
     assert reader.poll(RETRY_S - 1, wait_s=0.1) == [] and len(source.asked) == 1
     assert len(reader.poll(RETRY_S, wait_s=0.1)) == 1
+
+
+def test_a_partition_that_fails_for_good_leaves_the_others_alone_and_is_not_forgotten_between_their_records() -> None:
+    damaged = OffsetGap("offset 7 of partition 0 is gone")
+    reader = reader_of(ScriptedSource(damaged, [batch(P[1])], damaged, [batch(P[1])], [batch(P[1])]))
+    assert reader.poll(0.0, wait_s=0.1) == []
+    assert len(reader.poll(1.0, wait_s=0.1)) == 1
+    assert (reader.failure, reader.failing_since) == (str(damaged), 0.0)
+    assert reader.poll(2.0, wait_s=0.1) == []
+    assert len(reader.poll(3.0, wait_s=0.1)) == 1 and reader.failure
+    assert len(reader.poll(2.0 + REMEMBER_S, wait_s=0.1)) == 1
+    assert (reader.failure, reader.lasting, reader.failing_since) == ("", False, None)
 
 
 def test_files_that_cannot_be_read_end_the_run() -> None:
