@@ -11,15 +11,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
-from typing import TypeVar
 
 from connectors.database.rows import Retention
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
-from detectors.errors import RetryableError, StoreError
+from detectors.errors import DriftdError, RetryableError, StoreError
 from monitor.app import build_dead_letter_topics, build_sinks, build_workers, check_references_folder, http_address
 from monitor.app import open_store as open_database
 from monitor.budget import budget_so_far, is_page, observed_by_model, together
@@ -37,11 +35,11 @@ from monitor.worker import Step, Worker
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+RETRY_BESIDE_S = 30.0  # of a start that may take 5 s to fail, while other models wait for their turn
+TICK_S = 0.05
 PRUNE_EVERY_S = 3600.0
 LOOK_BACK_EVERY_S = 30.0
 WAIT_S = 0.5  # longest wait for records of all models together
-
-Made = TypeVar("Made")
 
 
 class _Stopped(Exception):
@@ -63,7 +61,7 @@ class Daemon:
         self._parent = parent
         self._watchdog = Watchdog()
         self._stopping = False
-        self._status = Status()
+        self._status = Status(live_within_s=STEP_S + 60)  # the watchdog comes first, and says more
         self._metrics = Metrics()
         self._said: dict[str, str] = {}
         self._next_prune = 0.0
@@ -71,6 +69,7 @@ class Daemon:
         self._paged: dict[str, set[str]] = {}  # pages that are counted already, by model
         self._seen: dict[str, tuple[int, int]] = {}  # rebalances and rebuilt clients that are counted already, by model
         self._health: dict[str, Health] = {}
+        self._start_at: dict[str, float] = {}  # when a model that did not start is tried again, monotonic clock
 
     def run(self) -> int:
         """Watch. Returns the exit code: 0 after a stop that was asked for, or when all sources were read to their end.
@@ -110,7 +109,7 @@ class Daemon:
         self._stopping = True
 
     def _watch(self, closing: ExitStack) -> None:
-        store = self._insist("database", lambda: open_database(self._settings))
+        store = self._open_database()
         closing.callback(store.close)
         sender = OutboxSender(store, build_sinks(self._settings), metrics=self._metrics)
         sender.start()
@@ -128,22 +127,24 @@ class Daemon:
             self._status.model(worker.name, state="starting")
             self._health[worker.name] = Health(worker, lag_limit_s=worker.model.drift.wait)
         self._metrics.expected_false_pages.set(1.0 / self._settings.page_every_days)
-        for worker in workers:
-            self._insist(f"model {worker.name}", worker.start, model=worker.name)
-            self._paged[worker.name] = {row.id for row in store.incidents(model=worker.name) if is_page(row)}
-            self._show(worker)
-        # What was made so far lives as long as the process: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        running = list(workers)
-        while running and not self._stopping:
+        starting, running = list(workers), list[Worker]()
+        while (starting or running) and not self._stopping:
+            for worker in list(starting):
+                if not self._stopping and self._started(worker, store, others=bool(running)):
+                    starting.remove(worker)
+                    running.append(worker)
+                    # What was made so far lives as long as the process: the collector need not look at it each time.
+                    gc.collect()
+                    gc.freeze()
+            if not running:
+                self._pause(TICK_S)
             for worker in list(running):
                 wait_s = max(0.1, WAIT_S / len(running))
                 if self._one_step(worker, wait_s=wait_s, others=len(running) > 1):
                     running.remove(worker)
             self._prune(store)
             self._look_back(store, publisher)
-        self._drain(workers)
+        self._drain([worker for worker in workers if worker not in starting])
 
     def _one_step(self, worker: Worker, *, wait_s: float, others: bool) -> bool:
         """One step of one model, with a pause after a failure, a short one where others wait. True at its end."""
@@ -156,7 +157,8 @@ class Daemon:
         if step.failure:
             self._say(worker.name, step.failure)
             self._status.model(worker.name, state=step.failure, ready=False)
-            self._pause(wait_s if others else RETRY_S)
+            if not step.records:
+                self._pause(wait_s if others else RETRY_S)
         elif step.records or step.folded is not None or worker.name in self._said:
             self._said.pop(worker.name, None)
             self._show(worker)
@@ -176,26 +178,50 @@ class Daemon:
                     event("last checkpoint refused, its records are read again", model=worker.name, reason=str(error))
                 )
 
-    def _insist(self, what: str, action: Callable[[], Made], *, model: str | None = None) -> Made:
-        """Do it, and wait out failures that may pass; /readyz and the log say what is waited for."""
+    def _open_database(self) -> Store:
+        """Open it, and wait out failures that may pass; /readyz and the log say what is waited for."""
         while not self._stopping:
             try:
-                with self._watchdog.limit(f"start: {what}", STEP_S):
-                    made = action()
-                self._said.pop(what, None)
-                if model is None:
-                    self._status.check(what, ok=True, detail="open")
-                return made
+                with self._watchdog.limit("start: database", STEP_S):
+                    store = open_database(self._settings)
+                self._said.pop("database", None)
+                self._status.check("database", ok=True, detail="open")
+                return store
             except RetryableError as error:
                 if not error.retryable:
                     raise
-                self._say(what, str(error))
-                if model is None:
-                    self._status.check(what, ok=False, detail=str(error))
-                else:
-                    self._status.model(model, state=str(error), ready=False)
+                self._say("database", str(error))
+                self._status.check("database", ok=False, detail=str(error))
                 self._pause()
         raise _Stopped
+
+    def _started(self, worker: Worker, store: Store, *, others: bool) -> bool:
+        """Start a model, if it is time to try. What may pass is tried again, less often where others are delayed by it.
+
+        Raises:
+            DriftdError: what cannot be waited out. Where others run, and this model was waited for before, that is no
+                reason to end them: it is tried again like the rest.
+        """
+        name = worker.name
+        if time.monotonic() < self._start_at.get(name, 0.0):
+            return False
+        try:
+            with self._watchdog.limit(f"start of {name}", STEP_S):
+                worker.start()
+                self._paged[name] = {row.id for row in store.incidents(model=name) if is_page(row)}
+        except DriftdError as error:
+            passing = isinstance(error, RetryableError) and error.retryable
+            if not passing and not (others and name in self._start_at):
+                raise
+            self._start_at[name] = time.monotonic() + (RETRY_BESIDE_S if others else RETRY_S)
+            self._say(f"model {name}", str(error))
+            self._status.polled(name)
+            self._status.model(name, state=str(error), ready=False)
+            return False
+        self._said.pop(f"model {name}", None)
+        self._status.polled(name)
+        self._show(worker)
+        return True
 
     def _say(self, what: str, text: str) -> None:
         """Log a failure when its text changes; it is in /readyz all the while."""
@@ -206,7 +232,7 @@ class Daemon:
     def _pause(self, seconds: float = RETRY_S) -> None:
         end = time.monotonic() + seconds
         while not self._stopping and time.monotonic() < end:
-            time.sleep(0.05)
+            time.sleep(TICK_S)
 
     def _look_back(self, store: Store, publisher: DeadLetterPublisher) -> None:
         """Show the pages that there were beside those that the budget allows, and what people said of them."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.acceptance.command import Running, wait_until
-from tests.servers.kafka import KafkaServer
+from tests.servers.kafka import KafkaServer, free_port
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 START_MS = 1_772_438_400_000
@@ -20,11 +20,11 @@ BASELINE = 1_000
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Makes a `driftd run` of models by their topics; whatever the test leaves running is ended."""
+    """Makes a `driftd run` of models by their brokers and topics; whatever the test leaves running is ended."""
     made: list[Running] = []
 
-    def make(brokers: str, **topics: str) -> Running:
-        made.append(Running(tmp_path, {"models": {name: model(brokers, topic) for name, topic in topics.items()}}))
+    def make(**sources: tuple[str, str]) -> Running:
+        made.append(Running(tmp_path, {"models": {name: model(*source) for name, source in sources.items()}}))
         return made[-1]
 
     yield make
@@ -83,7 +83,7 @@ def test_a_broker_that_is_killed_makes_the_group_fail_until_it_is_back(
 ) -> None:
     topic = own_kafka.create_topic("orders", partitions=2)
     produce(own_kafka.brokers, topic, records(0, 1_500))
-    daemon = running(own_kafka.brokers, orders=topic)
+    daemon = running(orders=(own_kafka.brokers, topic))
     daemon.start()
     daemon.wait_for_records(1_500)
     wait_until(lambda: daemon.get("/readyz")[0] == 200, "ready")
@@ -119,7 +119,7 @@ def test_a_wave_of_unusable_records_stops_one_model_and_no_other(
     good, bad = topic(), topic()
     produce(kafka.brokers, good, records(0, 1_500))
     produce(kafka.brokers, bad, [*records(0, 1_500), *[b"{broken"] * 900])
-    daemon = running(kafka.brokers, good=good, bad=bad)
+    daemon = running(good=(kafka.brokers, good), bad=(kafka.brokers, bad))
     daemon.start()
     wait_until(lambda: "bad: dead letters" in failing(daemon), "the wave is seen")
     assert "driftd deadletters list" in failing(daemon)["bad: dead letters"]
@@ -136,3 +136,17 @@ def test_a_wave_of_unusable_records_stops_one_model_and_no_other(
     assert set(failing(daemon)) == {"bad: dead letters", "model bad"}
     assert daemon.get("/livez")[0] == 200, "a new start would not help"
     assert daemon.terminate()[0] == 0
+
+
+def test_a_model_whose_broker_is_not_there_at_the_start_keeps_no_other_waiting(
+    kafka: KafkaServer, topic: Callable[..., str], running: Callable[..., Running]
+) -> None:
+    nowhere, name = f"127.0.0.1:{free_port()}", topic()
+    produce(kafka.brokers, name, records(0, 1_500))
+    daemon = running(absent=(nowhere, name), good=(kafka.brokers, name))
+    daemon.start()
+    daemon.wait_for_records(1_500)
+    assert set(failing(daemon)) == {"model absent"} and nowhere in failing(daemon)["model absent"]
+    assert (daemon.get("/readyz")[0], daemon.get("/livez")[0]) == (503, 200)
+    code, took = daemon.terminate()
+    assert (code, took < 10.0) == (0, True), daemon.log()
