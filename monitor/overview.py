@@ -95,6 +95,11 @@ class Overview:
         """The process ended; ``ended``: no other will be started."""
         self._set(ordinal, Seat(why_not=why, ended=ended))
 
+    def reads(self, ordinal: int) -> bool:
+        """Whether the process has opened a source, as far as it has said."""
+        said = self._all()[ordinal].said
+        return said is not None and any(model.lag is not None for model in said.models)
+
     def readiness(self) -> list[Check]:
         """Each worker's checks, with its name before theirs; one check for a worker that has none to show."""
         checks = []
@@ -173,17 +178,20 @@ def ask(port: int, path: str) -> str | None:
         answer = connection.getresponse()
         body = answer.read()
         return body.decode() if answer.status == 200 else None
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, UnicodeDecodeError):
         return None
     finally:
         connection.close()
 
 
-def read(answer: str) -> Said:
-    """The body of /status of a worker."""
-    body = json.loads(answer)
-    return Said(
-        Check(**body["live"]),
-        tuple(Check(**check) for check in body["checks"]),
-        tuple(ModelStatus(**model) for model in body["models"]),
-    )
+def read(answer: str) -> Said | None:
+    """The body of /status of a worker; None for that of anything else, which may have its port by now."""
+    try:
+        body = json.loads(answer)
+        return Said(
+            Check(**body["live"]),
+            tuple(Check(**check) for check in body["checks"]),
+            tuple(ModelStatus(**model) for model in body["models"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None

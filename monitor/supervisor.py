@@ -33,7 +33,6 @@ TICK_S = 0.05
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 SETTLED_S = 60.0  # a worker that lived so long is started anew after the first pause
-FIRST_SECONDS_S = 10.0  # what fails within them, the first time, fails for a reason that no new start mends
 STOP_WITHIN_S = 8.0
 WRONG_SETTINGS = 2
 
@@ -50,7 +49,7 @@ class _Worker:
     due: float = float("-inf")  # when the next process is started
     pause_s: float = FIRST_PAUSE_S  # before that
     starts: int = 0
-    settled: bool = False  # a process of it has lived through its first seconds
+    has_read: bool = False  # a process of it once opened a source: what fails with 1 before fails at each start
     ended: bool = False
 
 
@@ -135,12 +134,12 @@ class Supervisor:
                 elif now >= worker.due:
                     self._start(worker, now)
                 continue
+            worker.has_read = worker.has_read or self._overview.reads(worker.ordinal)
             code = worker.process.poll()
             if code is not None:
                 self._ended(worker, code, now)
                 continue
             self._hear(worker)
-            worker.settled = worker.settled or now - worker.began > FIRST_SECONDS_S
             if self._stop_at is not None and now >= self._stop_at:
                 log.warning(event("worker does not stop, and is killed", worker=worker.ordinal))
                 worker.process.kill()
@@ -204,7 +203,7 @@ class Supervisor:
             self._overview.down(worker.ordinal, "ended, as it was asked to", ended=True)
             log.warning(event("worker ended", worker=worker.ordinal, how="as it was asked to"))
             return
-        if code == WRONG_SETTINGS or (code == 1 and not worker.settled):
+        if code == WRONG_SETTINGS or (code == 1 and not worker.has_read):
             log.error(event("worker cannot run, so all stop", worker=worker.ordinal, how=how))
             worker.ended = True
             self._code = code

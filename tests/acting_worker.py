@@ -1,7 +1,7 @@
 """Takes the place of `driftd run` under a supervisor, and does what the variable ACTS says for its ordinal.
 
-serve: answer as a worker does, until SIGTERM. deaf: the same, but ignore SIGTERM. stuck: never let another thread run.
-A number: end with that exit code.
+serve: answer as a worker that reads does, until SIGTERM. deaf: the same, but ignore SIGTERM. fails: the same, but end
+with 1. stuck: never let another thread run. A number: end with that exit code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN if act == "deaf" else lambda number, frame: done.set())
     parent.follow()
     status, metrics = Status(), Metrics()
-    status.model("orders", state="running", ready=True)
+    status.model("orders", state="running", ready=True, lag=0)
     metrics.records.labels("orders").inc(100 + int(ordinal))
     metrics.expected_false_pages.set(0.5)
     web = WebServer(status, metrics, port=0)
@@ -39,7 +39,7 @@ def main() -> int:
         ctypes.PyDLL(None).pause()
     done.wait()
     web.stop()
-    return 0
+    return 1 if act == "fails" else 0
 
 
 sys.exit(main())

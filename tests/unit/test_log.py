@@ -147,3 +147,11 @@ def test_a_repeating_failure_is_logged_when_its_text_changes_and_then_counted(ou
     ]
     failure.happened("refused")
     assert out.getvalue().splitlines()[-1].endswith("reason=refused count=1")
+
+
+def test_a_worker_stands_in_each_line_also_in_those_of_libraries(out: io.StringIO) -> None:
+    configure("text", stream=out, worker=3)
+    log.info(event("hello", model="m"))
+    logging.getLogger("some.library").warning("slow: %d s", 5)
+    lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines == ["info hello worker=3 model=m", "warning slow: 5 s worker=3"]

@@ -113,6 +113,19 @@ def test_a_worker_that_waits_for_its_next_start_is_alive_and_not_ready(overview:
     assert len(overview.models()) == 1
 
 
+def test_it_is_known_whether_a_worker_has_opened_a_source(overview: Overview) -> None:
+    serve(overview, 0, answer().replace('"lag": 0', '"lag": null'))
+    assert not overview.reads(0)
+    overview.heard(0, 4000, answer())
+    assert overview.reads(0) and not overview.reads(1)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"live": 1, "checks": [], "models": []}', "<html>"])
+def test_an_answer_that_is_not_of_a_worker_is_none(overview: Overview, text: str) -> None:
+    serve(overview, 0, text)
+    assert overview.readiness()[0].detail == "has not answered for 0 s"
+
+
 def test_one_that_was_asked_to_end_is_no_failure(overview: Overview) -> None:
     serve(overview, 0, answer())
     overview.down(1, "ended, as it was asked to", ended=True)

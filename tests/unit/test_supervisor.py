@@ -17,6 +17,10 @@ from typing import Any
 
 import pytest
 
+from connectors.kafka import KafkaSettings, KafkaSource
+from monitor.app import build_source
+from monitor.settings import ModelSettings
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """
 http: {bind: "127.0.0.1:0"}
@@ -122,6 +126,14 @@ def test_a_worker_that_cannot_run_ends_all_with_its_code(supervised: Callable[..
     assert not any(alive(pid) for pid in one.pids())
 
 
+def test_a_worker_that_fails_after_it_has_read_ends_no_other(supervised: Callable[..., Supervised]) -> None:
+    one = supervised("serve", "fails")
+    one.all_serve()
+    os.kill(one.pids()[1], signal.SIGTERM)
+    one.until(lambda: "again_in=1" in one.log(), "the pause before it is started anew")
+    assert one.process.poll() is None and "all stop" not in one.log()
+
+
 def test_all_workers_that_end_with_0_end_the_supervisor(supervised: Callable[..., Supervised]) -> None:
     one = supervised("0", "0")
     assert one.process.wait(timeout=60) == 0, one.log()
@@ -189,3 +201,13 @@ def test_a_second_signal_kills_at_once(supervised: Callable[..., Supervised]) ->
     one.process.terminate()
     assert one.process.wait(timeout=5) == 128 + signal.SIGTERM, one.log()
     one.until(lambda: not any(alive(pid) for pid in one.pids()), "the end of all workers")
+
+
+@pytest.mark.parametrize(("instance", "second"), [("edge", "edge-1"), ("none", None)])
+def test_workers_of_one_machine_are_different_members(instance: str, second: str | None) -> None:
+    chosen = KafkaSettings(brokers="127.0.0.1:1", topic="orders", instance=instance)
+    spaces = {"input": {"embedder": {"kind": "vector", "field": "/v", "encoding": "list"}}}
+    model = ModelSettings.model_validate({"source": chosen, "spaces": spaces})
+    sources = [build_source("orders", model, ordinal=ordinal) for ordinal in (0, 1)]
+    assert all(isinstance(source, KafkaSource) for source in sources)
+    assert [source.instance for source in sources] == [None if instance == "none" else instance, second]
