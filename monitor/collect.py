@@ -80,6 +80,7 @@ class Collector:
     ) -> None:
         self.model = model
         self.dead: list[DeadLetter] = []
+        self.spoiled: list[DeadLetter] = []  # one for each record of which no row can be used
         self.collected = 0
         self.thinned = 0
         self.spans: dict[Partition, _Span] = {}
@@ -131,7 +132,9 @@ class Collector:
             embedded[space] = result.vectors
             for problem in result.problems:
                 problems.setdefault(problem.row, (problem.reason, problem.detail))
-        dead = events.refused(problems)[0].dead
+        refused, _ = events.refused(problems)
+        dead = refused.dead
+        self.spoiled += refused.spoiled
         good[list(problems)] = False
         usable = np.flatnonzero(good)
         chosen = self._voting(events, usable)

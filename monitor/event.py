@@ -76,6 +76,15 @@ class EventBatch:
         """How many were decoded or refused: a record of many rows counts as so many, one that is refused as one."""
         return len(self.offsets) + len(self.dead)
 
+    @property
+    def spoiled(self) -> list[DeadLetter]:
+        """One dead letter for each record of which no row can be used."""
+        last = {letter.offset: letter for letter in self.dead}
+        if not last:
+            return []
+        usable = set(self.offsets.tolist())
+        return [letter for offset, letter in last.items() if offset not in usable]
+
     def take(self, rows: Int64s) -> EventBatch:
         """The events of some rows, with all dead letters."""
         pick = Picker(rows, len(self))

@@ -97,19 +97,19 @@ class FirstReference:
         """Into the baseline, up to exactly the wanted number of records.
 
         Returns:
-            What is left over, to be scored, and the letters of the records that were taken and cannot be used.
+            What is left over, to be scored, and a letter for each record that was taken and is of no use at all.
         """
         assert self.collector is not None
         if batch.gap is not None:
             self._gaps.append(batch.gap)
         tenths = 10 * self.collector.collected // self.collector.wanted
-        before = len(self.collector.dead)
+        before = len(self.collector.spoiled)
         rest = self.collector.take(batch, now_ms)
         if 10 * self.collector.collected // self.collector.wanted > tenths:
             log.info(
                 event("baseline grows", model=self._model, records=self.collector.collected, of=self.collector.wanted)
             )
-        return rest, self.collector.dead[before:]
+        return rest, self.collector.spoiled[before:]
 
     def build(self, now_ms: int, *, finished: bool) -> Checkpoint | None:
         """The references, and the checkpoint that writes them with the offsets; None while there are too few records.

@@ -185,6 +185,7 @@ class Pipeline:
         # For each space, pieces of prepared vectors and the place in `_kept` of their first record.
         self._kept_x: dict[str, list[tuple[int, npt.NDArray[np.float32]]]] = {}
         self._dead: list[DeadLetter] = []
+        self._spoiled: list[DeadLetter] = []
         self._gaps: list[Gap] = []
         self.records = 0
         self.thinned = 0  # records since the last checkpoint that had no vote, and those beyond the keys remembered
@@ -194,6 +195,11 @@ class Pipeline:
     def pending_dead(self) -> Sequence[DeadLetter]:
         """Dead letters of the next checkpoint."""
         return self._dead
+
+    @property
+    def pending_spoiled(self) -> Sequence[DeadLetter]:
+        """One dead letter for each record of the next checkpoint of which no row can be used."""
+        return self._spoiled
 
     @property
     def pairs(self) -> PairCounts:
@@ -223,8 +229,16 @@ class Pipeline:
         for partition in partitions:
             self._known.pop(partition, None)
 
-    def process(self, batch: RawBatch, now_ms: int | None) -> None:
-        """Take in one batch. ``now_ms`` bounds event times where the broker gives none; None for history."""
+    def process(self, batch: RawBatch, now_ms: int | None, *, until_full: bool = False) -> RawBatch | None:
+        """Take in one batch.
+
+        Args:
+            now_ms: bounds event times where the broker gives none; None for history.
+            until_full: stop when the checkpoint should be written.
+
+        Returns:
+            What was not taken in; None if all was.
+        """
         began = time.perf_counter()
         position = self._position(batch)
         position.topic_id = batch.topic_id
@@ -235,14 +249,16 @@ class Pipeline:
                 self._end_pairs(position, batch.partition, now_ms)
             position.next_offset = batch.next_offset
             self._touched.add(batch.partition)
-            return
+            return None
         self._touched.add(batch.partition)
         while True:
             batch = _from(batch, position.next_offset)
             events = self._decoder.decode(batch, now_ms, position.pairing)
             self._take_in(events, position, began)
             if position.next_offset >= batch.next_offset:
-                return
+                return None
+            if until_full and self.full:
+                return _from(batch, position.next_offset)
             began = time.perf_counter()
 
     def end(self, partitions: Iterable[Partition], now_ms: int | None) -> int:
@@ -287,6 +303,7 @@ class Pipeline:
             self._keep(space, events, blocks, late, scored)
             began = self.phases.add("keep", began)
         self._count(events, blocks, late, newest)
+        self._spoiled += events.spoiled
         position.next_offset = max(events.next_offset, position.next_offset)
         position.max_time_ms = int(newest[-1])
         if position.seen is not None:

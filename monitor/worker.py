@@ -50,8 +50,8 @@ class Step:
         failure: what failed and will be tried again, in words; "" if nothing.
         refused: the database refused a transaction.
         ownership_lost: it did because another worker had moved a partition; everything was rolled back.
-        late, kept, dead: late records, kept records and dead letters by reason, of the checkpoint that was written.
-        gaps: what was lost before it could be read, as far as that checkpoint tells.
+        late, kept, dead: late records, kept records and dead letters by reason, of the checkpoints that were written.
+        gaps: what was lost before it could be read, as far as these tell.
         thinned, unchecked: its records that did not enter the drift summaries because of their key, and those that did
             because their block has more keys than are remembered.
         pairs: what became, in that checkpoint, of the halves of pairs.
@@ -79,6 +79,32 @@ class Step:
     folded: Outcome | None = None
     batch_records: int = 0
     held: int = 0
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the checkpoints of one step wrote; mostly there is one at most."""
+
+    gaps: list[Gap] = field(default_factory=list)
+    dead: Counter[str] = field(default_factory=Counter)
+    late: int = 0
+    kept: int = 0
+    thinned: int = 0
+    unchecked: int = 0
+    pairs: PairCounts = field(default_factory=PairCounts)
+    commit_s: float | None = None
+
+    def add(self, written: Checkpoint, seconds: float) -> None:
+        self.gaps += written.gaps
+        self.dead.update(letter.reason for letter in written.dead_letters)
+        self.late += sum(advance.late for advance in written.advances)
+        self.kept += len(written.kept)
+        self.commit_s = (self.commit_s or 0.0) + seconds
+
+    def add_counts(self, pipeline: Pipeline) -> None:
+        self.thinned += pipeline.thinned
+        self.unchecked += pipeline.unchecked
+        self.pairs += pipeline.pairs
 
 
 class DeadLetterWave(DriftdError):
@@ -131,8 +157,7 @@ class Worker:
         self._written: dict[Partition, int] = {}  # next offsets that were written since
         self._open: dict[str, IncidentRow] = {}
         self._next_block: int | None = None
-        self._thinned = self._unchecked = 0  # of the last checkpoint
-        self._pairs = PairCounts()
+        self._tally = _Tally()
         self.records = self.dead = 0  # since the start
 
     @property
@@ -238,13 +263,13 @@ class Worker:
                 self._reader.rewind()
                 batches = []
         records = sum(len(batch) for batch in batches)
-        written: Checkpoint | None = None
-        commit_s = folded = None
+        self._tally = _Tally()
+        folded = None
         self._troubles.source(self._reader, now_ms, clock_s)
         try:
             if self.pipeline is None and not self.halted:
-                batches, written = self._collect(batches, now_ms, clock_s)
-                if not batches and self.collector is None and written is None:
+                batches, collected = self._collect(batches, now_ms, clock_s)
+                if not collected:
                     records = 0  # another worker collects, so these were left to be read again
             if self.pipeline is not None:
                 began = time.perf_counter()
@@ -254,11 +279,9 @@ class Worker:
             self.records += records
             if records:
                 self._reader.cope()
-            self._thinned, self._unchecked, self._pairs = 0, 0, PairCounts()
-            if written is None and self._due(clock_s):
-                began = time.perf_counter()
-                written = self._commit(now_ms)
-                commit_s = seconds["commit"] = time.perf_counter() - began
+            if self._due(clock_s):
+                self._commit(now_ms)
+            seconds["commit"] = self._tally.commit_s or 0.0
             began = time.perf_counter()
             folded = self._fold(now_ms, clock_s)
             seconds["fold"] = time.perf_counter() - began
@@ -274,21 +297,21 @@ class Worker:
             return Step(records, finished=False, failure=str(error), refused=True, ownership_lost=lost, seconds=seconds)
         failure = self._reader.failure
         at_end = self.source.finished and not batches and not failure and self.pipeline is not None
-        dead = Counter(letter.reason for letter in written.dead_letters) if written else Counter[str]()
-        self.dead += dead.total()
+        tally = self._tally
+        self.dead += tally.dead.total()
         return Step(
             records,
             finished=at_end and not self._pending,
             failure=failure,
-            gaps=written.gaps if written else (),
-            late=sum(advance.late for advance in written.advances) if written else 0,
-            kept=len(written.kept) if written else 0,
-            thinned=self._thinned,
-            unchecked=self._unchecked,
-            pairs=self._pairs,
-            dead=dead,
+            gaps=tally.gaps,
+            late=tally.late,
+            kept=tally.kept,
+            thinned=tally.thinned,
+            unchecked=tally.unchecked,
+            pairs=tally.pairs,
+            dead=tally.dead,
             seconds=seconds,
-            commit_s=commit_s,
+            commit_s=tally.commit_s,
             folded=folded,
             batch_records=self._reader.batch_records,
             held=len(self.held),
@@ -361,58 +384,60 @@ class Worker:
         for caution in self.cautions:
             log.warning(event("small baseline", model=self.name, reason=caution))
 
-    def _collect(
-        self, batches: Sequence[RawBatch], now_ms: int, clock_s: float
-    ) -> tuple[list[RawBatch], Checkpoint | None]:
-        """On the way to the first reference. Returns the records to be scored, and the checkpoint that wrote it."""
+    def _collect(self, batches: Sequence[RawBatch], now_ms: int, clock_s: float) -> tuple[list[RawBatch], bool]:
+        """On the way to the first reference. Returns the records to be scored, and whether the others were taken."""
         rows = self._first.built(clock_s)
         if rows:  # another worker, or a person
             self._first.forget()
             self._load(rows)
             self._reader.hold(frozenset())
             self._reader.rewind()
-            return [], None
+            return [], False
         partitions = self.source.partitions()
         if not self._first.is_mine(self._reader.assigned, partitions):
             self._reader.hold(partitions)
             if batches:
                 self._reader.rewind()
-            return [], None
+            return [], False
         self._reader.hold(frozenset())
         left = []
         for batch in batches:
             if batch.gap is not None and self._first.has_read(batch.partition):
                 self._start_over()  # what was collected of it lies in a topic that is no more, or has lost a part
-                return [], None
-            rest, dead = self._first.take(batch, now_ms)
+                return [], False
+            rest, spoiled = self._first.take(batch, now_ms)
             if len(rest):
                 left.append(rest)
-            if wave := self._limit.push(batch.offsets[: len(batch) - len(rest)], dead):
+            if wave := self._limit.push(batch.offsets[: len(batch) - len(rest)], spoiled):
                 self._first.forget()
                 self._halt(wave, now_ms, clock_s)
-                return [], None
+                return [], False
         checkpoint = self._first.build(now_ms, finished=self.source.finished)
         if checkpoint is None:
-            return left, None
-        checkpoint = self._troubles.with_gaps(checkpoint, now_ms)
-        self._store.commit(checkpoint)
+            return left, True
+        self._write(checkpoint, now_ms)
         self.source.commit({advance.partition: advance.next_offset for advance in checkpoint.advances})
         self._first.forget()
         self._load(checkpoint.references)
         row = checkpoint.references[0]
         log.info(event("reference built", model=self.name, version=row.version, records=row.records))
-        return left, checkpoint
+        return left, True
 
     def _score(self, pipeline: Pipeline, batches: Sequence[RawBatch], now_ms: int, clock_s: float) -> None:
         for batch in batches:
-            if self._checkpoint_began is None:
-                self._checkpoint_began = clock_s
-            before = len(pipeline.pending_dead)
-            pipeline.process(batch, now_ms)
-            if wave := self._limit.push(batch.offsets, pipeline.pending_dead[before:]):
-                self._commit(now_ms)
-                self._halt(wave, now_ms, clock_s)
-                return
+            left: RawBatch | None = batch
+            while left is not None:
+                if self._checkpoint_began is None:
+                    self._checkpoint_began = clock_s
+                before, offsets = len(pipeline.pending_spoiled), left.offsets
+                left = pipeline.process(left, now_ms, until_full=True)
+                taken = offsets[: len(offsets) - (0 if left is None else len(left))]
+                wave = self._limit.push(taken, pipeline.pending_spoiled[before:])
+                if wave or pipeline.full or pipeline.jumped:
+                    self._commit(now_ms)
+                if wave:
+                    self._halt(wave, now_ms, clock_s)
+                    return
         if self.source.finished and pipeline.end(self.source.partitions(), now_ms) and self._checkpoint_began is None:
             self._checkpoint_began = clock_s
 
@@ -444,18 +469,21 @@ class Worker:
             or self.source.finished
         )
 
-    def _commit(self, now_ms: int) -> Checkpoint:
+    def _commit(self, now_ms: int) -> None:
         assert self.pipeline is not None
-        checkpoint = self._troubles.with_gaps(self.pipeline.checkpoint(), now_ms)
-        self._store.commit(checkpoint)
+        self._write(self.pipeline.checkpoint(), now_ms)
         self._checkpoint_began = None
-        self._thinned, self._unchecked = self.pipeline.thinned, self.pipeline.unchecked
-        self._pairs = self.pipeline.pairs
+        self._tally.add_counts(self.pipeline)
         moved = self.pipeline.written()
         self._written |= moved
         self.source.commit(moved)
+
+    def _write(self, checkpoint: Checkpoint, now_ms: int) -> None:
+        began = time.perf_counter()
+        checkpoint = self._troubles.with_gaps(checkpoint, now_ms)
+        self._store.commit(checkpoint)
         self._open |= {row.id: row for row in checkpoint.incidents}
-        return checkpoint
+        self._tally.add(checkpoint, time.perf_counter() - began)
 
     def _start_over(self) -> None:
         """Forget what was not written, and read on from the stored offsets."""

@@ -277,3 +277,32 @@ def _line(lines: Sequence[bytes], offset: int) -> bytes:
     """The line that begins at a byte."""
     starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
     return lines[int(np.searchsorted(starts, offset))]
+
+
+def test_a_full_checkpoint_stops_in_the_middle_of_a_batch_and_the_rest_gives_the_same(
+    reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, _ = stream(600)
+    whole = run(pipeline_of(reference, RECORD, "/inputs/v"), values, [])
+    monkeypatch.setattr("monitor.decode.MAX_ROWS", 50)
+    monkeypatch.setattr("monitor.pipeline.MAX_KEPT", 3)
+    pipeline, written = pipeline_of(reference, RECORD, "/inputs/v"), []
+    left: RawBatch | None = batch_of(values)
+    while left is not None:
+        left = pipeline.process(left, None, until_full=True)
+        written.append(pipeline.checkpoint())
+        pipeline.written()
+    assert len(written) > 5
+    assert max(len(checkpoint.dead_letters) for checkpoint in written) < 50
+    assert summaries_of(written) == summaries_of(whole)
+    assert [advance.records for advance in whole[0].advances] == [
+        sum(advance.records for checkpoint in written for advance in checkpoint.advances)
+    ]
+
+
+def test_a_record_with_one_bad_row_is_not_spoiled(reference: Reference) -> None:
+    good, bad = rows_of(3), rows_of(1)[0] | {"v": [0.0] * DIMENSION}
+    pipeline = pipeline_of(reference, RECORD, "/inputs/v")
+    pipeline.process(batch_of([body_of([*good, bad]), body_of([bad, bad]), None, body_of(good)]), None)
+    assert [letter.offset for letter in pipeline.pending_dead] == [0, 1, 1, 2]
+    assert [letter.offset for letter in pipeline.pending_spoiled] == [1, 2]
