@@ -69,7 +69,7 @@ class Outcome:
         late: records that came after their block was closed by the wall clock.
         lost: another worker folded at the same time, so that this one's work was thrown away.
         stalled: partitions that have stood still for so long that blocks were closed without them.
-        partitions: how far every partition is, as the fold found it.
+        partitions: how far every partition of what is read now is, as the fold found it.
     """
 
     blocks: int = 0
@@ -178,14 +178,15 @@ class Folder:
         """One transaction. Returns whether there is more to do at once."""
         with store.begin_fold(self.model) as step:
             outcome.next_block = step.next_block
-            outcome.partitions = step.partitions
+            topics = {partition.topic for partition in partitions}  # the model may have read another one before
+            outcome.partitions = [state for state in step.partitions if state.partition.topic in topics]
             late = step.late_deltas()
             first = step.first_pending_block()
             if everything:
                 bound, closure = self._end(step.partitions, now_ms)
             else:
-                outcome.stalled = self._stalled(step.partitions, clock_s)
-                bound, closure = self._bound(step.partitions, partitions, outcome.stalled, now_ms)
+                outcome.stalled = self._stalled(outcome.partitions, clock_s)
+                bound, closure = self._bound(outcome.partitions, partitions, outcome.stalled, now_ms)
             if first is None or bound is None or first >= bound:
                 if late:
                     with contextlib.suppress(OwnershipLost):  # another worker counts them
@@ -233,8 +234,6 @@ class Folder:
         Every partition holds the blocks open that it has not passed, but for those that are idle (silent and read to
         their end, as their owner says) and those that have stalled.
         """
-        topics = {partition.topic for partition in partitions}
-        states = [state for state in states if state.partition.topic in topics]
         holding = [state for state in states if not state.idle and state.partition not in stalled]
         unread = partitions - {state.partition for state in states}
         if unread or any(state.max_time_ms < 0 for state in holding):

@@ -133,8 +133,6 @@ class Reader:
 
     def hold_those_ahead(self, states: Sequence[PartitionState], stalled: frozenset[Partition]) -> None:
         """Let the slow catch up, so that the blocks that stay open are bounded in number."""
-        topics = {partition.topic for partition in self.assigned}
-        states = [state for state in states if state.partition.topic in topics]
         slow = [state.max_time_ms for state in states if not state.idle and state.partition not in stalled]
         if not slow or min(slow) < 0:
             self.hold(frozenset())

@@ -183,6 +183,18 @@ def test_a_worker_that_has_just_started_knows_of_no_stalled_partition(workers: W
     assert workers.fold(1_000_000.0).next_block == 1
 
 
+def test_a_topic_that_the_model_read_before_holds_nothing_and_is_not_stalled(workers: Workers) -> None:
+    workers.reads(Partition("orders-2019", 0), 1)
+    folder = workers.folder()
+    for clock_s in (0.0, WAIT_S, 2 * WAIT_S):
+        for partition in P:
+            workers.reads(partition, 1 + int(clock_s))
+        outcome = workers.fold(clock_s, folder)
+    assert outcome.stalled == frozenset()
+    assert [state.partition for state in outcome.partitions] == P
+    assert outcome.next_block is not None and outcome.next_block > int(WAIT_S)
+
+
 def test_where_all_partitions_stand_still_nothing_is_closed(workers: Workers) -> None:
     folder = workers.folder()
     for partition in P:
