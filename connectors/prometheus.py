@@ -134,6 +134,16 @@ class Metrics:
         self.silent = gauge(
             "driftd_silent_partitions", "Of them, those with records that wait and none that come.", "model"
         )
+        self.stalled = gauge(
+            "driftd_stalled_partitions",
+            "Partitions of the topic that stand still, so that blocks are closed without them.",
+            "model",
+        )
+        self.failed_commits = counter(
+            "driftd_failed_group_commits_total",
+            "Offsets that the group did not take; harmless, lag tools show old numbers meanwhile.",
+            "model",
+        )
         self.rebalances = counter("driftd_rebalances_total", "How often the group has told us our partitions.", "model")
         self.client_rebuilds = counter(
             "driftd_client_rebuilds_total", "How often an error made the Kafka client be built anew.", "model"
@@ -270,6 +280,7 @@ class Metrics:
             self.lost,
             self.rebalances,
             self.client_rebuilds,
+            self.failed_commits,
             self.ownership_lost,
         ):
             counter.labels(model)

@@ -67,7 +67,7 @@ class Daemon:
         self._next_prune = 0.0
         self._next_look = 0.0
         self._paged: dict[str, set[str]] = {}  # pages that are counted already, by model
-        self._seen: dict[str, tuple[int, int]] = {}  # rebalances and rebuilt clients that are counted already, by model
+        self._seen: dict[str, tuple[int, int, int]] = {}  # what a source counts, as it was counted here, by model
         self._health: dict[str, Health] = {}
         self._start_at: dict[str, float] = {}  # when a model that did not start is tried again, monotonic clock
 
@@ -318,10 +318,12 @@ class Daemon:
             held=step.held,
         )
         metrics.batch_records.labels(name).set(step.batch_records)
-        rebalances, rebuilt = self._seen.get(name, (0, 0))
-        self._seen[name] = (state.rebalances, state.rebuilt)
-        metrics.rebalances.labels(name).inc(state.rebalances - rebalances)
-        metrics.client_rebuilds.labels(name).inc(state.rebuilt - rebuilt)
+        counted = state.rebalances, state.rebuilt, state.failed_commits
+        before = self._seen.get(name, (0, 0, 0))
+        self._seen[name] = counted
+        counters = metrics.rebalances, metrics.client_rebuilds, metrics.failed_commits
+        for counter, now, then in zip(counters, counted, before, strict=True):
+            counter.labels(name).inc(now - then)
 
     def _count_pairs(self, worker: Worker, step: Step) -> None:
         metrics, name, pipeline = self._metrics, worker.name, worker.pipeline
@@ -336,6 +338,7 @@ class Daemon:
         metrics, name = self._metrics, worker.name
         metrics.late.labels(name).inc(folded.late)
         metrics.closed_late.labels(name).inc(folded.late)
+        metrics.stalled.labels(name).set(len(folded.stalled))
         for space, count in folded.flagged.items():
             metrics.outliers.labels(name, space).inc(count)
         if folded.next_block is not None:
