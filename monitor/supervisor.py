@@ -140,9 +140,12 @@ class Supervisor:
                 self._ended(worker, code, now)
                 continue
             self._hear(worker)
-            if self._stop_at is not None and now >= self._stop_at:
-                log.warning(event("worker does not stop, and is killed", worker=worker.ordinal))
-                worker.process.kill()
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop_at = float("inf")
+            for worker in self._workers:
+                if worker.process is not None:
+                    log.warning(event("worker does not stop, and is killed", worker=worker.ordinal))
+                    worker.process.kill()
 
     def _stop(self, now: float) -> None:
         """Ask all to stop."""

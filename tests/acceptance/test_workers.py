@@ -101,8 +101,8 @@ def test_three_workers_without_a_reference_count_once_though_one_is_killed(
 def test_workers_go_with_a_supervisor_that_is_killed_and_the_next_ones_count_on(
     kafka: KafkaServer, topic: Callable[..., str], running: Callable[[str, str], Running]
 ) -> None:
-    name = topic(partitions=4)
-    produce(kafka.brokers, name, records(0, 12_000), partitions=4)
+    name = topic(partitions=2)
+    produce(kafka.brokers, name, records(0, 12_000), partitions=2)
     daemon = running(kafka.brokers, name)
     built = driftd("reference", "build", "--from", "2020-01-01", "--to", "2100-01-01", cwd=daemon.folder)
     assert built.returncode == 0, built.stderr
@@ -113,9 +113,12 @@ def test_workers_go_with_a_supervisor_that_is_killed_and_the_next_ones_count_on(
     daemon.kill()
     wait_until(lambda: not [pid for pid in workers.values() if alive(pid)], "no worker lives on", 5.0)
 
-    produce(kafka.brokers, name, records(12_000, 3_000), partitions=4)
+    produce(kafka.brokers, name, records(12_000, 3_000), partitions=2)
     daemon.start("--workers", "3")
     daemon.wait_for_records(15_000)
+    idle = "no partition is left for this worker"
+    wait_until(lambda: idle in daemon.get("/readyz")[1], "one of three workers has none of two partitions")
+    wait_until(lambda: daemon.get("/readyz")[0] == 200, "all are ready, also that one")
     assert daemon.terminate()[0] == 0
     assert daemon.counted() == 15_000
     assert daemon.one("select sum(next_offset) from partitions") == 15_000
