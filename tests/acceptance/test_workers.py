@@ -64,10 +64,10 @@ def test_three_workers_without_a_reference_count_once_though_one_is_killed(
     kafka: KafkaServer, topic: Callable[..., str], running: Callable[[str, str], Running]
 ) -> None:
     name = topic(partitions=4)
-    produce(kafka.brokers, name, records(0, 6_000), partitions=4)
+    produce(kafka.brokers, name, records(0, 10_000), partitions=4)
     daemon = running(kafka.brokers, name)
     daemon.start("--workers", "3")
-    daemon.wait_for_records(6_000)
+    daemon.wait_for_records(10_000)
     wait_until(lambda: daemon.get("/readyz")[0] == 200, "all workers are ready")
     assert set(series(daemon, "driftd_records_total")) == {"0", "1", "2"}
     assert series(daemon, "driftd_worker_up") == {"0": 1.0, "1": 1.0, "2": 1.0}
@@ -83,8 +83,8 @@ def test_three_workers_without_a_reference_count_once_though_one_is_killed(
         "/readyz says that one is down",
     )
     assert (daemon.get("/readyz")[0], daemon.get("/livez")[0]) == (503, 200)
-    produce(kafka.brokers, name, records(6_000, 4_000), partitions=4)
-    daemon.wait_for_records(10_000)
+    produce(kafka.brokers, name, records(10_000, 4_000), partitions=4)
+    daemon.wait_for_records(14_000)
     wait_until(lambda: daemon.get("/readyz")[0] == 200, "the killed worker is back")
     assert pids(daemon)[1] != victim
     assert series(daemon, "driftd_worker_restarts_total") == {"0": 0.0, "1": 1.0, "2": 0.0}
@@ -94,8 +94,8 @@ def test_three_workers_without_a_reference_count_once_though_one_is_killed(
     code, took = daemon.terminate()
     assert (code, took < 10.0) == (0, True), daemon.log()
     assert not [pid for pid in pids(daemon).values() if alive(pid)]
-    assert daemon.counted() == 10_000
-    assert daemon.one("select sum(next_offset) from partitions") == 10_000
+    assert daemon.counted() == 14_000
+    assert daemon.one("select sum(next_offset) from partitions") == 14_000
     assert daemon.one("select count(*) from reference_versions") == 1
 
 
