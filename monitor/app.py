@@ -42,7 +42,14 @@ def build_workers(
 ) -> list[Worker]:
     """A worker for each model."""
     return [
-        Worker(name, settings, store=store, source=build_source(name, model, ordinal=ordinal), watchdog=watchdog)
+        Worker(
+            name,
+            settings,
+            store=store,
+            source=build_source(name, model, ordinal=ordinal),
+            watchdog=watchdog,
+            collects=ordinal == 0,
+        )
         for name, model in settings.models.items()
     ]
 

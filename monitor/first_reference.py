@@ -172,7 +172,7 @@ class FirstReference:
     def state(self) -> str:
         """In words, for people."""
         if self.collector is None:
-            return "waiting for the first reference, which the worker of the first partition builds"
+            return "waiting for the first reference, which another worker builds"
         thinned = self.collector.thinned
         without = f", {thinned:,} more had no vote: record.key" if thinned else ""
         return f"collecting baseline: {self.collector.collected:,} of {self.collector.wanted:,} records{without}"

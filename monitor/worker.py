@@ -119,17 +119,28 @@ class Worker:
         settings: all settings.
         store: the database, already migrated.
         source: where the records come from; opened here.
+        collects: may collect the first baseline; of the workers of one machine, one does.
         watchdog: told of each poll.
 
     Attributes:
+        waits_outside: the source is not opened yet, so that the worker that collects the first baseline gets all of it.
         halted: why nothing is read any more, in words; "" while records are read. What is open stays open: the source
             is asked again and again, so that no other worker gets its partitions, but nothing is fetched.
     """
 
     def __init__(
-        self, name: str, settings: Settings, *, store: Store, source: Source, watchdog: Watchdog | None = None
+        self,
+        name: str,
+        settings: Settings,
+        *,
+        store: Store,
+        source: Source,
+        watchdog: Watchdog | None = None,
+        collects: bool = True,
     ) -> None:
         self.name = name
+        self.waits_outside = False
+        self._collects = collects
         self.model = settings.models[name]
         self.source = source
         self.pipeline: Pipeline | None = None
@@ -235,7 +246,9 @@ class Worker:
         rows = self._stored_open()
         self._open = {row.id: row for row in rows if row.kind not in OPERATIONAL}
         self._troubles.take_over(rows)
-        self.source.open(self._positions, topic_ids=self._topic_ids)
+        self.waits_outside = self.pipeline is None and not self._collects
+        if not self.waits_outside:
+            self.source.open(self._positions, topic_ids=self._topic_ids)
 
     def step(self, now_ms: int, clock_s: float, *, wait_s: float = POLL_S) -> Step:
         """Poll once, take in what came, write a checkpoint and fold when they are due.
@@ -248,6 +261,8 @@ class Worker:
         Raises:
             SourceError, StoreError: of the kinds that cannot be waited out.
         """
+        if self.waits_outside:
+            return self._wait_outside(clock_s, wait_s)
         began = time.perf_counter()
         with self._watchdog.limit(f"poll of {self.name}", self._poll_limit_s):
             batches = self._reader.poll(clock_s, wait_s=wait_s)
@@ -316,6 +331,22 @@ class Worker:
             batch_records=self._reader.batch_records,
             held=len(self.held),
         )
+
+    def _wait_outside(self, clock_s: float, wait_s: float) -> Step:
+        """Join the group once another worker of this machine has built the first reference."""
+        try:
+            rows = self._first.built(clock_s)
+            if rows:
+                self._load(rows)
+                self.source.open(self._positions, topic_ids=self._topic_ids)
+                self.waits_outside = False
+                return Step(0, finished=False)
+        except (SourceError, StoreError) as error:
+            if not error.retryable:
+                raise
+            return Step(0, finished=False, failure=str(error), refused=isinstance(error, StoreError))
+        time.sleep(wait_s)
+        return Step(0, finished=False)
 
     def drain(self, now_ms: int) -> None:
         """Write what is pending; called before leaving. A refused checkpoint is left for the next start."""

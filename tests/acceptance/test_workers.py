@@ -64,9 +64,11 @@ def test_three_workers_without_a_reference_count_once_though_one_is_killed(
     kafka: KafkaServer, topic: Callable[..., str], running: Callable[[str, str], Running]
 ) -> None:
     name = topic(partitions=4)
-    produce(kafka.brokers, name, records(0, 10_000), partitions=4)
+    produce(kafka.brokers, name, records(0, 2_400), partitions=4)  # no worker alone has enough for a baseline
     daemon = running(kafka.brokers, name)
     daemon.start("--workers", "3")
+    daemon.wait_for_records(2_400)
+    produce(kafka.brokers, name, records(2_400, 7_600), partitions=4)
     daemon.wait_for_records(10_000)
     wait_until(lambda: daemon.get("/readyz")[0] == 200, "all workers are ready")
     assert set(series(daemon, "driftd_records_total")) == {"0", "1", "2"}

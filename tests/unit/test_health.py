@@ -42,6 +42,7 @@ class FakeWorker:
     held: frozenset[Partition] = frozenset()
     ages: dict[Partition, float] = field(default_factory=dict)
     halted: str = ""
+    waits_outside: bool = False
     failure: str = ""
     dead: int = 3
     records: int = 1000
@@ -141,3 +142,10 @@ def test_a_model_that_stopped_reading_says_why(worker: FakeWorker, health: Healt
 def test_files_have_no_group(worker: FakeWorker, health: Health) -> None:
     worker.source.member = "none"
     assert "group" not in look(health)
+
+
+def test_a_worker_that_waits_for_the_first_reference_needs_the_database_only(
+    worker: FakeWorker, health: Health
+) -> None:
+    worker.waits_outside, worker.source.member = True, "joining"
+    assert list(look(health)) == ["database"]
