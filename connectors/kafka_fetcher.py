@@ -5,6 +5,8 @@ mostly without saying which, and its next poll never returns. Here the fetcher s
 what it fetched, and goes on with the other partitions. Where nobody moves the position, the batch is fetched again, and
 told again.
 
+**Partitions that were paused in the middle of an answer** have their turn again when they are resumed.
+
 **Fetching by topic id** (Fetch version 13, KIP-516; brokers from 3.1 on). By its name alone, a topic that is deleted
 and made anew under a reader would be read on at the old offset, until the next look at the metadata.
 """
@@ -125,6 +127,13 @@ def _fetcher_class() -> type:
     class _Fetcher(Fetcher):  # type: ignore[misc]
         PartitionRecords = _PartitionRecords
         names: dict[Any, str]  # by topic id
+
+        def fetched_records(self, max_records: Any = None, update_offsets: bool = True) -> Any:
+            # kafka-python 3.0 gives the records of a partition that was paused back only where no others are in line, and
+            # others that are used up stay in line: without new answers the partition would be silent for ever.
+            if not self._next_partition_records:
+                self._next_partition_records = None
+            return super().fetched_records(max_records, update_offsets=update_offsets)
 
         def _parse_fetched_data(self, completed_fetch: Any) -> Any:
             try:

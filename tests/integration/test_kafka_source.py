@@ -406,6 +406,24 @@ def test_a_held_partition_stays_ours_and_brings_nothing_until_it_is_let_go(kafka
     assert offsets_of(read(source, records(55))) == {0: list(range(50, 55)), 1: list(range(50))}
 
 
+def test_a_partition_that_is_held_in_the_middle_of_an_answer_goes_on_when_the_others_are_used_up(
+    kafka, topic, make_source
+) -> None:
+    name = topic(partitions=2)
+    for partition in (0, 1):
+        produce(kafka.brokers, name, numbered(300), partition=partition)
+    source = make_source(name)
+    source.open(Positions())
+    batches = read(source, records(20), max_records=20)  # the rest of the answer waits in the client
+    begun = next(batch.partition for batch in batches if len(batch))
+    source.hold(frozenset({begun}))
+    batches += read(source, lambda found: sum(map(len, found)) >= 300, max_records=20)
+    assert all(len(batch) == 0 or batch.partition != begun for batch in source.poll(100, 0.2))
+    source.hold(frozenset())
+    batches += read(source, records(280), max_records=20)
+    assert offsets_of(batches) == {0: list(range(300)), 1: list(range(300))}
+
+
 def test_a_held_partition_is_still_held_after_the_client_places_it_anew(kafka, topic, make_source) -> None:
     name = topic()
     produce(kafka.brokers, name, numbered(10))
