@@ -127,9 +127,10 @@ def _fetcher_class() -> type:
     class _Fetcher(Fetcher):  # type: ignore[misc]
         PartitionRecords = _PartitionRecords
         names: dict[Any, str]  # by topic id
+        _next_partition_records: Any
 
         def fetched_records(self, max_records: Any = None, update_offsets: bool = True) -> Any:
-            # kafka-python 3.0 gives the records of a partition that was paused back only where no others are in line, and
+            # kafka-python 3.0 takes up the records of a partition that was paused only where no others are in line, and
             # others that are used up stay in line: without new answers the partition would be silent for ever.
             if not self._next_partition_records:
                 self._next_partition_records = None
