@@ -16,7 +16,7 @@ help:
 	@echo "make test     every test; tests of servers that are missing are skipped with the reason"
 	@echo "make check    lint and types"
 	@echo "make bench    the benchmarks, one JSON line each"
-	@echo "make soak     kills workers, broker and database over 2,000,000 records; about 15 minutes (SOAK_ARGS=...)"
+	@echo "make soak     kills workers, broker and database over 2,000,000 records; about 7 minutes (SOAK_ARGS=...)"
 	@echo "make servers  what the tests with real servers need: shows it, installs it where allowed"
 	@echo "make clean    remove .venv and caches"
 

@@ -185,6 +185,8 @@ def soak_settings(
                     "block": BLOCK_MS / 1000,
                     "lateness": LATENESS_MS / 1000,
                     "idle": 2.0,
+                    # So short that fast partitions are held back, too; ten times as long as a session.
+                    "wait": 60.0,
                     "resolve_after": 6 * BLOCK_MS / 1000,  # so that incidents also end
                     "season": "none",
                 },
