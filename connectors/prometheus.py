@@ -75,7 +75,9 @@ class Metrics:
         build = gauge("driftd_build_info", "Always 1; the labels say what runs.", "version", "python")
         build.labels(_version(), platform.python_version()).set(1)
 
-        self.records = counter("driftd_records_total", "Records taken in, unusable and late ones included.", "model")
+        self.records = counter(
+            "driftd_records_total", "Records counted in the database, unusable and late ones included.", "model"
+        )
         self.dead_letters = counter("driftd_dead_letters_total", "Records that could not be used.", "model", "reason")
         self.late = counter(
             "driftd_late_records_total", "Records that came after their block was closed; scored, not counted.", "model"

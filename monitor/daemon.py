@@ -281,7 +281,7 @@ class Daemon:
     def _count(self, worker: Worker, step: Step) -> None:
         metrics, name = self._metrics, worker.name
         metrics.last_poll.labels(name).set(time.time())
-        metrics.records.labels(name).inc(step.records)
+        metrics.records.labels(name).inc(step.counted)
         for reason, count in step.dead.items():
             metrics.dead_letters.labels(name, reason).inc(count)
         metrics.late.labels(name).inc(step.late)

@@ -286,7 +286,7 @@ def status_page(checks: Sequence[Check], models: Sequence[ModelStatus], liveness
     items = "".join(
         f'<li><span class="{"ok" if check.ok else "bad"}">{"ok" if check.ok else "not ok"}</span> '
         f"<b>{_text(check.name)}</b> {_text(check.detail)}</li>"
-        for check in [liveness, *checks]
+        for check in sorted([liveness, *checks], key=lambda check: check.ok)  # what fails comes first
     )
     return _PAGE.substitute(
         verdict="ready" if ready else "not ready", mark="ok" if ready else "bad", rows=rows, checks=items

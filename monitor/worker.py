@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from connectors.database.rows import Checkpoint, HalfRow, IncidentRow, PartitionState, ReferenceRow, ThinnedKeys
@@ -45,7 +45,8 @@ class Step:
     """What one step did.
 
     Attributes:
-        records: records taken in.
+        records: records taken in; some may be read again, where partitions move.
+        counted: records of the checkpoints that were written: each once.
         finished: the source is at its end, and everything is written.
         failure: what failed and will be tried again, in words; "" if nothing.
         refused: the database refused a transaction.
@@ -73,6 +74,7 @@ class Step:
     thinned: int = 0
     unchecked: int = 0
     pairs: PairCounts = field(default_factory=PairCounts)
+    counted: int = 0
     dead: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     commit_s: float | None = None
@@ -86,6 +88,7 @@ class _Tally:
     """What the checkpoints of one step wrote; mostly there is one at most."""
 
     gaps: list[Gap] = field(default_factory=list)
+    records: int = 0
     dead: Counter[str] = field(default_factory=Counter)
     late: int = 0
     kept: int = 0
@@ -97,6 +100,7 @@ class _Tally:
     def add(self, written: Checkpoint, seconds: float) -> None:
         self.gaps += written.gaps
         self.dead.update(letter.reason for letter in written.dead_letters)
+        self.records += sum(advance.records for advance in written.advances)
         self.late += sum(advance.late for advance in written.advances)
         self.kept += len(written.kept)
         self.commit_s = (self.commit_s or 0.0) + seconds
@@ -291,7 +295,6 @@ class Worker:
                 self._score(self.pipeline, batches, now_ms, clock_s)
                 self._reader.took(records, time.perf_counter() - began)
                 seconds |= self.pipeline.phases.taken()
-            self.records += records
             if records:
                 self._reader.cope()
             if self._due(clock_s):
@@ -303,31 +306,36 @@ class Worker:
         except SourceError as error:  # a schema registry that does not answer: no fault of the records
             self._start_over()
             self._reader.stumble(error, clock_s)
-            return Step(records, finished=False, failure=str(error), seconds=seconds)
+            return replace(self._told(records, seconds), failure=str(error))
         except StoreError as error:
             lost = isinstance(error, OwnershipLost)
             if not error.retryable and not lost:
                 raise
             self._start_over()
-            return Step(records, finished=False, failure=str(error), refused=True, ownership_lost=lost, seconds=seconds)
+            return replace(self._told(records, seconds), failure=str(error), refused=True, ownership_lost=lost)
         failure = self._reader.failure
         at_end = self.source.finished and not batches and not failure and self.pipeline is not None
+        finished = at_end and not self._pending
+        return replace(self._told(records, seconds), finished=finished, failure=failure, folded=folded)
+
+    def _told(self, records: int, seconds: Mapping[str, float]) -> Step:
+        """The step so far: what was written counts, whatever failed after it."""
         tally = self._tally
+        self.records += tally.records
         self.dead += tally.dead.total()
         return Step(
             records,
-            finished=at_end and not self._pending,
-            failure=failure,
+            finished=False,
             gaps=tally.gaps,
             late=tally.late,
             kept=tally.kept,
             thinned=tally.thinned,
             unchecked=tally.unchecked,
             pairs=tally.pairs,
+            counted=tally.records,
             dead=tally.dead,
             seconds=seconds,
             commit_s=tally.commit_s,
-            folded=folded,
             batch_records=self._reader.batch_records,
             held=len(self.held),
         )
