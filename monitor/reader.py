@@ -53,6 +53,7 @@ class Reader:
         self._retry_at = self._failed_at = float("-inf")
         self._last_came: dict[Partition, float] = {}  # monotonic clock of the last record, or of the assignment
         self._last_time: dict[Partition, int] = {}  # the broker's time of the last record
+        self._handed: dict[Partition, int] = {}  # what follows the records that were handed over
 
     def poll(self, clock_s: float, *, wait_s: float) -> list[RawBatch]:
         """What came; [] where nothing did, and where the source failed (`failure`).
@@ -73,8 +74,9 @@ class Reader:
         if not self._stumbled and not (self.lasting and clock_s < self._failed_at + REMEMBER_S):
             self.failure, self.lasting, self.failing_since = "", False, None
         for batch in batches:
-            self._last_came[batch.partition] = clock_s
+            self._handed[batch.partition] = batch.next_offset
             if len(batch):
+                self._last_came[batch.partition] = clock_s
                 self._last_time[batch.partition] = int(batch.timestamps_ms[-1])
         return batches
 
@@ -104,6 +106,7 @@ class Reader:
     def rewind(self) -> None:
         """Read on from the stored positions, from the next poll on."""
         self._rewind_due = True
+        self._handed.clear()
 
     def gone(self, clock_s: float) -> frozenset[Partition]:
         """Take note of the assignment. Returns the partitions that went away since the last look."""
@@ -160,6 +163,8 @@ class Reader:
             if partition not in self.assigned or lag.get(partition, 1) > 0:
                 continue
             offset = written.get(partition, state.next_offset)
+            if self._handed.get(partition, offset) != offset:
+                continue  # its last records are not written yet
             silent = clock_s - self._last_came.get(partition, clock_s) >= self._idle_s
             behind = 0 <= state.max_time_ms < newest - self._wait_ms
             if (silent or behind) and state.idle_offset != offset:

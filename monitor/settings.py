@@ -165,6 +165,12 @@ class DriftSettings(_Section):
     repeat_every: Duration = Field(4 * 3600.0, description="event time between notices of an incident that goes on")
 
     @model_validator(mode="after")
+    def _an_idle_partition_is_not_stalled(self) -> DriftSettings:
+        if self.idle >= self.wait:
+            raise ValueError(f"idle ({self.idle:g} s) must be shorter than wait ({self.wait:g} s)")
+        return self
+
+    @model_validator(mode="after")
     def _a_season_holds_blocks(self) -> DriftSettings:
         if isinstance(self.season, float) and self.season < MIN_BLOCKS_PER_SEASON * self.block:
             raise ValueError(

@@ -536,7 +536,7 @@ class Worker:
     def _fold(self, now_ms: int, clock_s: float) -> Outcome | None:
         if self.folder is None or (clock_s < self._next_fold and not self.source.finished):
             return None
-        if not self._pending and (rest := self._reader.at_rest(clock_s, self._states, self._written)):
+        if rest := self._reader.at_rest(clock_s, self._states, self._written):
             self._store.mark_idle(self.name, rest)
         folded = self.folder.step(self._store, now_ms, clock_s, partitions=self.source.partitions())
         every = self._settings.checkpoint.every
