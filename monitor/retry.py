@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -103,6 +104,7 @@ class Retry:
             model.watched_record,
             fields=[field for embedder in embedders.values() for field in embedder.fields],
             payload_bytes=model.dead_letters.payload_bytes,
+            pin=partial(store.pin_format, name),
         )
         self._pipeline = Pipeline(
             name,

@@ -167,7 +167,7 @@ class DriftSettings(_Section):
     @model_validator(mode="after")
     def _an_idle_partition_is_not_stalled(self) -> DriftSettings:
         if self.idle >= self.wait:
-            raise ValueError(f"idle ({self.idle:g} s) must be shorter than wait ({self.wait:g} s)")
+            raise ValueError(f"idle ({self.idle:g} s) must be shorter than wait ({self.wait:g} s); raise wait as well")
         return self
 
     @model_validator(mode="after")

@@ -224,6 +224,25 @@ def test_rows_of_a_body_are_retried_one_by_one(tmp_path: Path) -> None:
         assert sum(BlockSummary.from_bytes(delta.blob).n for delta in deltas) == 3_000
 
 
+def test_a_topic_is_read_again_in_the_format_that_it_was_pinned_to(tmp_path: Path) -> None:
+    """A record that would do by itself, as plain JSON, in a topic of bodies."""
+    bodies: list[dict[str, Any]] = [
+        {"inputs": [{"name": "v", "shape": [1, 8], "datatype": "FP32", "data": row["v"]}]} for row in records(2_000)
+    ]
+    bodies.insert(1_500, {"inputs": {"v": records(1)[0]["v"]}})
+    source = write(tmp_path, bodies) | {"time": {"start": "2026-03-02T08:00:00Z", "interval_ms": 20}}
+    settings = settings_in(tmp_path, source, {"format": "auto"})
+    model = settings.models["orders"].model_dump()
+    model["spaces"]["input"]["embedder"]["field"] = "/inputs/v"
+    settings = Settings.model_validate(settings.model_dump() | {"models": {"orders": model}})
+    with open_store(settings) as store:
+        read_all(settings, store)
+        counts = store.dead_letter_counts("orders")
+        assert sum(counts.values()) == 1
+        found = retry(settings, store)
+        assert (found.letters, found.mended, found.still) == (1, 0, counts)
+
+
 @pytest.mark.kafka
 @pytest.mark.timeout(300)
 def test_a_retry_beside_the_daemon_counts_every_record_once(
@@ -245,7 +264,7 @@ def test_a_retry_beside_the_daemon_counts_every_record_once(
         "record": STRICT,
         "spaces": {"input": {"embedder": {"kind": "vector", "field": "/v", "encoding": "list"}}},
         "reference": {"collect": BASELINE},
-        "drift": {"lateness": "1h", "idle": "1h"},
+        "drift": {"lateness": "1h", "idle": "1h", "wait": "2h"},
     }
     running = Running(tmp_path, {"models": {"orders": model}})
     produce(rows[:3_000])
