@@ -224,11 +224,6 @@ class Pipeline:
         """The checkpoint should be written before more records are taken in."""
         return len(self._kept) >= MAX_KEPT or len(self._dead) >= MAX_KEPT or len(self._summaries) >= MAX_SUMMARIES
 
-    def forget(self, partitions: Sequence[Partition]) -> None:
-        """Partitions that moved to another owner; what is known of them comes from the database the next time."""
-        for partition in partitions:
-            self._known.pop(partition, None)
-
     def process(self, batch: RawBatch, now_ms: int | None, *, until_full: bool = False) -> RawBatch | None:
         """Take in one batch.
 
