@@ -23,6 +23,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -79,9 +80,9 @@ def topic(kafka: KafkaServer, request: pytest.FixtureRequest) -> NewTopicFactory
     return make
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the whole run; ``postgres.new_database()`` gives an empty database's URL."""
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL, for as long as the block lasts."""
     # Not below pytest's own folder: for root the server runs as another user, who may not enter there.
     with tempfile.TemporaryDirectory(prefix="driftd-postgres-") as directory:
         try:
@@ -92,3 +93,10 @@ def postgres() -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run; ``postgres.new_database()`` gives an empty database's URL."""
+    with running_postgres() as server:
+        yield server

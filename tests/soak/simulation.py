@@ -11,16 +11,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from connectors.database.rows import ReferenceRow
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, SourceState
+from monitor.collect import Collector
+from monitor.decode import Decoder
 from monitor.settings import Settings
-from monitor.soak import MODEL, all_closed, counted, rows_of
-from monitor.soak_records import LabelledRecords
+from monitor.soak import MODEL, SPACE, all_closed, counted, rows_of
+from monitor.soak_records import BLOCK_MS, LabelledRecords, labelled_records
 from monitor.worker import Worker
+from tests.soak.harness import START_MS
 
 TOPIC, TOPIC_ID = "labelled", "AAAAAAAAAAAAAAAAAAAAAA"
 TURN_S = 0.07  # of the played clock, at most
@@ -45,6 +50,23 @@ def batches_of(records: LabelledRecords) -> dict[Partition, RawBatch]:
         )
         for number, mine in rows.items()
     }
+
+
+def reference_of(settings: Settings, folder: Path) -> ReferenceRow:
+    """A reference in ``folder``, of traffic of the same kind as what is played."""
+    model = settings.models[MODEL]
+    collector = Collector(
+        MODEL,
+        decoder=Decoder(model.watched_record, fields=["body"]),
+        embedders={SPACE: model.spaces[SPACE].embedder.build()},
+        settings=model.reference,
+        block_ms=BLOCK_MS,
+    )
+    longer = labelled_records(30_000, partitions=4, seed=5, start_ms=START_MS, per_block=50)
+    for batch in batches_of(longer).values():
+        collector.take(batch.rows(0, len(batch) // 10), None)
+    (row,) = collector.build(folder, versions={SPACE: 1}, now_ms=0)
+    return row
 
 
 @dataclass

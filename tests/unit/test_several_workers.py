@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 
 from connectors.database.store import Store
-from monitor.collect import Collector
-from monitor.decode import Decoder
 from monitor.operations import OPERATIONAL
 from monitor.settings import Settings
-from monitor.soak import BLOCK_MS, CHECKPOINT, MODEL, SPACE, all_closed, counted, soak_settings
+from monitor.soak import CHECKPOINT, MODEL, all_closed, counted, soak_settings
 from monitor.soak_records import labelled_records
 from monitor.worker import Worker
 from tests.soak.harness import START_MS
-from tests.soak.simulation import NOW_MS, TOPIC, Group, PlayedSource, batches_of
+from tests.soak.simulation import NOW_MS, TOPIC, Group, PlayedSource, batches_of, reference_of
 
 RECORDS = 6_000
 
@@ -30,21 +28,10 @@ def settings(tmp_path: Path) -> Settings:
 
 def test_each_worker_knows_the_incidents_that_others_open_and_resolve(settings: Settings) -> None:
     log = batches_of(labelled_records(RECORDS, partitions=4, seed=5, start_ms=START_MS, per_block=50))
-    model = settings.models[MODEL]
-    collector = Collector(
-        MODEL,
-        decoder=Decoder(model.watched_record, fields=["body"]),
-        embedders={SPACE: model.spaces[SPACE].embedder.build()},
-        settings=model.reference,
-        block_ms=BLOCK_MS,
-    )
-    longer = labelled_records(30_000, partitions=4, seed=5, start_ms=START_MS, per_block=50)  # of the same traffic
-    for batch in batches_of(longer).values():
-        collector.take(batch.rows(0, len(batch) // 10), None)
     group = Group(log, {partition: partition.number % 2 for partition in log})
     with Store.open(settings.database) as store:
         store.migrate()
-        store.add_reference(collector.build(settings.references, versions={SPACE: 1}, now_ms=0)[0])
+        store.add_reference(reference_of(settings, settings.references))
         workers = []
         for number in range(2):
             source = PlayedSource(group, number, random.Random(number))
