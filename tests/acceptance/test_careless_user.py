@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -127,6 +128,14 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, running: Callable[..., 
     wait_until(lambda: daemon.get("/readyz")[0] == 200, "ready again")
 
 
+def fill_the_disk(filler: Path) -> None:
+    """Write until no room is left: the daemon writes at the same time, so free space cannot be asked for first."""
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError) as full:
+        while True:
+            file.write(bytes(4096))
+    assert full.value.errno == errno.ENOSPC
+
+
 def test_a_full_disk_is_waited_for(tmp_path: Path, running: Callable[..., Running]) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -141,9 +150,8 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, running: Callable[..., Runnin
         daemon.database = small / "driftd.db"
         daemon.start()
         daemon.wait_for_records(4_000)
-        free = os.statvfs(small).f_bavail * os.statvfs(small).f_frsize
         filler = small / "filler"
-        filler.write_bytes(b"x" * max(free - 8192, 0))
+        fill_the_disk(filler)
         write_stream(tmp_path / "stream.jsonl", 4_000, first=4_000)
         wait_until(lambda: daemon.get("/readyz")[0] == 503, "not ready while the disk is full")
         filler.unlink()
