@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,45 @@ class Notification:
     values: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Everything that one message tells people: what is new of a model, or of several in a storm.
+
+    Attributes:
+        key: the model's name; "*" for several models.
+        notifications: at least one, in the order in which they were made; several may be about one incident.
+        firing: incidents of these models that are open now, told or not.
+        pages: of them, those that are pages.
+    """
+
+    key: str
+    notifications: tuple[Notification, ...]
+    firing: int
+    pages: int
+
+    @classmethod
+    def of(cls, notification: Notification) -> Group:
+        """A group of its own."""
+        firing = notification.status == "firing"
+        return cls(notification.model, (notification,), int(firing), int(firing and notification.severity == "page"))
+
+    @property
+    def latest(self) -> tuple[Notification, ...]:
+        """The newest notification of each incident, pages first, then in the order of the first of each incident."""
+        newest = {notification.incident: notification for notification in self.notifications}
+        return tuple(sorted(newest.values(), key=lambda one: (one.status != "firing", one.severity != "page")))
+
+    @property
+    def status(self) -> Literal["firing", "resolved"]:
+        """ "resolved" when nothing of these models is open any more."""
+        return "firing" if self.firing or any(one.status == "firing" for one in self.latest) else "resolved"
+
+    @property
+    def severity(self) -> Literal["page", "warn"]:
+        """The most urgent of what is told."""
+        return "page" if any(one.severity == "page" for one in self.notifications) else "warn"
+
+
 class Sink(Protocol):
     """Where notifications go. Delivery is at least once; the notification's id is the key to dedupe by."""
 
@@ -54,3 +94,25 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release connections and files."""
+
+
+@runtime_checkable
+class GroupSink(Protocol):
+    """A sink that people read: it gets what is new of a model in one message, and not too often."""
+
+    def send_group(self, group: Group) -> None:
+        """Deliver all of the group in one message, or raise SinkError; all of it is then tried again."""
+
+
+@runtime_checkable
+class RefreshedSink(Protocol):
+    """A sink whose other side forgets: it is told again and again what fires, as Alertmanager wants to be."""
+
+    refresh_every_s: ClassVar[float]
+
+    def refresh(self, notifications: Sequence[Notification]) -> None:
+        """Tell what was told: the newest notification of each incident that is open, or resolved a while ago.
+
+        Raises:
+            SinkError: it is not tried again before the next time.
+        """

@@ -29,6 +29,7 @@ from detectors.rate import RateReading, RateRule, RateState, fold_rate
 from detectors.reference import Reference
 from detectors.segments import constants_of, measured_segments
 from detectors.summary import BlockSummary, score_at_share
+from monitor.block_stats import block_stats
 from monitor.budget import RATE_SHARE, fold_settings, segment_shares, why_only_warns
 from monitor.causes import ClosedBlocks, cause_of
 from monitor.incidents import (
@@ -110,8 +111,9 @@ class Folder:
         self._block_ms = round(self._settings.drift.block * 1000)
         self._sinks = tuple(settings.sinks)
         self._policy = IncidentPolicy(
-            resolve_after_ms=round(self._settings.drift.resolve_after * 1000),
-            repeat_every_ms=round(self._settings.drift.repeat_every * 1000),
+            resolve_after_ms=round(settings.incidents.resolve_after * 1000),
+            cooldown_ms=round(settings.incidents.cooldown * 1000),
+            repeat_interval_ms=round(settings.notify.repeat_interval * 1000),
         )
         self._alarms: dict[tuple[str, str], _Alarm] = {}
         for space in spaces:
@@ -314,7 +316,8 @@ class Folder:
             for block, count in sorted(counts.items())
         ]
         outbox = [(sink, notification) for notification in notifications for sink in self._sinks]
-        return FoldResult(below, kept, changed, readings, held, outbox, flag_at)
+        stats = list(block_stats(merged, counts, block_ms=self._block_ms))
+        return FoldResult(below, kept, changed, readings, held, outbox, flag_at, stats=stats)
 
     def _by_block(
         self, merged: Mapping[tuple[str, str, int, int], BlockSummary]

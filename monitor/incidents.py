@@ -4,7 +4,7 @@ One reason to alert, one incident: at most one is open for a (model, kind, space
 
     opened ──► raised (a warning becomes a page) ──► resolved ──► reopened (within the cooldown) ──► ...
 
-with a notification for each step, and one more for every ``repeat_every_ms`` that it goes on. Everything is a pure
+with a notification for each step, and one more for every ``repeat_interval_ms`` that it goes on. Everything is a pure
 function of the blocks' evidence, and time is event time, so a replay gives the same incidents and the same ids.
 
 Incidents of the watching itself (monitor/operations.py) are left alone here, but for gaps, which end like all others.
@@ -91,12 +91,12 @@ class IncidentPolicy:
     Attributes:
         resolve_after_ms: so long without active evidence, and it is over. Doubles each time that it comes back.
         cooldown_ms: what comes back within this time is the same incident again, not a new one.
-        repeat_every_ms: while it goes on, a notification so often.
+        repeat_interval_ms: while it goes on, a notification so often.
     """
 
     resolve_after_ms: int = 300_000
     cooldown_ms: int = 3_600_000
-    repeat_every_ms: int = 4 * 3_600_000
+    repeat_interval_ms: int = 4 * 3_600_000
 
 
 def advance(
@@ -230,7 +230,7 @@ class _Board:
         )
         if raised:
             self._tell(following, "raised", evidence.end_ms)
-        elif evidence.end_ms - _count(row, "last_told_ms") >= self._policy.repeat_every_ms:
+        elif evidence.end_ms - _count(row, "last_told_ms") >= self._policy.repeat_interval_ms:
             self._tell(following, "repeated", evidence.end_ms)
         else:
             # The first blocks rarely hold the whole story: after 1, 4, 16, ... blocks it is told anew, to who asks.

@@ -23,7 +23,7 @@ from detectors.errors import InvalidSettings
 from detectors.feedback import OpinionName
 from monitor.decode import RecordSettings
 from monitor.embedders import EmbedderSettings
-from monitor.times import Duration, seconds_of
+from monitor.times import Duration, Wait, seconds_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -118,6 +118,26 @@ class AlarmSettings(_Section):
     warn_every_days: float = Field(1.0, gt=0, description="days between false warnings, on average, at least")
 
 
+class IncidentSettings(_Section):
+    """The life of incidents, in event time: when they are told, end, and come back."""
+
+    resolve_after: Duration = Field(300.0, description="without evidence for so long, an incident resolves")
+    cooldown: Wait = Field(3600.0, description="what comes back within this time is the same incident again")
+    min_duration: Wait = Field(0.0, description="an incident that is over before is listed, and nobody is told")
+    deploy_grace: Wait = Field(
+        900.0, description="after a new version of the model (record.version), people are told what is left after this"
+    )
+
+
+class NotifySettings(_Section):
+    """How often people are told. Named and meant as in Alertmanager; by the wall clock, but for repeat_interval."""
+
+    group_wait: Wait = Field(10.0, description="wait for more of the same model before the first message")
+    group_interval: Wait = Field(60.0, description="between two messages about a model")
+    repeat_interval: Duration = Field(4 * 3600.0, description="event time between notices of an incident that goes on")
+    most_per_minute: int = Field(10, ge=1, le=1000, description="messages of one sink; more models share a message")
+
+
 class DriftSettings(_Section):
     """The drift alarm of one model, and how its share of the alarm budget is divided."""
 
@@ -161,8 +181,6 @@ class DriftSettings(_Section):
         description="longest wait for a slow partition: by the clock for one that stands still, in event time for one "
         "that is read to its end and lies so far behind the newest; what comes after that counts as late",
     )
-    resolve_after: Duration = Field(300.0, description="event time without evidence after which an incident resolves")
-    repeat_every: Duration = Field(4 * 3600.0, description="event time between notices of an incident that goes on")
 
     @model_validator(mode="after")
     def _an_idle_partition_is_not_stalled(self) -> DriftSettings:
@@ -206,6 +224,9 @@ class ModelSettings(_Section):
     record: RecordSettings = RecordSettings()
     spaces: dict[str, SpaceSettings] = Field(min_length=1)
     weight: Weight = Field(1.0, description="its share of the alarm budget, relative to other models")
+    harm: Literal["low", "normal", "high"] = Field(
+        "normal", description="what wrong answers of this model cost; with low, it warns where it would page"
+    )
     reference: ReferenceSettings = ReferenceSettings()
     outliers: OutlierSettings = OutlierSettings()
     drift: DriftSettings = DriftSettings()
@@ -308,6 +329,8 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     alarms: AlarmSettings = AlarmSettings()
+    incidents: IncidentSettings = IncidentSettings()
+    notify: NotifySettings = NotifySettings()
     retention: RetentionSettings = RetentionSettings()
     log_format: Literal["text", "json"] = "text"
     models: dict[str, ModelSettings] = Field(min_length=1)

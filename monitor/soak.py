@@ -168,6 +168,7 @@ def soak_settings(
         "database": database or f"sqlite:///{folder / 'driftd.db'}",
         "references": str(folder / "references"),
         "http": {"bind": "127.0.0.1:0"},
+        "incidents": {"resolve_after": 6 * BLOCK_MS / 1000},  # so that incidents also end
         "models": {
             MODEL: {
                 "source": dict(source),
@@ -187,7 +188,6 @@ def soak_settings(
                     "idle": 2.0,
                     # So short that fast partitions are held back, too; ten times as long as a session.
                     "wait": 60.0,
-                    "resolve_after": 6 * BLOCK_MS / 1000,  # so that incidents also end
                     "season": "none",
                 },
             }

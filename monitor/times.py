@@ -28,6 +28,7 @@ def seconds_of(value: object) -> object:
 
 
 Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
+Wait = Annotated[float, BeforeValidator(seconds_of), Field(ge=0)]  # a duration that may be nothing
 
 
 def text_of(time_ms: int) -> str:

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from connectors.database.rows import (
+    BlockStatRow,
     Closure,
+    DeploymentRow,
     FoldState,
     GapRow,
     HalfRow,
@@ -347,11 +349,33 @@ def outbox_columns(sink: str, notification: Notification, stored_ms: int) -> Col
         "status": "pending",
         "error": "",
         "stored_ms": stored_ms,
+        "model": clean(notification.model),
+        "severity": notification.severity,
+        "event": clean(notification.values.get("event", "")),
     }
 
 
 def outbox_row(row: Any) -> OutboxRow:
-    return OutboxRow(row.sink, notification_from_json(row.body), row.attempts, row.due_ms, row.status, row.error)
+    return OutboxRow(
+        row.sink, notification_from_json(row.body), row.attempts, row.due_ms, row.status, row.error, row.stored_ms
+    )
+
+
+def block_stat_columns(model: str, row: BlockStatRow, stored_ms: int) -> Columns:
+    names = ("space", "block", "start_ms", "end_ms", "reference", "records", "late", "dead")
+    columns: Columns = {name: getattr(row, name) for name in names}
+    columns |= {f"surprise_{number}": count for number, count in enumerate(row.surprise)}
+    return columns | {"model": model, "confidence": _number(row.confidence), "stored_ms": stored_ms}
+
+
+def deployment_columns(model: str, row: DeploymentRow, stored_ms: int) -> Columns:
+    return {
+        "model": model,
+        "version": clean(row.version),
+        "block": row.block,
+        "start_ms": row.start_ms,
+        "stored_ms": stored_ms,
+    }
 
 
 def closure_columns(model: str, closure: Closure) -> Columns:

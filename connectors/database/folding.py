@@ -16,9 +16,11 @@ from sqlalchemy.exc import IntegrityError
 
 from connectors.database import schema
 from connectors.database.columns import (
+    block_stat_columns,
     clean,
     closure_columns,
     delta_row,
+    deployment_columns,
     incident_columns,
     incident_row,
     kept_row,
@@ -251,6 +253,14 @@ class Fold:
         write(
             schema.insert_ignoring(schema.outbox, dialect=dialect),
             (outbox_columns(sink, notification, now_ms) for sink, notification in result.outbox),
+        )
+        write(
+            schema.upsert(schema.block_stats, ("model", "space", "block", "reference"), dialect=dialect),
+            (block_stat_columns(model, row, now_ms) for row in result.stats),
+        )
+        write(
+            schema.insert_ignoring(schema.deployments, dialect=dialect),
+            (deployment_columns(model, row, now_ms) for row in result.deployments),
         )
         kept = schema.kept
         flag = (

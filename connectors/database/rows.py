@@ -250,6 +250,61 @@ class Closure:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockStatRow:
+    """What a dashboard draws of one closed block of a space's whole traffic; of all spaces together where it is "".
+
+    Attributes:
+        records: of the space; for space "" all that came in the block, late and unusable ones included.
+        late, dead: 0 but for space "".
+        confidence: the model's mean confidence; NaN where it says none.
+        surprise: how many records have a p-value in each of the ten classes of `monitor.block_stats.SURPRISE_BELOW`.
+    """
+
+    space: str
+    block: int
+    start_ms: int
+    end_ms: int
+    reference: int
+    records: int
+    late: int
+    dead: int
+    confidence: float
+    surprise: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentRow:
+    """A version of the watched model, and the first block that holds records of it."""
+
+    version: str
+    block: int
+    start_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MuteRow:
+    """From when until when nobody is told, and of what.
+
+    Attributes:
+        id: 8 hexadecimal digits.
+        model, kind, space, segment: what it is about; "" stands for all.
+        from_ms, until_ms: wall clock, milliseconds since 1970.
+        reason, by: what the person said, and who that was.
+    """
+
+    id: str
+    model: str
+    kind: str
+    space: str
+    segment: str
+    from_ms: int
+    until_ms: int
+    reason: str
+    by: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class FoldResult:
     """Everything that one step of the fold writes, in one transaction, if the fold's version is still the expected one.
 
@@ -259,6 +314,8 @@ class FoldResult:
         flag_at: per (space, block), kept candidates with score >= the value are flagged as outliers.
         outbox: (sink name, notification) pairs; a pair whose notification id and sink are there already is skipped.
         closed_late: records of blocks that were closed before they came, to be added to the counts of their partitions.
+        stats: of the closed blocks; replaces what is there.
+        deployments: versions of the model that were not seen before; those that are known are left.
     """
 
     next_block: int
@@ -270,18 +327,21 @@ class FoldResult:
     flag_at: dict[tuple[str, int], float] = field(default_factory=dict)
     closure: Closure | None = None
     closed_late: dict[Partition, int] = field(default_factory=dict)
+    stats: list[BlockStatRow] = field(default_factory=list)
+    deployments: list[DeploymentRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """A notification on its way to one sink."""
+    """A notification on its way to one sink. ``muted``: nobody wanted to be told, and it is over."""
 
     sink: str
     notification: Notification
     attempts: int
     due_ms: int
-    status: Literal["pending", "sent", "dead"]
+    status: Literal["pending", "sent", "dead", "muted"]
     error: str
+    stored_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

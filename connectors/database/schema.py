@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The newest file in migrations/versions. Four digits: a greater text is a newer schema.
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s"})
 
@@ -48,6 +48,11 @@ def _int(name: str) -> Column[int]:
 def _added(name: str) -> Column[int]:
     # Of a later schema: the rows that were there before have 0.
     return Column(name, BigInteger, nullable=False, server_default="0")
+
+
+def _new_text(name: str) -> Column[str]:
+    # Of a later schema, too.
+    return Column(name, Text, nullable=False, server_default="")
 
 
 def _float(name: str) -> Column[float]:
@@ -331,10 +336,64 @@ outbox = Table(
     _text("error"),
     Column("sent_ms", BigInteger, nullable=True),
     _int("stored_ms"),
+    _new_text("model"),  # what a group is made by
+    _new_text("severity"),
+    _new_text("event"),
     UniqueConstraint("sink", "notification_id"),
     _partial(
         "ix_outbox_pending", "sink", "incident", "id", sqlite="status = 'pending'", postgresql="status = 'pending'"
     ),
+)
+
+# When nobody wants to be told, and of what. "" in model, kind, space or segment stands for all of them.
+mutes = Table(
+    "mutes",
+    metadata,
+    _text("id"),
+    _text("model"),
+    _text("kind"),
+    _text("space"),
+    _text("segment"),
+    _int("from_ms"),
+    _int("until_ms"),
+    _text("reason"),
+    _text("by"),
+    _int("created_ms"),
+    PrimaryKeyConstraint("id"),
+)
+
+# The versions of a watched model that its stream names, each with the first block that holds records of it.
+deployments = Table(
+    "deployments",
+    metadata,
+    _text("model"),
+    _text("version"),
+    _int("block"),
+    _int("start_ms"),
+    _int("stored_ms"),
+    PrimaryKeyConstraint("model", "version"),
+)
+
+# What a dashboard draws of a closed block: numbers that stand inside the summaries, where SQL cannot see them. Space ""
+# holds the counts of the whole block.
+block_stats = Table(
+    "block_stats",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("space"),
+    _int("block"),
+    _int("start_ms"),
+    _int("end_ms"),
+    _int("reference"),
+    _int("records"),
+    _int("late"),
+    _int("dead"),
+    _float("confidence"),
+    *(_int(f"surprise_{number}") for number in range(10)),
+    _int("stored_ms"),
+    UniqueConstraint("model", "space", "block", "reference"),
+    Index("ix_block_stats_time", "model", "start_ms"),
 )
 
 references = Table(

@@ -18,6 +18,7 @@ from connectors.database import schema
 from connectors.database.connection import Database
 from connectors.database.rows import (
     Advance,
+    BlockStatRow,
     Checkpoint,
     Closure,
     FoldResult,
@@ -1165,12 +1166,14 @@ def test_old_rows_go_and_young_ones_stay(store: Store, clock: Clock) -> None:
             block + 1,
             merged=[delta(block)],
             readings=[reading(block)],
+            stats=[BlockStatRow("", block, 0, 1, 0, 10, 0, 0, math.nan, (0,) * 10)],
             outbox=[("pager", notification(f"sent {block}")), ("pager", notification(f"waits {block}", of="i2"))],
             closure=Closure(block, "idle", {}, clock.ms),
         )
         store.outbox_sent("pager", f"sent {block}", now_ms=clock.ms)
     every = Retention(kept_days=30, dead_letters_days=30, readings_days=30, summaries_days=30, outbox_days=30)
-    gone = {"kept": 1, "dead_letters": 1, "readings": 1, "summaries": 1, "closures": 1, "outbox": 1, "gaps": 1}
+    tables = ("kept", "dead_letters", "readings", "block_stats", "summaries", "closures", "outbox", "gaps")
+    gone = dict.fromkeys(tables, 1)
     assert store.prune(clock.ms, every) == gone
     assert [row.offset for row in store.kept("m")] == [10]
     assert [row.offset for row in store.dead_letters("m")] == [10]

@@ -79,9 +79,10 @@ def settings_for(folder: Path) -> Settings:
                 "record": {"id": "/id", "time": {"path": "/ts", "unit": "ms"}, "segments": {"shop": "/shop"}},
                 "spaces": {"input": {"embedder": {"kind": "vector", "field": "/v", "encoding": "list"}}},
                 "outliers": {"sample": 0.1, "alpha": 0.01},
-                "drift": {"block": 1, "lateness": 2, "resolve_after": 5},
+                "drift": {"block": 1, "lateness": 2},
             }
         },
+        incidents={"resolve_after": 5},
         sinks={"log": {"kind": "jsonl", "path": str(folder / "log.jsonl")}},
     )
 
@@ -288,7 +289,8 @@ def test_the_command_prints_tables_and_the_same_as_json(
         f"    source: {{kind: files, path: {folder}/none.jsonl}}\n"
         "    record: {id: /id, time: {path: /ts, unit: ms}, segments: {shop: /shop}}\n"
         "    spaces: {input: {embedder: {kind: vector, field: /v, encoding: list}}}\n"
-        "    outliers: {sample: 0.1, alpha: 0.01}\n    drift: {block: 1, lateness: 2, resolve_after: 5}\n"
+        "    outliers: {sample: 0.1, alpha: 0.01}\n    drift: {block: 1, lateness: 2}\n"
+        "incidents: {resolve_after: 5}\n"
     )
     row = drift_of(store)
     shown = CliRunner().invoke(app, ["explain", row.id, "-s", str(file)])

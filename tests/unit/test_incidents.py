@@ -34,7 +34,7 @@ from monitor.wording import chance, duration, percent, text_of_incident
 
 BLOCK_MS = 10_000
 START = 170_000_000  # first block: 2023-11-14
-POLICY = IncidentPolicy(resolve_after_ms=50_000, cooldown_ms=600_000, repeat_every_ms=300_000)
+POLICY = IncidentPolicy(resolve_after_ms=50_000, cooldown_ms=600_000, repeat_interval_ms=300_000)
 
 Mark = Literal["P", "W", "a", "."]  # page alarm, warning alarm, still active, nothing
 
@@ -190,7 +190,7 @@ def test_of_several_old_incidents_the_latest_comes_back(ids: tuple[str, str]) ->
 
 
 def test_an_incident_that_flaps_must_be_quiet_for_longer_each_time() -> None:
-    run = Run(replace(POLICY, repeat_every_ms=10**9)).feed(("P" + "." * 5) * 200)
+    run = Run(replace(POLICY, repeat_interval_ms=10**9)).feed(("P" + "." * 5) * 200)
     # Resolved after 5 quiet blocks once; from then on 10 are needed, which never come.
     assert run.events == ["opened", "resolved", "reopened"]
     run.feed("." * 40)
@@ -244,7 +244,7 @@ Marks = st.lists(st.sampled_from("PWa..."), min_size=1, max_size=80).map("".join
 @given(Marks, Marks)
 def test_a_life_is_in_order_with_unique_ids_and_is_the_same_again(one: str, two: str) -> None:
     def play() -> Run:
-        run = Run(IncidentPolicy(resolve_after_ms=30_000, cooldown_ms=100_000, repeat_every_ms=80_000))
+        run = Run(IncidentPolicy(resolve_after_ms=30_000, cooldown_ms=100_000, repeat_interval_ms=80_000))
         for index in range(max(len(one), len(two))):
             pairs = (("a", one[index : index + 1]), ("b", two[index : index + 1]))
             found = [evidence(run.block, mark or ".", key=key) for key, mark in pairs]  # type: ignore[arg-type]
