@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -78,11 +78,26 @@ class Incidents:
     def call_incident(self, incident: str, verdict: Literal["false", "real"]) -> IncidentRow:
         """Write what a person says of an incident into its detail: "verdict", and "verdict_ms" by the wall clock.
 
-        The fold reads incidents, thinks, and writes them whole. So this takes a turn of the model's fold: a fold that
-        began before finds the version moved, writes nothing and begins again, with the verdict.
-
         Raises:
             InvalidInput: there is no incident with this id.
+        """
+        return self._note(incident, lambda now_ms: {"verdict": verdict, "verdict_ms": now_ms})
+
+    def acknowledge_incident(self, incident: str, by: str, now_ms: int) -> IncidentRow:
+        """Write into an incident's detail that somebody takes care of it: "acknowledged": {"by", "at_ms"}.
+
+        Raises:
+            InvalidInput: there is no incident with this id, or it is resolved.
+        """
+        return self._note(incident, lambda _: {"acknowledged": {"by": by, "at_ms": now_ms}}, only_open=True)
+
+    def _note(
+        self, incident: str, noted: Callable[[int], dict[str, object]], *, only_open: bool = False
+    ) -> IncidentRow:
+        """Add to an incident's detail.
+
+        The fold reads incidents, thinks, and writes them whole. So this takes a turn of the model's fold: a fold that
+        began before finds the version moved, writes nothing and begins again, with what is noted.
         """
         with self._database.writing() as connection:
             model = connection.execute(select(_TABLE.c.model).where(_TABLE.c.id == incident)).scalar()
@@ -92,11 +107,12 @@ class Incidents:
             connection.execute(turn)
             # Read under the lock that the turn holds: no fold can write the incident in between.
             row = incident_row(connection.execute(select(_TABLE).where(_TABLE.c.id == incident)).one())
-            detail = {**row.detail, "verdict": verdict, "verdict_ms": self._database.now_ms()}
-            called = replace(row, detail=detail)
-            change = update(_TABLE).where(_TABLE.c.id == incident).values(detail=incident_columns(called)["detail"])
+            if only_open and row.status != "open":
+                raise InvalidInput(f"Incident {incident} is resolved already.", hint="See it: driftd incidents --open")
+            following = replace(row, detail={**row.detail, **noted(self._database.now_ms())})
+            change = update(_TABLE).where(_TABLE.c.id == incident).values(detail=incident_columns(following)["detail"])
             connection.execute(change)
-        return called
+        return following
 
 
 def add_incidents(

@@ -303,6 +303,11 @@ class MuteRow:
     by: str
     created_ms: int
 
+    def covers(self, told: Notification | IncidentRow) -> bool:
+        """Whether this is about a notification or an incident. Says nothing of when: `Store.mutes` does."""
+        about = ((self.model, told.model), (self.kind, told.kind), (self.space, told.space))
+        return all(not asked or asked == found for asked, found in (*about, (self.segment, told.segment)))
+
 
 @dataclass(frozen=True, slots=True)
 class FoldResult:

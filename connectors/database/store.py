@@ -37,6 +37,7 @@ from connectors.database.connection import Database, wall_clock_ms
 from connectors.database.dead_letters import DeadLetters
 from connectors.database.folding import Fold
 from connectors.database.incidents import Incidents, add_incidents
+from connectors.database.mutes import Mutes
 from connectors.database.outbox import Outbox
 from connectors.database.partitions import Partitions
 from connectors.database.references import References, add_references
@@ -55,7 +56,7 @@ class _MovedByOthers(Exception):
     """A compare-and-set matched fewer rows than partitions; ends the transaction."""
 
 
-class Store(Partitions, Incidents, DeadLetters, Reports, Outbox, References):
+class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, References):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 
     Every process opens its own: connections do not survive a fork.

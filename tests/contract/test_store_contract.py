@@ -27,6 +27,7 @@ from connectors.database.rows import (
     HalfRow,
     IncidentRow,
     KeptRecord,
+    MuteRow,
     PartitionState,
     ReadingRow,
     ReferenceRow,
@@ -1268,3 +1269,88 @@ def test_what_was_judged_is_from_the_first_reading_to_the_last(store: Store) -> 
     rows = [reading(block) for block in (3, 1, 7)]
     fold(store, 8, readings=rows)
     assert store.judged_ms("m") == (min(row.start_ms for row in rows), max(row.end_ms for row in rows))
+
+
+# --- mutes and acknowledgement ----------------------------------------------------------------------------------------
+
+
+def mute(number: str = "0a1b2c3d", **more: Any) -> MuteRow:
+    values: dict[str, Any] = {
+        "model": "m",
+        "kind": "",
+        "space": "",
+        "segment": "",
+        "from_ms": 1_000,
+        "until_ms": 2_000,
+        "reason": "the topic moves",
+        "by": "kari",
+        "created_ms": 900,
+    }
+    return MuteRow(id=number, **(values | more))
+
+
+def test_mutes_come_back_as_they_were_and_are_in_force_from_when_until_when(
+    store: Store, new_store: Callable[[], Store]
+) -> None:
+    later = mute("b", kind="drift", space="input", segment="country=NO", from_ms=1_500, until_ms=9_000)
+    store.add_mute(later)
+    store.add_mute(mute("a"))
+    other = new_store()
+    assert other.mutes(None) == [mute("a"), later]
+    found = {now: [row.id for row in other.mutes(now)] for now in (999, 1_000, 1_500, 1_999, 2_000, 8_999, 9_000)}
+    assert found == {999: [], 1_000: ["a"], 1_500: ["a", "b"], 1_999: ["a", "b"], 2_000: ["b"], 8_999: ["b"], 9_000: []}
+
+
+def test_a_mute_ends_when_somebody_says_so_and_only_once(store: Store) -> None:
+    store.add_mute(mute())
+    assert store.end_mute("0a1b2c3d", 1_700) == mute(until_ms=1_700)
+    assert store.mutes(None) == [mute(until_ms=1_700)] and store.mutes(1_700) == []
+    with pytest.raises(InvalidInput, match="is over already"):
+        store.end_mute("0a1b2c3d", 1_800)
+    with pytest.raises(InvalidInput, match="no mute 99"):
+        store.end_mute("99", 1_800)
+
+
+def test_a_mute_that_is_ended_before_it_begins_never_is_in_force(store: Store) -> None:
+    store.add_mute(mute())
+    assert store.end_mute("0a1b2c3d", 500) == mute(until_ms=1_000)
+    assert all(store.mutes(now) == [] for now in (500, 1_000, 1_500))
+
+
+def test_a_mute_covers_what_it_names_and_what_it_leaves_open_is_all() -> None:
+    row, told = incident("i1"), notification("n1", segment="NO")
+    for covering in (mute(model=""), mute(), mute(kind="drift", space="input", segment="NO")):
+        assert covering.covers(row) and covering.covers(told)
+    for other in (mute(model="x"), mute(kind="gap"), mute(space="output"), mute(segment="DE")):
+        assert not other.covers(row) and not other.covers(told)
+    assert not mute(segment="NO").covers(notification("n2"))
+
+
+def test_what_a_mute_says_may_hold_any_text(store: Store) -> None:
+    store.add_mute(mute(reason="a\0b \ud800 café", by="日本"))
+    [found] = store.mutes(None)
+    assert "café" in found.reason and "\0" not in found.reason and found.by == "日本"
+
+
+def test_an_acknowledgement_is_never_overwritten_by_a_fold_that_began_before(
+    store: Store, new_store: Callable[[], Store]
+) -> None:
+    with store.begin_fold("m") as fold:
+        fold.commit(FoldResult(1, [], [], [], [incident("i1")], []))
+    with store.begin_fold("m") as fold:
+        known = fold.incidents(resolved_since_ms=0)
+        told = new_store().acknowledge_incident("i1", "kari", 77)
+        assert told.detail["acknowledged"] == {"by": "kari", "at_ms": 77} and told.detail["strength"] == 7.5
+        with pytest.raises(OwnershipLost):
+            fold.commit(FoldResult(2, [], [], [], [dataclasses.replace(known[0], revision=2)], []))
+    assert store.incidents() == [told]
+
+
+def test_only_an_open_incident_can_be_acknowledged(store: Store) -> None:
+    with store.begin_fold("m") as fold:
+        fold.commit(FoldResult(1, [], [], [], [incident("i1", status="resolved", resolved_ms=9)], []))
+    with pytest.raises(InvalidInput, match="resolved already"):
+        store.acknowledge_incident("i1", "kari", 77)
+    with pytest.raises(InvalidInput, match="no incident i9"):
+        store.acknowledge_incident("i9", "kari", 77)
+    assert "acknowledged" not in store.incidents()[0].detail
