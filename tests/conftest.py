@@ -12,6 +12,11 @@
     def test_...(postgres):
         url = postgres.new_database()                   # postgresql+psycopg://..., empty
 
+    @pytest.mark.prometheus
+    def test_...(prometheus, alertmanager):             # servers of this test's own; see tests/servers/prometheus.py
+        receiver = alertmanager(webhook="http://...")
+        server = prometheus(targets={"driftd": ["127.0.0.1:9464"]}, rules=[path], alertmanager=receiver.address)
+
 A server that is missing skips the test with its reason; with REQUIRE_SERVERS=1, as in CI, it fails the test. What is
 missing, and how to get it: `make servers`.
 """
@@ -23,14 +28,16 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
+from tests.servers.alertmanager import AlertmanagerServer, missing_alertmanager
 from tests.servers.kafka import KafkaServer, missing_kafka
 from tests.servers.postgres import PostgresServer
+from tests.servers.prometheus import PrometheusServer, missing_prometheus
 
 NewTopicFactory = Callable[..., str]
 
@@ -100,3 +107,35 @@ def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL for the whole run; ``postgres.new_database()`` gives an empty database's URL."""
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Callable[..., PrometheusServer]]:
+    """``prometheus(targets={job: [address]}, rules=[path], alertmanager=address)`` starts one, for this test."""
+    if reason := missing_prometheus():
+        _missing(reason)
+    with ExitStack() as started:
+
+        def start(**settings: Any) -> PrometheusServer:
+            server = PrometheusServer(tmp_path / f"prometheus-{secrets.token_hex(3)}", **settings)
+            started.callback(server.stop)
+            server.start()
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def alertmanager(tmp_path: Path) -> Iterator[Callable[..., AlertmanagerServer]]:
+    """``alertmanager(webhook=url)`` starts one, for this test."""
+    if reason := missing_alertmanager():
+        _missing(reason)
+    with ExitStack() as started:
+
+        def start(**settings: Any) -> AlertmanagerServer:
+            server = AlertmanagerServer(tmp_path / f"alertmanager-{secrets.token_hex(3)}", **settings)
+            started.callback(server.stop)
+            server.start()
+            return server
+
+        yield start

