@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import platform
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-    Metric = TypeVar("Metric", Counter, Gauge, Histogram)
-
 MAX_PARTITIONS = 200  # of a model, with series of their own
+MAX_SEGMENTS = 1000  # of all models together
 MAX_LABEL = 100  # characters of a label's value
 CHECKPOINT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -32,7 +31,8 @@ class MetricSpec:
     """What docs/metrics.md says of one metric."""
 
     name: str
-    kind: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
     labels: tuple[str, ...]
     help: str
 
@@ -62,141 +62,207 @@ class Metrics:
         self._watermarks: dict[str, float] = {}
         self._partitions: dict[str, set[str]] = {}
         self._open_series: set[tuple[str, str, str]] = set()
+        self._since_series: set[tuple[str, str, str]] = set()
         prometheus_client.ProcessCollector(registry=self.registry)
         prometheus_client.PlatformCollector(registry=self.registry)
         prometheus_client.GCCollector(registry=self.registry)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return self._add(prometheus_client.Counter(name, text, labels, registry=self.registry), name, text, labels)
+        def counter(name: str, unit: str, text: str, *labels: str) -> Counter:
+            self.specs.append(MetricSpec(name, "counter", unit, labels, text))
+            return prometheus_client.Counter(name, text, labels, registry=self.registry)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return self._add(prometheus_client.Gauge(name, text, labels, registry=self.registry), name, text, labels)
+        def gauge(name: str, unit: str, text: str, *labels: str) -> Gauge:
+            self.specs.append(MetricSpec(name, "gauge", unit, labels, text))
+            return prometheus_client.Gauge(name, text, labels, registry=self.registry)
 
-        build = gauge("driftd_build_info", "Always 1; the labels say what runs.", "version", "python")
+        def histogram(name: str, unit: str, text: str, *labels: str, buckets: Sequence[float]) -> Histogram:
+            self.specs.append(MetricSpec(name, "histogram", unit, labels, text))
+            return prometheus_client.Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+        build = gauge("driftd_build_info", "-", "Always 1; the labels say what runs.", "version", "python")
         build.labels(_version(), platform.python_version()).set(1)
 
         self.records = counter(
-            "driftd_records_total", "Records counted in the database, unusable and late ones included.", "model"
+            "driftd_records_total",
+            "records",
+            "Records counted in the database, unusable and late ones included.",
+            "model",
         )
-        self.dead_letters = counter("driftd_dead_letters_total", "Records that could not be used.", "model", "reason")
+        self.dead_letters = counter(
+            "driftd_dead_letters_total", "records", "Records that could not be used.", "model", "reason"
+        )
         self.late = counter(
-            "driftd_late_records_total", "Records that came after their block was closed; scored, not counted.", "model"
+            "driftd_late_records_total",
+            "records",
+            "Records that came after their block was closed; scored, not counted.",
+            "model",
         )
         self.thinned = counter(
             "driftd_thinned_records_total",
+            "records",
             "Records that did not enter the drift summaries because an earlier one of their key did; scored and kept.",
             "model",
         )
         self.thinning_unchecked = counter(
             "driftd_thinning_unchecked_records_total",
+            "records",
             "Records that entered the drift summaries unthinned: their block has more keys than are remembered.",
             "model",
         )
-        self.pairs = counter("driftd_pairs_total", "Requests that were joined with their responses.", "model")
+        self.pairs = counter("driftd_pairs_total", "pairs", "Requests that were joined with their responses.", "model")
         self.halves_alone = counter(
             "driftd_halves_alone_total",
+            "records",
             "Requests and responses that went alone: the other did not come in time, or (room) too many were waiting.",
             "model",
             "why",
         )
         self.pending_halves = gauge(
-            "driftd_pending_halves", "Requests and responses that wait for the other, in this process.", "model"
+            "driftd_pending_halves",
+            "records",
+            "Requests and responses that wait for the other, in this process.",
+            "model",
         )
         self.oldest_half = gauge(
-            "driftd_oldest_half_timestamp_seconds", "Time of the oldest of them; 0 where none waits.", "model"
+            "driftd_oldest_half_timestamp_seconds",
+            "seconds since 1970",
+            "Time of the oldest of them; 0 where none waits.",
+            "model",
         )
-        self.kept = counter("driftd_kept_records_total", "Records kept as candidates or as a random sample.", "model")
-        self.outliers = counter("driftd_outliers_total", "Records flagged as outliers.", "model", "space")
+        self.kept = counter(
+            "driftd_kept_records_total", "records", "Records kept as candidates or as a random sample.", "model"
+        )
+        self.outliers = counter("driftd_outliers_total", "records", "Records flagged as outliers.", "model", "space")
 
         self.closed_late = counter(
             "driftd_closed_late_records_total",
+            "records",
             "Of the late records, those whose block the wall clock had closed: their partition was silent or slow.",
             "model",
         )
         self.gaps = counter(
-            "driftd_gaps_total", "Stretches of a partition that were gone before they could be read.", "model", "reason"
+            "driftd_gaps_total",
+            "gaps",
+            "Stretches of a partition that were gone before they could be read.",
+            "model",
+            "reason",
         )
-        self.lost = counter("driftd_lost_records_total", "Offsets in these stretches.", "model")
-        self.lag = gauge("driftd_lag_records", "Records in the source that were not read yet.", "model")
+        self.lost = counter("driftd_lost_records_total", "records", "Offsets in these stretches.", "model")
+        self.lag = gauge("driftd_lag_records", "records", "Records in the source that were not read yet.", "model")
         self.lag_seconds = gauge(
             "driftd_lag_seconds",
+            "seconds",
             "Age of the last record that was read, by the broker's clock, where more wait; the oldest partition's.",
             "model",
         )
         self._partition_lag = gauge(
-            "driftd_partition_lag_records", "Records of a partition that were not read yet.", "model", "partition"
+            "driftd_partition_lag_records",
+            "records",
+            "Records of a partition that were not read yet.",
+            "model",
+            "partition",
         )
         self._partition_lag_seconds = gauge(
-            "driftd_partition_lag_seconds", "The same as an age, per partition.", "model", "partition"
+            "driftd_partition_lag_seconds", "seconds", "The same as an age, per partition.", "model", "partition"
         )
-        self.assigned = gauge("driftd_assigned_partitions", "Partitions that this process reads.", "model")
+        self.assigned = gauge(
+            "driftd_assigned_partitions", "partitions", "Partitions that this process reads.", "model"
+        )
         self.held = gauge(
-            "driftd_held_partitions", "Of them, those that wait because they run ahead of the slowest.", "model"
+            "driftd_held_partitions",
+            "partitions",
+            "Of them, those that wait because they run ahead of the slowest.",
+            "model",
         )
         self.silent = gauge(
-            "driftd_silent_partitions", "Of them, those with records that wait and none that come.", "model"
+            "driftd_silent_partitions",
+            "partitions",
+            "Of them, those with records that wait and none that come.",
+            "model",
         )
         self.stalled = gauge(
             "driftd_stalled_partitions",
+            "partitions",
             "Partitions of the topic that stand still, so that blocks are closed without them.",
             "model",
         )
         self.failed_commits = counter(
             "driftd_failed_group_commits_total",
+            "offsets",
             "Offsets that the group did not take; harmless, lag tools show old numbers meanwhile.",
             "model",
         )
-        self.rebalances = counter("driftd_rebalances_total", "How often the group has told us our partitions.", "model")
+        self.rebalances = counter(
+            "driftd_rebalances_total", "times", "How often the group has told us our partitions.", "model"
+        )
         self.client_rebuilds = counter(
-            "driftd_client_rebuilds_total", "How often an error made the Kafka client be built anew.", "model"
+            "driftd_client_rebuilds_total", "times", "How often an error made the Kafka client be built anew.", "model"
         )
         self.batch_records = gauge(
             "driftd_batch_records",
+            "records",
             "Records that a poll asks for, so that they take no longer than a checkpoint.",
             "model",
         )
         self.last_poll = gauge(
-            "driftd_last_poll_timestamp_seconds", "Wall clock at which the last poll of the source came back.", "model"
+            "driftd_last_poll_timestamp_seconds",
+            "seconds since 1970",
+            "Wall clock at which the last poll of the source came back.",
+            "model",
         )
         self.watermark = gauge(
-            "driftd_watermark_timestamp_seconds", "Event time up to which blocks are closed and judged.", "model"
+            "driftd_watermark_timestamp_seconds",
+            "seconds since 1970",
+            "Event time up to which blocks are closed and judged.",
+            "model",
+        )
+        self._watermark_moved = gauge(
+            "driftd_watermark_moved_timestamp_seconds",
+            "seconds since 1970",
+            "Wall clock at which this process last saw that event time move on, or saw it for the first time.",
+            "model",
+        )
+        self.block_seconds = gauge(
+            "driftd_block_seconds", "seconds", "Event time of one block, as the settings say.", "model"
         )
         self.phase_seconds = counter(
             "driftd_phase_seconds_total",
+            "seconds",
             "Time spent in each phase of the path of a record: poll, decode, embed, score, commit, fold.",
             "model",
             "phase",
         )
-        self.checkpoint_seconds = self._add(
-            prometheus_client.Histogram(
-                "driftd_checkpoint_seconds",
-                "Duration of checkpoint transactions.",
-                ["model"],
-                buckets=CHECKPOINT_BUCKETS,
-                registry=self.registry,
-            ),
+        self.checkpoint_seconds = histogram(
             "driftd_checkpoint_seconds",
+            "seconds",
             "Duration of checkpoint transactions.",
-            ("model",),
+            "model",
+            buckets=CHECKPOINT_BUCKETS,
         )
         self.checkpoint_failures = counter(
             "driftd_checkpoint_failures_total",
+            "checkpoints",
             "Checkpoints that the database refused; their records are read again.",
             "model",
         )
 
         self.ownership_lost = counter(
             "driftd_ownership_lost_total",
+            "checkpoints",
             "Checkpoints that were rolled back because another worker had the partition; normal while workers move.",
             "model",
         )
         self.last_transaction = gauge(
-            "driftd_database_last_ok_timestamp_seconds", "Wall clock at which the database was last in order.", "model"
+            "driftd_database_last_ok_timestamp_seconds",
+            "seconds since 1970",
+            "Wall clock at which the database was last in order.",
+            "model",
         )
 
-        self.blocks_folded = counter("driftd_blocks_folded_total", "Blocks closed and judged.", "model")
+        self.blocks_folded = counter("driftd_blocks_folded_total", "blocks", "Blocks closed and judged.", "model")
         self._strength = gauge(
             "driftd_drift_strength",
+            "log10 of blocks",
             "Evidence of drift: 10^strength blocks is the time in which such evidence appears once by chance.",
             "model",
             "space",
@@ -205,66 +271,137 @@ class Metrics:
         )
         self._threshold = gauge(
             "driftd_drift_threshold",
+            "log10 of blocks",
             "Strength from which on the level (page, warn) is reached.",
             "model",
             "space",
             "segment",
+            "channel",
             "level",
+        )
+        self._statistic = gauge(
+            "driftd_drift_statistic",
+            "of the channel",
+            "What the channel measures, in the window that speaks loudest: see docs/drift.md.",
+            "model",
+            "space",
+            "segment",
+            "channel",
+        )
+        self._effect = gauge(
+            "driftd_drift_effect",
+            "of the channel",
+            "How large the change is: in standard deviations, and for outlier_rate as found / expected.",
+            "model",
+            "space",
+            "segment",
+            "channel",
+        )
+        self._window_records = gauge(
+            "driftd_drift_window_records",
+            "records",
+            "Records in the window that gave the strength.",
+            "model",
+            "space",
+            "segment",
+            "channel",
+        )
+        self.surprise = counter(
+            "driftd_surprise_records_total",
+            "records",
+            "Records of closed blocks by p-value: below this value, and not below the next lower one.",
+            "model",
+            "space",
+            "below",
         )
         self.segments_dropped = counter(
             "driftd_segment_series_dropped_total",
+            "readings",
             "Values of segments beyond the limit that were not shown as series.",
             "model",
         )
         self.expected_false_pages = gauge(
-            "driftd_expected_false_pages_per_day", "False pages that the settings allow, for the whole deployment."
+            "driftd_expected_false_pages_per_day",
+            "pages per day",
+            "False pages that the settings allow, for the whole deployment.",
         )
         self.pages = counter(
             "driftd_pages_total",
+            "incidents",
             "Incidents of drift or of the outlier rate that became a page, in this process.",
             "model",
         )
         self.observed_days = gauge(
             "driftd_observed_days",
+            "days",
             "Days of event time behind the two rates below; the budget's period at most.",
             "model",
         )
         self.observed_pages = gauge(
-            "driftd_pages_per_day", "Pages of drift and of the outlier rate per day of event time.", "model"
+            "driftd_pages_per_day",
+            "pages per day",
+            "Pages of drift and of the outlier rate per day of event time.",
+            "model",
         )
         self.observed_false_pages = gauge(
-            "driftd_false_pages_per_day", "Of these, pages that people called false.", "model"
+            "driftd_false_pages_per_day", "pages per day", "Of these, pages that people called false.", "model"
         )
-        self.open_incidents = gauge("driftd_open_incidents", "Incidents open now.", "model", "kind", "severity")
+        self.open_incidents = gauge(
+            "driftd_open_incidents", "incidents", "Incidents open now.", "model", "kind", "severity"
+        )
+        self._oldest_incident = gauge(
+            "driftd_open_incident_since_timestamp_seconds",
+            "seconds since 1970",
+            "When the oldest of them was opened, in event time where its kind has one; no series where none is open.",
+            "model",
+            "kind",
+            "severity",
+        )
 
         self.reference_version = gauge(
-            "driftd_reference_version", "Number of the reference that records are scored against.", "model", "space"
+            "driftd_reference_version",
+            "-",
+            "Number of the reference that records are scored against.",
+            "model",
+            "space",
         )
         self.reference_records = gauge(
-            "driftd_reference_records", "Records that the reference was built from.", "model", "space"
+            "driftd_reference_records", "records", "Records that the reference was built from.", "model", "space"
+        )
+        self.reference_created = gauge(
+            "driftd_reference_created_timestamp_seconds",
+            "seconds since 1970",
+            "Wall clock at which the reference was built.",
+            "model",
+            "space",
         )
         self.baseline_collected = gauge(
-            "driftd_baseline_collected_records", "Records collected for the first reference so far.", "model"
+            "driftd_baseline_collected_records", "records", "Records collected for the first reference so far.", "model"
         )
         self.baseline_wanted = gauge(
-            "driftd_baseline_wanted_records", "Records that the first reference is built from.", "model"
+            "driftd_baseline_wanted_records", "records", "Records that the first reference is built from.", "model"
         )
 
-        self.outbox_depth = gauge("driftd_outbox_depth", "Notifications that are not delivered yet.")
+        self.outbox_depth = gauge("driftd_outbox_depth", "notifications", "Notifications that are not delivered yet.")
         self.outbox_oldest = gauge(
-            "driftd_outbox_oldest_seconds", "How long the oldest of them has waited; 0 where there is none."
+            "driftd_outbox_oldest_seconds", "seconds", "How long the oldest of them has waited; 0 where there is none."
         )
         self.dead_letters_waiting = gauge(
-            "driftd_dead_letters_waiting", "Dead letters that are not in their topic yet."
+            "driftd_dead_letters_waiting", "records", "Dead letters that are not in their topic yet."
         )
         self.outbox_age = gauge(
             "driftd_outbox_age_seconds",
+            "seconds",
             "Seconds since the sink began to refuse notifications; 0 while it takes them.",
             "sink",
         )
-        self.outbox_sent = counter("driftd_outbox_sent_total", "Notifications that the sink took.", "sink")
-        self.outbox_failed = counter("driftd_outbox_failed_total", "Attempts that failed and are tried again.", "sink")
-        self.outbox_dead = counter("driftd_outbox_dead_total", "Notifications given up.", "sink")
+        self.outbox_sent = counter(
+            "driftd_outbox_sent_total", "notifications", "Notifications that the sink took.", "sink"
+        )
+        self.outbox_failed = counter(
+            "driftd_outbox_failed_total", "attempts", "Attempts that failed and are tried again.", "sink"
+        )
+        self.outbox_dead = counter("driftd_outbox_dead_total", "notifications", "Notifications given up.", "sink")
 
     def watch(self, model: str, spaces: Sequence[str]) -> None:
         """Make the series of a model at 0, so that their first increase is seen."""
@@ -306,16 +443,22 @@ class Metrics:
         strength: float,
         page_threshold: float,
         warn_threshold: float,
+        statistic: float,
+        effect: float,
+        records: int,
     ) -> None:
         """Show what the fold says of one channel of one segment ("" for the whole traffic)."""
         if not self._shows(model, segment):
             self.segments_dropped.labels(model).inc()
             return
-        segment = clean_label(segment)
-        self._strengths.setdefault(model, set()).add((space, segment, channel))
-        self._strength.labels(model, space, segment, channel).set(strength)
-        self._threshold.labels(model, space, segment, "page").set(page_threshold)
-        self._threshold.labels(model, space, segment, "warn").set(warn_threshold)
+        reading = model, space, clean_label(segment), channel
+        self._strengths.setdefault(model, set()).add(reading[1:])
+        self._strength.labels(*reading).set(strength)
+        self._threshold.labels(*reading, "page").set(page_threshold)
+        self._threshold.labels(*reading, "warn").set(warn_threshold)
+        self._statistic.labels(*reading).set(statistic)
+        self._effect.labels(*reading).set(effect)
+        self._window_records.labels(*reading).set(records)
 
     def partitions(
         self, model: str, lag: Mapping[str, int], lag_seconds: Mapping[str, float], *, silent: int, held: int
@@ -338,31 +481,42 @@ class Metrics:
             self._partition_lag.labels(model, label).set(lag[name])
             self._partition_lag_seconds.labels(model, label).set(lag_seconds.get(name, 0.0))
 
-    def folded(self, model: str, *, blocks: int, watermark_s: float) -> None:
+    def folded(self, model: str, *, blocks: int, watermark_s: float, now_s: float) -> None:
         """After a step of the fold, before `drift`: how many blocks this process judged, and where event time stands.
 
         Where another worker has judged blocks since, it shows the strengths, and ours are forgotten.
         """
-        if not blocks and watermark_s != self._watermarks.get(model):
+        moved = watermark_s != self._watermarks.get(model)
+        if moved and not blocks:
             self._forget_drift(model)
+        if moved:
+            self._watermark_moved.labels(model).set(now_s)
         self._watermarks[model] = watermark_s
         self.blocks_folded.labels(model).inc(blocks)
         self.watermark.labels(model).set(watermark_s)
 
     def _forget_drift(self, model: str) -> None:
-        gone = self._strengths.pop(model, set())
-        for space, segment, channel in gone:
-            self._strength.remove(model, space, segment, channel)
-        for space, segment in {(space, segment) for space, segment, _ in gone}:
+        for reading in self._strengths.pop(model, set()):
+            for gauge in (self._strength, self._statistic, self._effect, self._window_records):
+                gauge.remove(model, *reading)
             for level in ("page", "warn"):
-                self._threshold.remove(model, space, segment, level)
+                self._threshold.remove(model, *reading, level)
 
-    def incidents(self, model: str, open_now: Sequence[tuple[str, str]]) -> None:
-        """Show the open incidents of a model: a (kind, severity) pair for each."""
-        before = {labels for labels in self._open_series if labels[0] == model}
-        for labels in before | {(model, *pair) for pair in open_now}:
-            self._open_series.add(labels)
-            self.open_incidents.labels(*labels).set(sum((model, *pair) == labels for pair in open_now))
+    def incidents(self, model: str, open_now: Iterable[tuple[str, str, float]]) -> None:
+        """Show the open incidents of a model: kind, severity and the time when it was opened of each, in seconds."""
+        opened: dict[tuple[str, str, str], list[float]] = {}
+        for kind, severity, opened_s in open_now:
+            opened.setdefault((model, kind, severity), []).append(opened_s)
+        self._open_series |= opened.keys()
+        for labels in self._open_series:
+            if labels[0] == model:
+                self.open_incidents.labels(*labels).set(len(opened.get(labels, ())))
+        for labels in [labels for labels in self._since_series if labels[0] == model and labels not in opened]:
+            self._oldest_incident.remove(*labels)
+            self._since_series.remove(labels)
+        for labels, times in opened.items():
+            self._oldest_incident.labels(*labels).set(min(times))
+            self._since_series.add(labels)
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """The metrics as text, and its content type, for a client that sends this Accept header."""
@@ -375,14 +529,10 @@ class Metrics:
         known = self._segments.setdefault(model, set())
         if segment in known or not segment:
             return True
-        if len(known) >= self._max_segments:
+        if len(known) >= self._max_segments or sum(map(len, self._segments.values())) >= MAX_SEGMENTS:
             return False
         known.add(segment)
         return True
-
-    def _add(self, metric: Metric, name: str, text: str, labels: tuple[str, ...]) -> Metric:
-        self.specs.append(MetricSpec(name, type(metric).__name__.lower(), tuple(labels), text))
-        return metric
 
 
 def clean_label(value: str) -> str:
@@ -395,11 +545,15 @@ def documentation() -> str:
     from connectors.prometheus_workers import OF_THE_DEPLOYMENT, SupervisorMetrics
 
     rows = [
-        f"| `{spec.name}` | {spec.kind} | {', '.join(f'`{label}`' for label in spec.labels) or '-'} | {spec.help} |"
+        f"| `{spec.name}` | {spec.kind} | {spec.unit} | {_code(spec.labels) or '-'} | {spec.help} |"
         for spec in [*Metrics().specs, *SupervisorMetrics().specs]
     ]
-    once = textwrap.fill(", ".join(f"`{name}`" for name in sorted(OF_THE_DEPLOYMENT)) + ".", 118)
+    once = textwrap.fill(_code(sorted(OF_THE_DEPLOYMENT)) + ".", 118)
     return _DOCUMENT.replace("ROWS", "\n".join(rows)).replace("ONCE", once)
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 _DOCUMENT = """\
@@ -409,14 +563,32 @@ What driftd shows at `/metrics` (by default http://127.0.0.1:9464/metrics), in t
 `process_*` and `python_*` metrics of the client library are there as well: `process_resident_memory_bytes` is the
 memory of the process. Times are seconds since 1970; event time is the time in the records.
 
-| metric | kind | labels | what it says |
-|---|---|---|---|
+| metric | kind | unit | labels | what it says |
+|---|---|---|---|---|
 ROWS
 
 Counters begin at 0 when the process starts; `rate()` and `increase()` take that into account, and the exact totals over
-all restarts are in the database. `segment` is empty for the whole traffic of a space. No more than 200 segments of a
-model are shown; `driftd_segment_series_dropped_total` grows when there are more. Of the partitions of a model, 200 have
-series of their own; `driftd_lag_records` and `driftd_lag_seconds` look at all that the process reads.
+all restarts are in the database. A unit of "-" is a number without one.
+
+**A reading** of the drift alarm is a series of each `driftd_drift_...` for every model, space, segment and channel
+(`level`, `shape`, `mix`, `outlier_rate`, and the second opinions that are switched on). The strength takes the place of
+a p-value or an e-value: evidence this strong appears in a segment by chance once in 10^strength blocks, however long
+one looks. It may be compared from channel to channel and from model to model; statistic and effect may not. `segment`
+is empty for the whole traffic of a space.
+
+**How many series.** No label holds anything of a single record. What the labels can be:
+
+| label | values |
+|---|---|
+| `model`, `space`, `sink` | as in the settings |
+| `segment` | values that the reference watches by themselves, cut to 100 characters; 200 of a model, 1,000 in all |
+| `partition` | 200 of a model; `driftd_lag_records` and `driftd_lag_seconds` look at all that the process reads |
+| `channel`, `level`, `kind`, `severity`, `reason`, `why`, `phase` | a few fixed words |
+| `below` | ten fixed numbers: 1, 0.5, 0.25, 0.062, 0.016, 0.0039, 0.00098, 0.00024, 6.1e-05, 7.6e-06 |
+| `worker` | "0", "1", ... and "supervisor" |
+
+Segments beyond the limit are counted in `driftd_segment_series_dropped_total`. A model with one space and one partition
+has about 100 series, each segment adds 24.
 
 ## Several workers
 
@@ -433,33 +605,9 @@ model are shown by the worker that judged its last block, and by no other.
 
 ## Rules
 
-Rules that tell you when driftd itself needs you:
-
-```promql
-# it does not read
-time() - driftd_last_poll_timestamp_seconds > 120
-# more than one record in twenty cannot be used
-sum by (model) (rate(driftd_dead_letters_total[10m])) / sum by (model) (rate(driftd_records_total[10m])) > 0.05
-# alerts do not get out
-driftd_outbox_age_seconds > 600 or driftd_outbox_oldest_seconds > 3600
-# records were gone before they could be read
-increase(driftd_gaps_total[1h]) > 0
-# it falls behind
-driftd_lag_seconds > 600 and delta(driftd_lag_records[10m]) > 0
-# partitions have records, and bring none
-driftd_silent_partitions > 0
-# the database is not in order
-time() - driftd_database_last_ok_timestamp_seconds > 60
-# a worker process ends again and again, or is gone
-increase(driftd_worker_restarts_total[1h]) > 3 or driftd_worker_up == 0
-```
-
-And one that tells whether driftd keeps its promise. People say which pages were false: `driftd incidents --false ID`.
-
-```promql
-# more pages were called false than the settings allow
-sum(max by (model) (driftd_false_pages_per_day)) > max(driftd_expected_false_pages_per_day)
-```
+Rules that tell you when a model has drifted, and when driftd itself needs you, are in `dashboards/rules/driftd.yml`,
+ready for the `rule_files` of your Prometheus; `dashboards/rules/driftd-grafana.json` has the same ones for Grafana.
+What each means, and what to do when it fires: [runbooks.md](runbooks.md).
 """
 
 

@@ -15,13 +15,19 @@ OF_THE_DEPLOYMENT = frozenset(
         "driftd_watermark_timestamp_seconds",
         "driftd_drift_strength",
         "driftd_drift_threshold",
+        "driftd_drift_statistic",
+        "driftd_drift_effect",
+        "driftd_drift_window_records",
+        "driftd_block_seconds",
         "driftd_expected_false_pages_per_day",
         "driftd_observed_days",
         "driftd_pages_per_day",
         "driftd_false_pages_per_day",
         "driftd_open_incidents",
+        "driftd_open_incident_since_timestamp_seconds",
         "driftd_reference_version",
         "driftd_reference_records",
+        "driftd_reference_created_timestamp_seconds",
         "driftd_baseline_collected_records",
         "driftd_baseline_wanted_records",
         "driftd_outbox_depth",
@@ -41,8 +47,6 @@ class SupervisorMetrics:
         self._registry = prometheus_client.CollectorRegistry(auto_describe=True)
         self._process = prometheus_client.CollectorRegistry(auto_describe=True)
         prometheus_client.ProcessCollector(registry=self._process)
-        self.specs: list[MetricSpec] = []
-
         restarts, up = "driftd_worker_restarts_total", "driftd_worker_up"
         self.restarts = prometheus_client.Counter(
             restarts,
@@ -56,8 +60,10 @@ class SupervisorMetrics:
             ["worker"],
             registry=self._registry,
         )
-        for name, metric in ((restarts, self.restarts), (up, self._up)):
-            self.specs.append(MetricSpec(name, type(metric).__name__.lower(), ("worker",), metric._documentation))
+        self.specs = [
+            MetricSpec(restarts, "counter", "times", ("worker",), self.restarts._documentation),
+            MetricSpec(up, "gauge", "-", ("worker",), self._up._documentation),
+        ]
 
     def exposition(self, workers: Mapping[str, str | None]) -> bytes:
         """All metrics as text: ours, and those of each worker by its name; None where it did not answer."""

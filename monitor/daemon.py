@@ -20,6 +20,7 @@ from connectors.prometheus import Metrics
 from detectors.errors import DriftdError, RetryableError, StoreError
 from monitor.app import build_dead_letter_topics, build_sinks, build_workers, check_references_folder, http_address
 from monitor.app import open_store as open_database
+from monitor.block_stats import SURPRISE_BELOW
 from monitor.budget import budget_so_far, is_page, observed_by_model, together
 from monitor.child import Parent
 from monitor.dead_letters import DeadLetterPublisher
@@ -124,6 +125,7 @@ class Daemon:
         for worker in workers:
             closing.callback(worker.source.close)
             self._metrics.watch(worker.name, list(worker.model.spaces))
+            self._metrics.block_seconds.labels(worker.name).set(worker.model.drift.block)
             self._status.model(worker.name, state="starting")
             self._health[worker.name] = Health(worker, lag_limit_s=worker.model.drift.wait)
         self._metrics.expected_false_pages.set(1.0 / self._settings.page_every_days)
@@ -342,7 +344,12 @@ class Daemon:
         for space, count in folded.flagged.items():
             metrics.outliers.labels(name, space).inc(count)
         if folded.next_block is not None:
-            metrics.folded(name, blocks=folded.blocks, watermark_s=folded.next_block * worker.model.drift.block)
+            metrics.folded(
+                name,
+                blocks=folded.blocks,
+                watermark_s=folded.next_block * worker.model.drift.block,
+                now_s=time.time(),
+            )
         for reading in folded.readings:
             metrics.drift(
                 name,
@@ -352,15 +359,27 @@ class Daemon:
                 strength=reading.strength,
                 page_threshold=reading.threshold,
                 warn_threshold=reading.warn_threshold,
+                statistic=reading.statistic,
+                effect=reading.effect,
+                records=reading.n,
             )
+        for stat in folded.stats:
+            if stat.space:
+                for below, records in zip(SURPRISE_BELOW, stat.surprise, strict=True):
+                    metrics.surprise.labels(name, stat.space, f"{below:.2g}").inc(records)
         counted = self._paged.setdefault(name, set())
         pages = {row.id for row in folded.incidents if is_page(row)} - counted
         counted |= pages
         metrics.pages.labels(name).inc(len(pages))
-        metrics.incidents(name, [(row.kind, row.severity) for row in worker.open_incidents])
+        self._show_incidents(worker)
+
+    def _show_incidents(self, worker: Worker) -> None:
+        found = [(row.kind, row.severity, row.opened_ms / 1000) for row in worker.open_incidents]
+        self._metrics.incidents(worker.name, found)
 
     def _show(self, worker: Worker) -> None:
         metrics, name = self._metrics, worker.name
+        self._show_incidents(worker)
         self._status.model(
             name,
             state="; ".join([worker.state, *worker.cautions]),
@@ -378,6 +397,7 @@ class Daemon:
         for space in worker.spaces:
             metrics.reference_version.labels(name, space.name).set(space.version)
             metrics.reference_records.labels(name, space.name).set(space.reference.n_records)
+            metrics.reference_created.labels(name, space.name).set(space.reference.created_ms / 1000)
 
     @staticmethod
     def _now_ms() -> int:

@@ -18,7 +18,15 @@ import numpy as np
 
 from connectors.database import rows
 from connectors.database.folding import Fold
-from connectors.database.rows import Closure, FoldResult, IncidentRow, PartitionState, ReadingRow, SummaryDelta
+from connectors.database.rows import (
+    BlockStatRow,
+    Closure,
+    FoldResult,
+    IncidentRow,
+    PartitionState,
+    ReadingRow,
+    SummaryDelta,
+)
 from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Partition
@@ -81,6 +89,7 @@ class Outcome:
     flagged: Counter[str] = field(default_factory=Counter)  # outliers, by space
     readings: list[ReadingRow] = field(default_factory=list)
     incidents: list[IncidentRow] = field(default_factory=list)
+    stats: list[BlockStatRow] = field(default_factory=list)
     next_block: int | None = None
 
 
@@ -210,6 +219,7 @@ class Folder:
             outcome.next_block = below
             outcome.readings += result.readings
             outcome.incidents += result.incidents
+            outcome.stats += result.stats
             return True
 
     def _stalled(self, states: Sequence[PartitionState], clock_s: float) -> frozenset[Partition]:

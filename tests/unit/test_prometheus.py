@@ -13,6 +13,7 @@ from connectors.prometheus import Metrics, documentation
 from connectors.prometheus_workers import SupervisorMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_LEVEL = {"space": "s", "channel": "level"}
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -22,6 +23,22 @@ def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], fl
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def show(metrics: Metrics, model: str, *, space: str = "s", segment: str = "", channel: str = "level") -> None:
+    """One reading."""
+    metrics.drift(
+        model,
+        space,
+        segment=segment,
+        channel=channel,
+        strength=1.5,
+        page_threshold=5.9,
+        warn_threshold=3.9,
+        statistic=21.5,
+        effect=0.25,
+        records=640,
+    )
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -35,6 +52,9 @@ def test_every_metric_has_prefix_unit_and_help() -> None:
         assert re.fullmatch(r"driftd(_[a-z]+)+", spec.name), spec.name
         assert spec.help.endswith(".") and "|" not in spec.help and len(spec.help) > 12, spec.name
         assert spec.name.endswith("_total") == (spec.kind == "counter"), spec.name
+        assert spec.unit and "|" not in spec.unit, spec.name
+        assert spec.name.endswith("_timestamp_seconds") == (spec.unit == "seconds since 1970"), spec.name
+        assert ("seconds" in spec.name) == spec.unit.startswith("seconds"), spec.name
         if spec.kind == "histogram":
             assert spec.name.endswith("_seconds")
 
@@ -72,50 +92,94 @@ def test_segments_beyond_the_limit_are_counted_and_not_shown() -> None:
     metrics = Metrics(max_segments=3)
     for _ in range(2):
         for segment in ["", *(f"country={index}" for index in range(10))]:
-            metrics.drift(
-                "m",
-                "input",
-                segment=segment,
-                channel="level",
-                strength=1.5,
-                page_threshold=5.9,
-                warn_threshold=3.9,
-            )
+            show(metrics, "m", segment=segment)
     shown = [labels for name, labels in samples(metrics) if name == "driftd_drift_strength"]
     assert len(shown) == 4
     assert value(metrics, "driftd_segment_series_dropped_total", model="m") == 14
-    assert value(metrics, "driftd_drift_threshold", model="m", space="input", segment="", level="page") == 5.9
+    assert value(metrics, "driftd_drift_threshold", model="m", **OF_LEVEL, segment="", level="page") == 5.9
+    show(metrics, "other", segment="country=9")
+    assert value(metrics, "driftd_drift_strength", model="other", **OF_LEVEL, segment="country=9") == 1.5
+
+
+def test_a_reading_shows_all_its_numbers() -> None:
+    metrics = Metrics()
+    show(metrics, "m", segment="a=b", channel="mix")
+    labels = {"model": "m", "space": "s", "segment": "a=b", "channel": "mix"}
+    found = {name: number for (name, has), number in samples(metrics).items() if ("channel", "mix") in has}
+    assert found.pop("driftd_drift_threshold") in (3.9, 5.9)
+    assert found == {
+        "driftd_drift_strength": 1.5,
+        "driftd_drift_statistic": 21.5,
+        "driftd_drift_effect": 0.25,
+        "driftd_drift_window_records": 640,
+    }
+    assert value(metrics, "driftd_drift_threshold", **labels, level="warn") == 3.9
+
+
+def test_each_channel_has_thresholds_of_its_own() -> None:
+    metrics = Metrics()
+    show(metrics, "m", channel="level")
     metrics.drift(
-        "other", "input", segment="country=9", channel="level", strength=1, page_threshold=2, warn_threshold=1
+        *("m", "s"),
+        segment="",
+        channel="outlier_rate",
+        strength=0.0,
+        page_threshold=7.0,
+        warn_threshold=5.0,
+        statistic=0.001,
+        effect=1.0,
+        records=64,
     )
-    labels = {"model": "other", "space": "input", "segment": "country=9", "channel": "level"}
-    assert value(metrics, "driftd_drift_strength", **labels) == 1
+    labels = {"model": "m", "space": "s", "segment": "", "level": "page"}
+    assert value(metrics, "driftd_drift_threshold", channel="level", **labels) == 5.9
+    assert value(metrics, "driftd_drift_threshold", channel="outlier_rate", **labels) == 7.0
+
+
+def test_all_models_together_show_a_thousand_segments_at_most() -> None:
+    metrics = Metrics()
+    for model in range(7):
+        for segment in ["", *(f"country={index}" for index in range(250))]:
+            show(metrics, f"m{model}", segment=segment)
+    shown = [dict(labels) for name, labels in samples(metrics) if name == "driftd_drift_strength"]
+    assert sum(labels["segment"] != "" for labels in shown) == 1000
+    assert sum(labels["segment"] == "" for labels in shown) == 7, "the whole traffic is always shown"
+    assert value(metrics, "driftd_segment_series_dropped_total", model="m0") == 50
+    assert value(metrics, "driftd_segment_series_dropped_total", model="m6") == 250
 
 
 def test_strengths_that_another_worker_shows_now_are_forgotten_and_come_back() -> None:
     metrics = Metrics()
 
     def judge(model: str, channel: str) -> None:
-        metrics.drift(model, "s", segment="a=b", channel=channel, strength=1, page_threshold=2, warn_threshold=1)
+        show(metrics, model, segment="a=b", channel=channel)
+
+    def fold(*, blocks: int, watermark_s: float) -> None:
+        metrics.folded("m", blocks=blocks, watermark_s=watermark_s, now_s=1000 + watermark_s)
 
     def models() -> list[str]:
         return [dict(labels)["model"] for name, labels in samples(metrics) if name.startswith("driftd_drift_")]
 
-    metrics.folded("m", blocks=2, watermark_s=120.0)
+    fold(blocks=2, watermark_s=120.0)
     judge("m", "level")
     judge("m", "shape")
     judge("other", "level")
-    metrics.folded("m", blocks=0, watermark_s=120.0)
-    assert sorted(models()) == ["m"] * 4 + ["other"] * 3, "nobody has judged a block since"
-    metrics.folded("m", blocks=0, watermark_s=180.0)
-    metrics.folded("m", blocks=0, watermark_s=240.0)
-    assert models() == ["other"] * 3
-    metrics.folded("m", blocks=1, watermark_s=300.0)
+    fold(blocks=0, watermark_s=120.0)
+    assert sorted(models()) == ["m"] * 12 + ["other"] * 6, "nobody has judged a block since"
+    fold(blocks=0, watermark_s=180.0)
+    fold(blocks=0, watermark_s=240.0)
+    assert models() == ["other"] * 6
+    fold(blocks=1, watermark_s=300.0)
     judge("m", "mix")
-    assert value(metrics, "driftd_drift_strength", model="m", space="s", segment="a=b", channel="mix") == 1
-    assert value(metrics, "driftd_drift_threshold", model="m", space="s", segment="a=b", level="page") == 2
+    assert value(metrics, "driftd_drift_strength", model="m", space="s", segment="a=b", channel="mix") == 1.5
     assert value(metrics, "driftd_blocks_folded_total", model="m") == 3
     assert value(metrics, "driftd_watermark_timestamp_seconds", model="m") == 300
+
+
+def test_a_watermark_that_stands_is_seen() -> None:
+    metrics = Metrics()
+    for watermark_s, now_s in [(60.0, 5000.0), (60.0, 6000.0), (120.0, 7000.0), (120.0, 9000.0)]:
+        metrics.folded("m", blocks=1, watermark_s=watermark_s, now_s=now_s)
+    assert value(metrics, "driftd_watermark_moved_timestamp_seconds", model="m") == 7000
 
 
 @pytest.mark.parametrize(
@@ -123,20 +187,25 @@ def test_strengths_that_another_worker_shows_now_are_forgotten_and_come_back() -
 )
 def test_any_segment_can_be_read_back(segment: str) -> None:
     metrics = Metrics()
-    metrics.drift("m", "s", segment=segment, channel="level", strength=1, page_threshold=2, warn_threshold=1)
+    show(metrics, "m", segment=segment)
     (labels,) = [dict(labels) for name, labels in samples(metrics) if name == "driftd_drift_strength"]
     assert labels["segment"] == segment.encode("utf-8", "replace").decode()[:100]
 
 
 def test_open_incidents_go_back_to_zero() -> None:
     metrics = Metrics()
-    metrics.incidents("m", [("drift", "page"), ("drift", "page"), ("dead_letters", "warn")])
-    metrics.incidents("other", [("drift", "page")])
-    assert value(metrics, "driftd_open_incidents", model="m", kind="drift", severity="page") == 2
-    metrics.incidents("m", [("dead_letters", "warn")])
-    assert value(metrics, "driftd_open_incidents", model="m", kind="drift", severity="page") == 0
+    metrics.incidents("m", [("drift", "page", 50.0), ("drift", "page", 40.0), ("dead_letters", "warn", 60.0)])
+    metrics.incidents("other", [("drift", "page", 10.0)])
+    pages = {"model": "m", "kind": "drift", "severity": "page"}
+    assert value(metrics, "driftd_open_incidents", **pages) == 2
+    assert value(metrics, "driftd_open_incident_since_timestamp_seconds", **pages) == 40
+    metrics.incidents("m", [("dead_letters", "warn", 60.0)])
+    assert value(metrics, "driftd_open_incidents", **pages) == 0
+    assert value(metrics, "driftd_open_incident_since_timestamp_seconds", **pages) is None, "there is no such time"
     assert value(metrics, "driftd_open_incidents", model="m", kind="dead_letters", severity="warn") == 1
     assert value(metrics, "driftd_open_incidents", model="other", kind="drift", severity="page") == 1
+    metrics.incidents("m", [("drift", "page", 70.0)])
+    assert value(metrics, "driftd_open_incident_since_timestamp_seconds", **pages) == 70
 
 
 def test_a_client_that_asks_for_openmetrics_gets_it() -> None:

@@ -74,7 +74,17 @@ def test_a_label_may_hold_anything(segment: str) -> None:
     for worker in ("0", "1"):
         metrics = Metrics()
         metrics.dead_letters.labels("m", segment).inc(2)
-        metrics.drift("m", "s", segment=segment, channel="level", strength=1, page_threshold=2, warn_threshold=1)
+        metrics.drift(
+            *("m", "s"),
+            segment=segment,
+            channel="level",
+            strength=1,
+            page_threshold=2,
+            warn_threshold=1,
+            statistic=3,
+            effect=4,
+            records=5,
+        )
         texts[worker] = text_of(metrics)
     text = merged(texts)
     assert value(text, "driftd_dead_letters_total", worker="1", model="m", reason=segment) == 2
