@@ -1,0 +1,14 @@
+"""Grafana dashboards, as typed Python that makes the JSON that Grafana imports.
+
+``all_dashboards()`` gives them; ``python -m dashboards.grafana`` writes them to dashboards/json.
+"""
+
+from __future__ import annotations
+
+from dashboards.grafana.dashboard import Dashboard as Dashboard
+from dashboards.grafana.overview import OVERVIEW
+
+
+def all_dashboards() -> tuple[Dashboard, ...]:
+    """Every dashboard, from the general to the special."""
+    return (OVERVIEW,)

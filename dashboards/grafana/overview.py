@@ -1,0 +1,253 @@
+"""Is any model in trouble, and which one first?"""
+
+from __future__ import annotations
+
+from dashboards.grafana.choices import ALL_MODELS, TO_INCIDENT, to_detail
+from dashboards.grafana.dashboard import Dashboard
+from dashboards.grafana.panels import CAUTION, FINE, NEUTRAL, PAGE, WARN, Column, Row, Stat, Table, Text, TimeSeries
+from dashboards.grafana.sql import ALL_MODELS as KNOWN
+from dashboards.grafana.sql import MODELS, bucket, loudest, moment, within
+from dashboards.grafana.targets import PromQL, Sql
+from dashboards.grafana.verdicts import (
+    FRESH,
+    LEARNING,
+    RANK_OF_INCIDENT,
+    VERDICTS,
+    WORD_COLOURS,
+    as_markdown,
+    word_of,
+)
+
+# One row for each model: the worst that is open, as a place in VERDICTS.
+_STATES = f"""
+open AS (
+  SELECT model, {RANK_OF_INCIDENT} AS rank, title, onset_ms,
+         row_number() OVER (PARTITION BY model ORDER BY {RANK_OF_INCIDENT}, severity, onset_ms) AS place,
+         count(*) OVER (PARTITION BY model) AS incidents
+  FROM incidents WHERE {MODELS} AND status = 'open'
+),
+states AS (
+  SELECT known.model, open.title, open.onset_ms, coalesce(open.incidents, 0) AS incidents,
+         coalesce(open.rank, CASE WHEN learned.model IS NULL THEN {LEARNING} ELSE {FRESH} END) AS rank
+  FROM ({KNOWN}) AS known LEFT JOIN open ON open.model = known.model AND open.place = 1
+  LEFT JOIN (SELECT DISTINCT model FROM reference_versions WHERE active) AS learned ON learned.model = known.model
+  WHERE known.{MODELS}
+)
+""".strip()
+
+_COUNTS = ", ".join(
+    f'count(*) FILTER (WHERE rank = {rank}) AS "{verdict.word}"' for rank, verdict in enumerate(VERDICTS, 1)
+)
+
+VERDICT_COUNTS = Stat(
+    title="Models by verdict",
+    description=(
+        "How many models are in each state; the words are explained at the bottom. "
+        "Next: a model that is blind or drifted stands first in the table below; click its name."
+    ),
+    targets=(
+        Sql(
+            f"""
+            WITH {_STATES}
+            SELECT {_COUNTS}
+            FROM states
+            """
+        ),
+    ),
+    decimals=0,
+    columns=tuple(Column(name=word, colour=colour) for word, colour in WORD_COLOURS),
+    width=12,
+    height=5,
+)
+
+PAGES = Stat(
+    title="Pages in 30 days: promised and real",
+    description=(
+        "The alarm budget promises at most so many false pages (drift and outlier rate, whole deployment, 30 days of "
+        "event time). Beside it: the pages that came, and those that people called false. More called false than "
+        "promised: raise tolerance or alarms.page_every_days. Call one: driftd incidents --false ID."
+    ),
+    targets=(
+        PromQL("30 * max(driftd_expected_false_pages_per_day)", legend="false ones, at most"),
+        PromQL('30 * sum(max by (model) (driftd_pages_per_day{model=~"$model"}))', legend="pages"),
+        PromQL('30 * sum(max by (model) (driftd_false_pages_per_day{model=~"$model"}))', legend="called false"),
+    ),
+    decimals=1,
+    columns=(Column(name="false ones, at most", colour=NEUTRAL), Column(name="called false", colour=WARN)),
+    width=8,
+    height=5,
+)
+
+WAITING = Stat(
+    title="Notifications that wait",
+    description=(
+        "Not delivered yet, over all sinks. It should go back to 0 within a minute or two. If it grows, a sink does "
+        "not take them: look at the health dashboard, row Notifications."
+    ),
+    targets=(PromQL("max(driftd_outbox_depth)", legend="waiting"),),
+    steps=((None, FINE), (20, CAUTION), (100, PAGE)),
+    decimals=0,
+    graph=True,
+    width=4,
+    height=5,
+)
+
+MODEL_TABLE = Table(
+    title="Verdict of each model",
+    description=(
+        "One row for each model, the worst first. blind outranks all: then the other numbers rest on nothing. 'why' is "
+        "the worst open incident. Next: click a model to see its drift, or its incident below."
+    ),
+    targets=(
+        Sql(
+            f"""
+            WITH {_STATES},
+            read AS (
+              SELECT model, max(max_time_ms) AS newest_ms, sum(records) AS records, sum(dead) AS dead
+              FROM partitions WHERE {MODELS} GROUP BY model
+            )
+            SELECT {word_of("rank")} AS verdict, model, coalesce(title, '') AS why, incidents,
+                   {moment("onset_ms")} AS since,
+                   {moment("CASE WHEN newest_ms > 0 THEN newest_ms END")} AS "newest record",
+                   records, dead / nullif(records, 0)::double precision AS unusable
+            FROM states LEFT JOIN read USING (model)
+            ORDER BY rank, onset_ms, model LIMIT 500
+            """
+        ),
+    ),
+    columns=(
+        Column(name="verdict", colours=WORD_COLOURS, width=110),
+        Column(name="model", width=200, link=to_detail("Drift of this model", "driftd-drift")),
+        Column(name="incidents", width=90, decimals=0),
+        Column(name="since", unit="dateTimeAsIso", width=170),
+        Column(name="newest record", unit="dateTimeAsIso", width=170),
+        Column(name="records", width=100),
+        Column(name="unusable", unit="percentunit", width=100, steps=((None, FINE), (0.01, CAUTION), (0.05, PAGE))),
+    ),
+    width=24,
+    height=10,
+)
+
+OPEN_INCIDENTS = Table(
+    title="Open incidents",
+    description=(
+        "Everything a person should know of that is not over, pages first. Empty is good. Next: click the incident for "
+        "its evidence, or type the command in the last column; driftd mute keeps it quiet while you work on it."
+    ),
+    targets=(
+        Sql(
+            f"""
+            SELECT severity, model, title AS incident, {moment("onset_ms")} AS since, {moment("opened_ms")} AS opened,
+                   kind, coalesce(detail::json -> 'acknowledged' ->> 'by', '') AS "seen by",
+                   EXISTS (SELECT FROM mutes
+                           WHERE mutes.model IN ('', incidents.model) AND mutes.kind IN ('', incidents.kind)
+                             AND mutes.space IN ('', incidents.space) AND mutes.segment IN ('', incidents.segment)
+                             AND extract(epoch FROM now()) * 1000 BETWEEN from_ms AND until_ms) AS muted,
+                   'driftd explain ' || id AS ask,
+                   CASE kind WHEN 'drift' THEN 'driftd-drift' WHEN 'outlier_rate' THEN 'driftd-outliers'
+                             ELSE 'driftd-health' END AS dashboard
+            FROM incidents WHERE {MODELS} AND status = 'open'
+            ORDER BY severity, onset_ms DESC LIMIT 200
+            """
+        ),
+    ),
+    columns=(
+        Column(name="severity", colours=(("page", PAGE), ("warn", WARN)), width=80),
+        Column(name="model", width=160),
+        Column(name="incident", link=TO_INCIDENT),
+        Column(name="since", unit="dateTimeAsIso", width=170),
+        Column(name="opened", unit="dateTimeAsIso", width=170),
+        Column(name="kind", width=120),
+        Column(name="seen by", width=110),
+        Column(name="muted", width=80),
+        Column(name="ask", width=220),
+        Column(name="dashboard", hidden=True),
+    ),
+    empty="No incident is open.",
+    width=24,
+    height=9,
+)
+
+TRAFFIC = TimeSeries(
+    title="Traffic by event time",
+    description=(
+        "Records per second of each model, by the time in the records; the 20 busiest. A line that ends is a model "
+        "that is silent, or a driftd that lags: compare with the lag beside it."
+    ),
+    targets=(
+        Sql(
+            loudest(
+                f"""
+                SELECT {bucket("start_ms")} AS time, model AS metric,
+                       sum(records) * 1000.0 / greatest($__interval_ms, max(end_ms - start_ms)) AS value
+                FROM block_stats WHERE {MODELS} AND space = '' AND {within("start_ms")}
+                GROUP BY 1, 2
+                """
+            ),
+            format="time_series",
+        ),
+    ),
+    unit="si:rec/s",
+    low=0,
+    calcs=("mean", "lastNotNull"),
+    width=8,
+)
+
+LAG = TimeSeries(
+    title="Behind the stream",
+    description=(
+        "Age of the last record that was read, where more wait; the 20 models that are furthest behind. Seconds are "
+        "normal, ten minutes are an alarm. If it grows: add workers (driftd run --workers N), or see the health "
+        "dashboard for the phase that takes the time."
+    ),
+    targets=(PromQL('topk(20, max by (model) (driftd_lag_seconds{model=~"$model"}))', legend="{{model}}"),),
+    unit="s",
+    low=0,
+    steps=((None, FINE), (600, PAGE)),
+    width=8,
+)
+
+INCIDENTS_OPENED = TimeSeries(
+    title="Incidents opened",
+    description=(
+        "How many incidents began to be told in each stretch of time. A wave over many models at once is usually one "
+        "cause outside of them: a deployment, a source, an encoder. Compare with the new versions on the "
+        "stale dashboard."
+    ),
+    targets=(
+        Sql(
+            f"""
+            SELECT {bucket("opened_ms")} AS time, severity AS metric, count(*) AS value
+            FROM incidents WHERE {MODELS} AND {within("opened_ms")}
+            GROUP BY 1, 2 ORDER BY 1
+            """,
+            format="time_series",
+        ),
+    ),
+    bars=True,
+    stacked=True,
+    low=0,
+    decimals=0,
+    calcs=("sum",),
+    columns=(Column(name="page", colour=PAGE), Column(name="warn", colour=WARN)),
+    width=8,
+)
+
+WORDS = Text(
+    title="What the verdicts mean",
+    description="The words of the tables above, the worst first.",
+    content=as_markdown(),
+)
+
+OVERVIEW = Dashboard(
+    uid="driftd-overview",
+    title="driftd 1: overview",
+    question="Is any model in trouble, and which one first?",
+    next_step="Click the model or the incident that stands first.",
+    variables=(ALL_MODELS,),
+    rows=(
+        Row("Now", (VERDICT_COUNTS, PAGES, WAITING, MODEL_TABLE, OPEN_INCIDENTS)),
+        Row("Traffic and alarms", (TRAFFIC, LAG, INCIDENTS_OPENED)),
+        Row("Words", (WORDS,)),
+    ),
+)

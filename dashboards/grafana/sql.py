@@ -1,0 +1,74 @@
+"""Pieces of SQL that several dashboards share, for the tables of connectors/database/schema.py.
+
+Times in the database are milliseconds since 1970, as bigint. Conditions compare the columns as they are, so that the
+indexes on (model, start_ms) and (model, time_ms) serve them. NaN is stored as NULL.
+"""
+
+from __future__ import annotations
+
+from dashboards.grafana.verdicts import RANK_OF_INCIDENT
+
+FROM_MS = "1000::bigint * $__unixEpochFrom()"
+TO_MS = "1000::bigint * $__unixEpochTo()"
+MODELS = "model IN (${model:sqlstring})"
+SPACES = "space IN (${space:sqlstring})"
+
+# In the database the whole traffic has no name, and Grafana's variables know no empty choice.
+WHOLE = "(whole traffic)"
+SEGMENT = f"coalesce(nullif(segment, ''), '{WHOLE}')"
+SEGMENTS = f"{SEGMENT} IN (${{segment:sqlstring}})"
+
+# With one model chosen, its name in every legend says nothing.
+MODEL_IF_SEVERAL = "CASE WHEN cardinality(ARRAY[${model:sqlstring}]) > 1 THEN model END"
+
+ONE_BUCKET = "$__interval_ms"
+
+# Every model that driftd knows of, also one whose source was never read.
+ALL_MODELS = """
+SELECT model FROM partitions
+UNION SELECT model FROM reference_versions
+UNION SELECT model FROM incidents WHERE status = 'open'
+""".strip()
+
+# The model in the worst state first: it is what a detail dashboard opens with.
+MODELS_BY_STATE = f"""
+SELECT model FROM ({ALL_MODELS}) AS known
+ORDER BY (SELECT min({RANK_OF_INCIDENT}) FROM incidents
+          WHERE incidents.model = known.model AND status = 'open') NULLS LAST, model
+LIMIT 1000
+""".strip()
+
+SPACES_OF_MODELS = f"SELECT DISTINCT space FROM fold_states WHERE {MODELS} ORDER BY space LIMIT 100"
+
+SEGMENTS_OF_MODELS = f"""
+SELECT DISTINCT {SEGMENT} AS segment FROM fold_states
+WHERE {MODELS} AND {SPACES} ORDER BY segment LIMIT 1000
+""".strip()
+
+
+def within(column: str) -> str:
+    """Of the dashboard's time range, by a column of milliseconds."""
+    return f"{column} BETWEEN {FROM_MS} AND {TO_MS}"
+
+
+def bucket(column: str) -> str:
+    """The beginning of the stretch of time that one point of a graph stands for, in milliseconds."""
+    return f"{column} - {column} % {ONE_BUCKET}"
+
+
+def moment(column: str) -> str:
+    """Milliseconds as a moment that a table shows as a date."""
+    return f"to_timestamp({column} / 1000.0)"
+
+
+def loudest(points: str, *, most: int = 20) -> str:
+    """The points of the ``most`` series with the greatest values, for a graph that stays readable with 200 segments.
+
+    Args:
+        points: a SELECT of time, metric, value.
+    """
+    return f"""
+WITH points AS ({points}),
+loudest AS (SELECT metric FROM points GROUP BY metric ORDER BY max(value) DESC NULLS LAST, metric LIMIT {most})
+SELECT time, metric, value FROM points JOIN loudest USING (metric) ORDER BY time
+""".strip()
