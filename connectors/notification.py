@@ -49,12 +49,14 @@ class Group:
         notifications: at least one, in the order in which they were made; several may be about one incident.
         firing: incidents of these models that are open now, told or not.
         pages: of them, those that are pages.
+        parts: where the key is "*", the group of each model, for receivers that keep one alert for a model.
     """
 
     key: str
     notifications: tuple[Notification, ...]
     firing: int
     pages: int
+    parts: tuple[Group, ...] = ()
 
     @classmethod
     def of(cls, notification: Notification) -> Group:

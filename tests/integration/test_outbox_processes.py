@@ -24,10 +24,11 @@ INCIDENTS, STEPS, KILLS = 20, 3, 6
 SENDER = """
 import sys, threading
 from connectors.database.store import Store
+from connectors.http_sink import HttpClient
 from connectors.webhook import WebhookSink
 from monitor.outbox import RetryPolicy, SinkQueue, wall_clock_ms
 store = Store.open(sys.argv[1])
-queue = SinkQueue("pager", WebhookSink(sys.argv[2]), store, policy=RetryPolicy(), lease_s=1.0)
+queue = SinkQueue("pager", WebhookSink(HttpClient("webhook", sys.argv[2])), store, policy=RetryPolicy(), lease_s=1.0)
 never = threading.Event()
 print("sending", flush=True)
 while True:

@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from connectors.notification import Notification
-from connectors.webhook import WebhookSettings, WebhookSink, alertmanager_body, retry_after_s, rfc3339
+from connectors.alert import rfc3339
+from connectors.http_sink import HttpClient, retry_after_s
+from connectors.notification import Group, Notification
+from connectors.webhook import WebhookSettings, WebhookSink, alertmanager_body
 from detectors.errors import InvalidSettings, SinkError
 from tests.servers.receiver import Answer, Receiver
 
@@ -43,6 +45,10 @@ NOTE = Notification(
 SECRETS = ("t0psecret", "hunter2", "pathtoken", "querytoken", "bearer-xyz")
 
 
+def sink_for(url: str, *, secret: bytes | None = None, external_url: str = "", **connection: Any) -> WebhookSink:
+    return WebhookSink(HttpClient("webhook", url, **connection), secret=secret, external_url=external_url)
+
+
 def everything_in(error: BaseException) -> str:
     """The whole chain of an error, as any logger could print it."""
     text = "".join(traceback.format_exception(error))
@@ -55,7 +61,7 @@ def everything_in(error: BaseException) -> str:
 
 def test_the_body_is_alertmanagers_version_4_with_the_notification_id() -> None:
     with Receiver() as receiver:
-        WebhookSink(receiver.url, external_url="http://127.0.0.1:9464").send(NOTE)
+        sink_for(receiver.url, external_url="http://127.0.0.1:9464").send(NOTE)
     request = receiver.requests[0]
     labels = {
         "alertname": "EmbeddingDrift",
@@ -74,11 +80,11 @@ def test_the_body_is_alertmanagers_version_4_with_the_notification_id() -> None:
     }
     assert request.json == {
         "version": "4",
-        "groupKey": "triage/drift/input/country=DE",
+        "groupKey": "triage",
         "truncatedAlerts": 0,
         "status": "firing",
         "receiver": "driftd",
-        "groupLabels": {"alertname": "EmbeddingDrift", "model": "triage"},
+        "groupLabels": {"model": "triage"},
         "commonLabels": labels,
         "commonAnnotations": annotations,
         "externalURL": "http://127.0.0.1:9464",
@@ -104,7 +110,7 @@ def test_a_resolved_body_has_its_end_and_the_same_fingerprint_and_no_empty_label
         NOTE, status="resolved", severity="warn", ends_ms=1_700_000_100_000, values={"x": "1"}
     )
     with Receiver() as receiver:
-        sink = WebhookSink(receiver.url)
+        sink = sink_for(receiver.url)
         sink.send(NOTE)
         sink.send(resolved)
         sink.send(dataclasses.replace(NOTE, space="", segment=""))
@@ -115,9 +121,41 @@ def test_a_resolved_body_has_its_end_and_the_same_fingerprint_and_no_empty_label
     assert "space" not in third["labels"] and "segment" not in third["labels"]
 
 
+def test_a_group_is_one_request_with_an_alert_for_each_incident_and_what_they_have_in_common() -> None:
+    again = dataclasses.replace(NOTE, id="note-2", title="Still so: triage: traffic changed")
+    other = dataclasses.replace(
+        NOTE, id="note-3", incident="def456", group_key="triage/gap//", kind="gap", space="", segment="", title="gap"
+    )
+    group = Group("triage", (NOTE, other, again), 2, 2)
+    with Receiver() as receiver:
+        sink = sink_for(receiver.url)
+        sink.send_group(group)
+        sink.send_group(group)
+        sink.send_group(dataclasses.replace(group, notifications=(NOTE, other)))
+    first, repeated, less = receiver.requests
+    assert [alert["annotations"]["notification_id"] for alert in first.json["alerts"]] == ["note-2", "note-3"]
+    assert first.json["groupKey"] == "triage" and first.json["groupLabels"] == {"model": "triage"}
+    assert first.json["commonLabels"] == {"model": "triage", "severity": "page"}
+    assert first.json["commonAnnotations"] == {"description": "It changed.", "strength": "6.3"}
+    assert first.headers["Idempotency-Key"] == repeated.headers["Idempotency-Key"]
+    assert first.headers["Idempotency-Key"] != less.headers["Idempotency-Key"]
+    assert "note" not in first.headers["Idempotency-Key"]
+
+
+def test_a_group_of_several_models_names_none() -> None:
+    body = alertmanager_body(Group("*", (NOTE, dataclasses.replace(NOTE, incident="b", model="other")), 2, 2))
+    assert body["groupKey"] == "*" and body["groupLabels"] == {} and "model" not in body["commonLabels"]
+
+
+def test_a_group_is_resolved_when_nothing_of_it_is_open_any_more() -> None:
+    over = dataclasses.replace(NOTE, status="resolved", ends_ms=1_700_000_100_000)
+    assert alertmanager_body(Group("triage", (over,), 1, 0))["status"] == "firing"
+    assert alertmanager_body(Group("triage", (over,), 0, 0))["status"] == "resolved"
+
+
 def test_the_signature_covers_timestamp_and_body() -> None:
     with Receiver() as receiver:
-        WebhookSink(receiver.url, secret=b"t0psecret", clock=lambda: 1234.9).send(NOTE)
+        sink_for(receiver.url, secret=b"t0psecret", clock=lambda: 1234.9).send(NOTE)
     request = receiver.requests[0]
     assert request.headers["X-Driftd-Timestamp"] == "1234"
     expected = hmac.new(b"t0psecret", b"1234." + request.body, hashlib.sha256).hexdigest()
@@ -127,7 +165,7 @@ def test_the_signature_covers_timestamp_and_body() -> None:
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_an_answer_that_may_change_is_retryable(status: int) -> None:
     with Receiver(Answer(status, {"Retry-After": "7"})) as receiver, pytest.raises(SinkError, match=str(status)) as got:
-        WebhookSink(receiver.url).send(NOTE)
+        sink_for(receiver.url).send(NOTE)
     assert got.value.retryable and got.value.retry_after_s == 7.0
 
 
@@ -135,7 +173,7 @@ def test_an_answer_that_may_change_is_retryable(status: int) -> None:
 def test_an_answer_that_will_not_change_is_final(status: int) -> None:
     answer = Answer(status, {"Retry-After": "7", "Location": "/elsewhere?token=querytoken"})
     with Receiver(answer) as receiver, pytest.raises(SinkError, match=str(status)) as got:
-        WebhookSink(receiver.url).send(NOTE)
+        sink_for(receiver.url).send(NOTE)
     assert not got.value.retryable and got.value.retry_after_s is None
     assert len(receiver.requests) == 1, "a redirect was followed"
     assert "querytoken" not in everything_in(got.value)
@@ -153,14 +191,14 @@ def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
 
 def test_a_receiver_that_does_not_answer_is_given_up_after_the_time_out() -> None:
     with Receiver(Answer(hang=True)) as receiver, pytest.raises(SinkError, match=r"no answer within 0\.2 s") as got:
-        WebhookSink(receiver.url, timeout_s=0.2).send(NOTE)
+        sink_for(receiver.url, timeout_s=0.2).send(NOTE)
     assert got.value.retryable
 
 
 def test_a_receiver_that_is_not_there_is_retryable_and_named() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        sink = WebhookSink(f"http://127.0.0.1:{free.getsockname()[1]}/")
+        sink = sink_for(f"http://127.0.0.1:{free.getsockname()[1]}/")
         for call in (lambda: sink.send(NOTE), sink.check):
             with pytest.raises(SinkError, match=r"[Cc]onnection refused") as got:
                 call()
@@ -169,17 +207,17 @@ def test_a_receiver_that_is_not_there_is_retryable_and_named() -> None:
 
 def test_a_huge_answer_is_not_read() -> None:
     with Receiver(Answer(200, body=b"x" * (64 << 20))) as receiver:
-        WebhookSink(receiver.url, timeout_s=2).send(NOTE)
+        sink_for(receiver.url, timeout_s=2).send(NOTE)
 
 
 def test_an_answer_whose_body_never_comes_is_an_answer() -> None:
     with Receiver(Answer(200, body=b"x" * 1000, stall=True)) as receiver:
-        WebhookSink(receiver.url, timeout_s=0.5).send(NOTE)
+        sink_for(receiver.url, timeout_s=0.5).send(NOTE)
 
 
 def test_a_sink_works_again_after_the_connection_broke() -> None:
     with Receiver() as receiver:
-        sink = WebhookSink(receiver.url)
+        sink = sink_for(receiver.url)
         sink.send(NOTE)
         sink.close()
         sink.send(NOTE)
@@ -216,7 +254,7 @@ def test_an_authorization_header_of_the_settings_arrives(tmp_path: Path, monkeyp
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login other password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     with Receiver() as receiver:
-        WebhookSink(receiver.url, headers={"Authorization": "Bearer mine"}).send(NOTE)
+        sink_for(receiver.url, headers={"Authorization": "Bearer mine"}).send(NOTE)
     assert receiver.requests[0].headers["Authorization"] == "Bearer mine"
 
 
@@ -287,6 +325,12 @@ def test_files_that_are_missing_or_empty_are_named(tmp_path: Path) -> None:
         ({"headers": {"X-Driftd-Signature": "one"}}, "set by driftd"),
         ({"timeout_s": 0}, "greater than 0"),
         ({"colour": "red"}, "extra"),
+        ({"preset": "slack", "secret": "hunter2"}, "takes no secret"),
+        ({"preset": "pagerduty"}, "needs secret or secret_file, which holds its routing key"),
+        ({"preset": "opsgenie"}, "its API key"),
+        ({"preset": "teams", "url": None}, "preset teams needs url"),
+        ({"url": None}, "preset alertmanager needs url"),
+        ({"preset": "telegraph"}, "alertmanager"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, object], words: str) -> None:
@@ -303,9 +347,9 @@ def test_times_are_written_exactly_and_within_the_calendar() -> None:
     assert rfc3339(-(10**18)) == "0001-01-01T00:00:00.000Z"
 
 
-# --- docs/alerts.md ---------------------------------------------------------------------------------------------------
+# --- docs/sinks.md ---------------------------------------------------------------------------------------------------
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "alerts.md").read_text()
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "sinks.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -319,7 +363,7 @@ def test_the_body_in_the_document_is_what_is_sent() -> None:
     note = Notification(
         id=annotations.pop("notification_id"),
         incident=annotations.pop("incident"),
-        group_key=shown["groupKey"],
+        group_key="support_triage/drift/input/country=DE",
         status=shown["status"],
         severity=alert["labels"]["severity"],
         model=alert["labels"]["model"],
@@ -332,7 +376,7 @@ def test_the_body_in_the_document_is_what_is_sent() -> None:
         ends_ms=None,
         values=annotations,
     )
-    assert alertmanager_body(note, external_url=shown["externalURL"]) == shown
+    assert alertmanager_body(Group.of(note), external_url=shown["externalURL"]) == shown
 
 
 def test_the_verification_in_the_document_accepts_ours_and_nothing_else() -> None:
@@ -341,7 +385,7 @@ def test_the_verification_in_the_document_accepts_ours_and_nothing_else() -> Non
     exec(program, names)
     verify = names["is_from_driftd"]
     with Receiver() as receiver:
-        WebhookSink(receiver.url, secret=b"key", clock=lambda: 1000.0).send(NOTE)
+        sink_for(receiver.url, secret=b"key", clock=lambda: 1000.0).send(NOTE)
     request = receiver.requests[0]
     assert verify(request.headers, request.body, b"key", 1010.0)
     assert not verify(request.headers, request.body + b" ", b"key", 1010.0)
@@ -349,14 +393,3 @@ def test_the_verification_in_the_document_accepts_ours_and_nothing_else() -> Non
     assert not verify(request.headers, request.body, b"key", 2000.0)
     later = {**request.headers, "X-Driftd-Timestamp": "1500"}
     assert not verify(later, request.body, b"key", 1510.0), "an old request must not pass with a new timestamp"
-
-
-def test_the_settings_in_the_document_are_valid() -> None:
-    import yaml
-    from pydantic import TypeAdapter
-
-    from connectors import SinkSettings
-
-    (text,) = blocks("yaml")
-    for settings in yaml.safe_load(text)["sinks"].values():
-        TypeAdapter(SinkSettings).validate_python(settings)
