@@ -13,6 +13,7 @@ from __future__ import annotations
 import platform
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
@@ -82,6 +83,12 @@ class Metrics:
         build = gauge("driftd_build_info", "-", "Always 1; the labels say what runs.", "version", "python")
         build.labels(_version(), platform.python_version()).set(1)
 
+        self.watched = gauge(
+            "driftd_model_watched",
+            "-",
+            "1 while the process watches the model, 0 while it cannot begin to; no series once the source is at its end.",
+            "model",
+        )
         self.records = counter(
             "driftd_records_total",
             "records",
@@ -239,6 +246,18 @@ class Metrics:
             "model",
             buckets=CHECKPOINT_BUCKETS,
         )
+        self.scores_written = counter(
+            "driftd_scores_written_total",
+            "records",
+            "Records whose scores were written for other programs, by checkpoints that were committed.",
+            "model",
+        )
+        self.scores_dropped = counter(
+            "driftd_scores_dropped_total",
+            "records",
+            "Records whose scores were not, where the settings allow that: scores.required: false.",
+            "model",
+        )
         self.checkpoint_failures = counter(
             "driftd_checkpoint_failures_total",
             "checkpoints",
@@ -349,6 +368,12 @@ class Metrics:
         self.open_incidents = gauge(
             "driftd_open_incidents", "incidents", "Incidents open now.", "model", "kind", "severity"
         )
+        self.blind = gauge(
+            "driftd_blind",
+            "-",
+            "1 while an incident is open by which what is said of the model cannot be relied on; else 0.",
+            "model",
+        )
         self._oldest_incident = gauge(
             "driftd_open_incident_since_timestamp_seconds",
             "seconds since 1970",
@@ -402,6 +427,24 @@ class Metrics:
             "driftd_outbox_failed_total", "attempts", "Attempts that failed and are tried again.", "sink"
         )
         self.outbox_dead = counter("driftd_outbox_dead_total", "notifications", "Notifications given up.", "sink")
+        self.messages = counter(
+            "driftd_messages_total",
+            "messages",
+            "Messages that the sink took; one may hold many notifications.",
+            "sink",
+        )
+        self.muted = counter(
+            "driftd_notifications_muted_total",
+            "notifications",
+            "Notifications that nobody wanted: muted until they were over, or acknowledged.",
+            "sink",
+        )
+        self.refresh_failures = counter(
+            "driftd_sink_refresh_failures_total",
+            "attempts",
+            "Times that a sink could not be told again what still fires.",
+            "sink",
+        )
 
     def watch(self, model: str, spaces: Sequence[str]) -> None:
         """Make the series of a model at 0, so that their first increase is seen."""
@@ -424,12 +467,26 @@ class Metrics:
         ):
             counter.labels(model)
         self.checkpoint_seconds.labels(model)
+        self.watched.labels(model).set(0)
         for space in spaces:
             self.outliers.labels(model, space)
 
+    def at_end(self, model: str) -> None:
+        """The source of a model was read to its end: nobody waits for a poll, a transaction or a block any more."""
+        for gauge in (self.watched, self.last_poll, self.last_transaction, self._watermark_moved):
+            with suppress(KeyError):  # where there was none yet
+                gauge.remove(model)
+
     def watch_sink(self, sink: str) -> None:
         """Make the series of a sink at 0."""
-        for metric in (self.outbox_sent, self.outbox_failed, self.outbox_dead):
+        for metric in (
+            self.outbox_sent,
+            self.outbox_failed,
+            self.outbox_dead,
+            self.messages,
+            self.muted,
+            self.refresh_failures,
+        ):
             metric.labels(sink)
         self.outbox_age.labels(sink).set(0)
 

@@ -17,7 +17,7 @@ from types import FrameType
 from connectors.database.rows import Retention
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
-from detectors.errors import DriftdError, RetryableError, StoreError
+from detectors.errors import DriftdError, RetryableError, SinkError, StoreError
 from monitor.app import build_dead_letter_topics, build_sinks, build_workers, check_references_folder, http_address
 from monitor.app import open_store as open_database
 from monitor.block_stats import SURPRISE_BELOW
@@ -28,6 +28,7 @@ from monitor.folding import Outcome
 from monitor.health import Health
 from monitor.log import configure, event
 from monitor.outbox import OutboxSender
+from monitor.pacing import Pace
 from monitor.settings import Settings
 from monitor.watchdog import STEP_S, Watchdog
 from monitor.web import Status, WebServer
@@ -112,7 +113,13 @@ class Daemon:
     def _watch(self, closing: ExitStack) -> None:
         store = self._open_database()
         closing.callback(store.close)
-        sender = OutboxSender(store, build_sinks(self._settings), metrics=self._metrics)
+        notify = self._settings.notify
+        pace = Pace(
+            group_wait_ms=round(notify.group_wait * 1000),
+            group_interval_ms=round(notify.group_interval * 1000),
+            most_per_minute=notify.most_per_minute,
+        )
+        sender = OutboxSender(store, build_sinks(self._settings), metrics=self._metrics, pace=pace)
         sender.start()
         closing.callback(sender.stop)
         workers = build_workers(self._settings, store, ordinal=self._ordinal, watchdog=self._watchdog)
@@ -124,6 +131,8 @@ class Daemon:
         closing.callback(publisher.stop)
         for worker in workers:
             closing.callback(worker.source.close)
+            if worker.scores is not None:
+                closing.callback(worker.scores.close)
             self._metrics.watch(worker.name, list(worker.model.spaces))
             self._metrics.block_seconds.labels(worker.name).set(worker.model.drift.block)
             self._status.model(worker.name, state="starting")
@@ -146,7 +155,11 @@ class Daemon:
                     running.remove(worker)
             self._prune(store)
             self._look_back(store, publisher)
+            for sink, trouble in sender.troubles().items():
+                self._status.check(f"sink {sink}", ok=not trouble, detail=trouble or "nothing known against it")
         self._drain([worker for worker in workers if worker not in starting])
+        if not self._stopping:
+            sender.finish()
 
     def _one_step(self, worker: Worker, *, wait_s: float, others: bool) -> bool:
         """One step of one model, with a pause after a failure, a short one where others wait. True at its end."""
@@ -168,6 +181,7 @@ class Daemon:
             worker.close_blocks_at_end(self._now_ms())
             self._show(worker)
             self._status.model(worker.name, state="finished: the source was read to its end", finished=True)
+            self._metrics.at_end(worker.name)
             log.info(event("source finished", model=worker.name))
         return step.finished
 
@@ -175,7 +189,7 @@ class Daemon:
         for worker in workers:
             try:
                 worker.drain(self._now_ms())
-            except StoreError as error:
+            except (StoreError, SinkError) as error:
                 log.warning(
                     event("last checkpoint refused, its records are read again", model=worker.name, reason=str(error))
                 )
@@ -222,6 +236,7 @@ class Daemon:
             return False
         self._said.pop(f"model {name}", None)
         self._status.polled(name)
+        self._metrics.watched.labels(name).set(1)
         self._show(worker)
         return True
 
@@ -283,6 +298,7 @@ class Daemon:
     def _count(self, worker: Worker, step: Step) -> None:
         metrics, name = self._metrics, worker.name
         metrics.last_poll.labels(name).set(time.time())
+        metrics.blind.labels(name).set(bool(worker.blind))
         metrics.records.labels(name).inc(step.counted)
         for reason, count in step.dead.items():
             metrics.dead_letters.labels(name, reason).inc(count)
@@ -290,6 +306,9 @@ class Daemon:
         metrics.kept.labels(name).inc(step.kept)
         metrics.thinned.labels(name).inc(step.thinned)
         metrics.thinning_unchecked.labels(name).inc(step.unchecked)
+        if worker.scores is not None:
+            metrics.scores_written.labels(name).inc(step.scores_written)
+            metrics.scores_dropped.labels(name).inc(step.scores_dropped)
         if worker.model.record.pair is not None:
             self._count_pairs(worker, step)
         self._count_reading(worker, step)

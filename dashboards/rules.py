@@ -1,0 +1,579 @@
+"""Rules that tell when a model has drifted, and when driftd itself needs somebody: one list for Prometheus and Grafana.
+
+``python -m dashboards.rules`` writes dashboards/rules/driftd.yml and driftd-grafana.json anew. docs/runbooks.md says
+what each rule means and what to do.
+
+What all of them have in common:
+
+* A rule is a query and a number: each series of the query that is above the number is an alert.
+* Results have the labels ``job`` and ``model`` (or ``sink``, or ``instance`` and ``worker``), whatever other labels the
+  scrape adds: of several machines and workers, one alert comes. ``job`` tells deployments apart.
+* A restart ends no alert and begins none. What a process shows only some time after its start is looked for in the last
+  minutes; counters that begin with an event, not at 0, count as grown.
+* Nothing fires for a model that has just begun: rates need traffic, ages need a first time.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+GROUP = "driftd"
+INTERVAL_S = 60
+RUNBOOKS = "docs/runbooks.md"  # in the sources; people who host them elsewhere replace it in the generated files
+FOLDER = Path(__file__).resolve().parent / "rules"
+PROMETHEUS_FILE = "driftd.yml"
+GRAFANA_FILE = "driftd-grafana.json"
+
+DAY_S = 86_400
+
+# Kinds of incidents while which what is said of a model cannot be relied on. Growing lag has a rule of its own.
+BLIND_KINDS = ("source", "dead_letter_wave", "stalled", "silent", "embedder", "vectors", "clock")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        name: CamelCase, the symptom first.
+        query: PromQL.
+        above: the alert is there while what the query gives is greater than this.
+        hold_s: and has been for so many seconds; a multiple of `INTERVAL_S`.
+        severity: critical: somebody must come; warning: somebody should look on the same day.
+        about: the watched model, or driftd itself: they often go to different people.
+        summary, description: templates of Prometheus, with ``$labels`` and ``$value``.
+        dashboard: uid of the dashboard that shows it.
+    """
+
+    name: str
+    query: str
+    above: float
+    hold_s: int
+    severity: Literal["critical", "warning"]
+    about: Literal["model", "driftd"]
+    summary: str
+    description: str
+    dashboard: str
+
+    @property
+    def expression(self) -> str:
+        """The whole condition in PromQL."""
+        return f"(\n{textwrap.indent(self.query, '  ')}\n) > {self.above:g}"
+
+    @property
+    def runbook_url(self) -> str:
+        """Where docs/runbooks.md speaks of it."""
+        return f"{RUNBOOKS}#{self.name.lower()}"
+
+    @property
+    def uid(self) -> str:
+        """Its name in Grafana, the same for ever."""
+        return f"driftd-rule-{self.name.lower()}"
+
+
+def _open(kind: str, severity: str) -> str:
+    """Open incidents. For five minutes after a process ended it is not known whether they still are: taken as yes."""
+    series = f'driftd_open_incidents{{kind="{kind}", severity="{severity}"}}'
+    return f"max by (job, model) (max_over_time({series}[5m]))"
+
+
+def _grown(counter: str, by: str) -> str:
+    """By how much a counter grew in an hour, also one whose series was not there before its first event."""
+    return textwrap.dedent(
+        f"""\
+        sum by ({by}) (
+          increase({counter}[1h]) > 0
+          or ({counter} unless max_over_time({counter}[3h] offset 1h))
+        )"""
+    )
+
+
+def _query(text: str) -> str:
+    return textwrap.dedent(text).strip()
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="EmbeddingDriftPage",
+        query=_open("drift", "page"),
+        above=0,
+        hold_s=0,
+        severity="critical",
+        about="model",
+        summary="{{ $labels.model }}: its records have drifted, and chance does not explain it",
+        description=(
+            "{{ $value | humanize }} incidents of drift are open that are pages: by chance, one comes in the time"
+            " that alarms.page_every_days allows. What changed, since when and where: driftd incidents, then "
+            "driftd explain ID."
+        ),
+        dashboard="driftd-drift",
+    ),
+    Rule(
+        name="EmbeddingDriftWarning",
+        query=f"{_open('drift', 'warn')}\nunless on (job, model) {_open('drift', 'page')} > 0",
+        above=0,
+        hold_s=0,
+        severity="warning",
+        about="model",
+        summary="{{ $labels.model }}: its records may have drifted",
+        description=(
+            "{{ $value | humanize }} incidents of drift are open that are warnings: by chance, one comes in the "
+            "time that alarms.warn_every_days allows. Look at them by day: driftd incidents."
+        ),
+        dashboard="driftd-drift",
+    ),
+    Rule(
+        name="OutlierRateHigh",
+        query=_open("outlier_rate", "page"),
+        above=0,
+        hold_s=0,
+        severity="critical",
+        about="model",
+        summary="{{ $labels.model }}: many more strange records than usual",
+        description=(
+            "More records are strange than the reference explains, and chance does not explain it: an attack, a "
+            "broken sender, a new kind of customer. Look at the records: driftd incidents, then driftd explain "
+            "ID."
+        ),
+        dashboard="driftd-outliers",
+    ),
+    Rule(
+        name="OutlierRateWarning",
+        query=f"{_open('outlier_rate', 'warn')}\nunless on (job, model) {_open('outlier_rate', 'page')} > 0",
+        above=0,
+        hold_s=0,
+        severity="warning",
+        about="model",
+        summary="{{ $labels.model }}: more strange records than usual",
+        description=(
+            "More records are strange than the reference explains. Look at them by day: driftd incidents, then "
+            "driftd explain ID."
+        ),
+        dashboard="driftd-outliers",
+    ),
+    Rule(
+        name="ModelStale",
+        query=_query(
+            f"""
+            (
+              max by (job, model) (last_over_time(driftd_watermark_timestamp_seconds[10m]))
+              - on (job, model) min by (job, model) (
+                last_over_time(driftd_open_incident_since_timestamp_seconds{{kind="drift", severity="page"}}[10m])
+              )
+            ) / {DAY_S}
+            """
+        ),
+        above=1,
+        hold_s=0,
+        severity="warning",
+        about="model",
+        summary=(
+            "{{ $labels.model }}: has worked on other data than it was measured on for {{ $value | humanize }} days"
+        ),
+        description=(
+            "A page of drift has been open for more than a day, so the new data have come to stay. Decide whether"
+            " the model is to be trained anew; then, or where the change is wanted, build a new reference: driftd"
+            " reference build."
+        ),
+        dashboard="driftd-stale",
+    ),
+    Rule(
+        name="ReferenceOld",
+        query=_query(
+            f"""
+            (
+              time()
+              - max by (job, model, space) (last_over_time(driftd_reference_created_timestamp_seconds[10m]))
+            ) / {DAY_S}
+            """
+        ),
+        above=90,
+        hold_s=0,
+        severity="warning",
+        about="model",
+        summary="{{ $labels.model }}: the reference of {{ $labels.space }} is {{ $value | humanize }} days old",
+        description=(
+            "What is compared with it may be seasonal by now. Build a new one from a time when all was well: "
+            "driftd reference build."
+        ),
+        dashboard="driftd-stale",
+    ),
+    Rule(
+        name="ReferenceMissing",
+        query="max by (job, model) (driftd_model_watched)\nunless on (job, model) driftd_reference_version",
+        above=0,
+        hold_s=DAY_S,
+        severity="warning",
+        about="driftd",
+        summary="{{ $labels.model }}: has no reference yet, so nothing is judged",
+        description=(
+            "The first reference has been collected for a day. Ask for fewer records (reference.collect), or "
+            "build one from files: driftd reference build."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="MonitorBlind",
+        query=_query(
+            f"""
+            max by (job, model, reason) (
+              label_replace(
+                time() - min by (job, model) (driftd_last_poll_timestamp_seconds) > bool 300,
+                "reason", "poll", "", ""
+              )
+              or label_replace(min by (job, model) (driftd_model_watched) == bool 0, "reason", "start", "", "")
+              or label_replace(
+                driftd_build_info unless on (job, instance) driftd_model_watched,
+                "reason", "start", "", ""
+              )
+              or label_replace(
+                (sum by (job, model) (driftd_lag_records) > bool 0)
+                * on (job, model) (sum by (job, model) (increase(driftd_records_total[15m])) == bool 0)
+                and on (job, model) driftd_reference_version,
+                "reason", "unread", "", ""
+              )
+              or label_replace(
+                (
+                  time()
+                  - max by (job, model) (driftd_watermark_moved_timestamp_seconds)
+                  - on (job, model) 3 * max by (job, model) (driftd_block_seconds)
+                  > bool 3600
+                )
+                * on (job, model) (sum by (job, model) (increase(driftd_records_total[30m])) > bool 0),
+                "reason", "watermark", "", ""
+              )
+              or label_replace(
+                max_over_time(driftd_open_incidents{{kind=~"{"|".join(BLIND_KINDS)}"}}[5m]) > bool 0,
+                "reason", "$1", "kind", "(.*)"
+              )
+            )
+            """
+        ),
+        above=0,
+        hold_s=300,
+        severity="critical",
+        about="driftd",
+        summary="{{ with $labels.model }}{{ . }}{{ else }}driftd{{ end }}: is not watched ({{ $labels.reason }})",
+        description=(
+            "While this lasts, that nothing is reported means nothing. Why: /readyz, driftd doctor, and the "
+            "runbook's section of the reason {{ $labels.reason }}."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="MonitorDown",
+        query=_query(
+            """
+            max by (job, instance) (1 - (up and on (job, instance) last_over_time(driftd_build_info[1d])))
+            or (
+              absent(driftd_build_info)
+              unless on () (up == 0 and on (job, instance) last_over_time(driftd_build_info[1d]))
+            )
+            """
+        ),
+        above=0,
+        hold_s=300,
+        severity="critical",
+        about="driftd",
+        summary="driftd {{ with $labels.instance }}at {{ . }} {{ end }}is down",
+        description=(
+            "Prometheus gets no metrics from it. Nothing is watched by it; what comes meanwhile is read when it "
+            "is back."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="LagGrowing",
+        query=_query(
+            """
+            max by (job, model) (driftd_lag_seconds)
+            and on (job, model) (
+              sum by (job, model) (driftd_lag_records)
+              - on (job, model) sum by (job, model) (driftd_lag_records offset 15m)
+              > 0
+            )
+            """
+        ),
+        above=600,
+        hold_s=600,
+        severity="warning",
+        about="driftd",
+        summary="{{ $labels.model }}: {{ $value | humanizeDuration }} behind, and it grows",
+        description=(
+            "More records come than are read, so drift is seen later and later. Start more workers, up to the "
+            "number of partitions: driftd run --workers N."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="DeadLettersHigh",
+        query=_query(
+            """
+            sum by (job, model) (rate(driftd_dead_letters_total[10m]))
+            / on (job, model) sum by (job, model) (rate(driftd_records_total[10m]))
+            and on (job, model) (sum by (job, model) (increase(driftd_dead_letters_total[10m])) > 10)
+            """
+        ),
+        above=0.05,
+        hold_s=300,
+        severity="warning",
+        about="driftd",
+        summary="{{ $labels.model }}: {{ $value | humanizePercentage }} of the records cannot be used",
+        description=(
+            "Senders have changed something, or the settings do not say what they send. Which, and why: driftd "
+            "deadletters."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="RecordsLost",
+        query=_grown("driftd_gaps_total", "job, model"),
+        above=0,
+        hold_s=0,
+        severity="critical",
+        about="driftd",
+        summary="{{ $labels.model }}: records were gone before they could be read",
+        description=(
+            "{{ $value | humanize }} stretches of the topic were deleted, cut off or damaged before driftd read "
+            "them. Which ones: driftd doctor."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="SinkFailing",
+        query="max by (job, sink) (driftd_outbox_age_seconds)",
+        above=600,
+        hold_s=0,
+        severity="critical",
+        about="driftd",
+        summary="driftd cannot notify {{ $labels.sink }} for {{ $value | humanizeDuration }}",
+        description=(
+            "The sink refuses notifications or does not answer. They are kept and tried again for about a day. "
+            "Why: the log, and driftd check."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="NotificationsGivenUp",
+        query=_grown("driftd_outbox_dead_total", "job, sink"),
+        above=0,
+        hold_s=0,
+        severity="critical",
+        about="driftd",
+        summary="driftd gave up {{ $value | humanize }} notifications to {{ $labels.sink }}",
+        description="The sink refused them for good, or for about a day. Somebody was not told: driftd incidents.",
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="DatabaseFailing",
+        query=_query(
+            """
+            time() - min by (job, model) (driftd_database_last_ok_timestamp_seconds)
+            and on (job, model) (sum by (job, model) (increase(driftd_checkpoint_failures_total[5m])) > 0)
+            """
+        ),
+        above=120,
+        hold_s=0,
+        severity="critical",
+        about="driftd",
+        summary="{{ $labels.model }}: the database has refused everything for {{ $value | humanizeDuration }}",
+        description=(
+            "Nothing is counted and nothing is judged; records wait in their topic and are read again. Why: the "
+            "log, and /readyz."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="WorkerRestarting",
+        query=_query(
+            """
+            max by (job, instance, worker) (
+              increase(driftd_worker_restarts_total[1h])
+              or on (job, instance, worker) changes(process_start_time_seconds[1h])
+              and on (job, instance) last_over_time(driftd_build_info[1h])
+            )
+            """
+        ),
+        above=3,
+        hold_s=0,
+        severity="warning",
+        about="driftd",
+        summary=(
+            "driftd at {{ $labels.instance }} ends again and again{{ with $labels.worker }} (worker {{ . }}){{ end }}"
+        ),
+        description=(
+            "It was started {{ $value | humanize }} times in an hour. Each start costs lag; records are not lost."
+            " Why: the last lines of the log before each start."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="WorkerDown",
+        query="1 - min by (job, instance, worker) (driftd_worker_up)",
+        above=0,
+        hold_s=600,
+        severity="warning",
+        about="driftd",
+        summary="driftd at {{ $labels.instance }}: worker {{ $labels.worker }} does not answer",
+        description="The other workers read its partitions, so lag may grow. Why: the log, and /readyz.",
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="MemoryGrowing",
+        query=_query(
+            f"""
+            max by (job, instance, worker) (
+              process_resident_memory_bytes
+              / (process_resident_memory_bytes offset 1d)
+              and process_resident_memory_bytes > 1e9
+              and time() - process_start_time_seconds > {DAY_S + 7200}
+              and on (job, instance) driftd_build_info
+            )
+            """
+        ),
+        above=2,
+        hold_s=3600,
+        severity="warning",
+        about="driftd",
+        summary="driftd at {{ $labels.instance }} needs {{ $value | humanize }} times as much memory as a day ago",
+        description=(
+            "Its memory is bounded: this is a defect, or a reference that is much larger than the last. Restart "
+            "it, and report it."
+        ),
+        dashboard="driftd-pipeline",
+    ),
+    Rule(
+        name="FalsePagesAboveBudget",
+        query=_query(
+            """
+            sum by (job) (max by (job, model) (driftd_false_pages_per_day))
+            / on (job) max by (job) (driftd_expected_false_pages_per_day)
+            and on (job) (
+              sum by (job) (max by (job, model) (driftd_false_pages_per_day * driftd_observed_days)) > 1.5
+            )
+            """
+        ),
+        above=2,
+        hold_s=3600,
+        severity="warning",
+        about="driftd",
+        summary="driftd sends {{ $value | humanize }} times as many false pages as the settings allow",
+        description=(
+            "People called these pages false: driftd incidents --false. Something changes that they do not mind: "
+            "a season that the reference does not hold, a segment nobody needs. Build a longer reference, or mute"
+            " the channel."
+        ),
+        dashboard="driftd-overview",
+    ),
+)
+
+
+def prometheus_rules() -> str:
+    """The file for ``rule_files`` of Prometheus: a group about models, and one about driftd itself."""
+    groups = [
+        {
+            "name": f"{GROUP}-{name}",
+            "interval": f"{INTERVAL_S}s",
+            "rules": [_prometheus_rule(rule) for rule in RULES if rule.about == about],
+        }
+        for name, about in (("models", "model"), ("itself", "driftd"))
+    ]
+    text: str = yaml.dump({"groups": groups}, Dumper=_Dumper, sort_keys=False, width=118, allow_unicode=True)
+    return f"# Made by `python -m dashboards.rules`. What each means and what to do: {RUNBOOKS}\n{text}"
+
+
+def _prometheus_rule(rule: Rule) -> dict[str, Any]:
+    hold = {"for": f"{rule.hold_s}s"} if rule.hold_s else {}
+    return {"alert": rule.name, "expr": rule.expression, **hold, "labels": _labels(rule), "annotations": _words(rule)}
+
+
+def _labels(rule: Rule) -> dict[str, str]:
+    return {"severity": rule.severity, "about": rule.about}
+
+
+def _words(rule: Rule) -> dict[str, str]:
+    return {"summary": rule.summary, "description": rule.description, "runbook_url": rule.runbook_url}
+
+
+def grafana_rule_group(*, folder_uid: str, prometheus_uid: str) -> dict[str, Any]:
+    """The body of ``PUT /api/v1/provisioning/folder/{folderUID}/rule-groups/driftd``.
+
+    Each rule asks Prometheus (A), takes the last value of each series (B) and compares it (C) by mathematics, which
+    every version of Grafana knows since 9.
+
+    Where a query gives nothing, all is well: that is what most give while nothing is wrong, and so noDataState is OK.
+    Where Prometheus itself does not answer, one rule says so, MonitorDown, and the others are silent: execErrState.
+
+    Args:
+        folder_uid: of the folder that the rules stand in.
+        prometheus_uid: of the data source that scrapes driftd.
+    """
+    rules = [_grafana_rule(rule, folder_uid=folder_uid, prometheus_uid=prometheus_uid) for rule in RULES]
+    return {"title": GROUP, "folderUid": folder_uid, "interval": INTERVAL_S, "rules": rules}
+
+
+def _grafana_rule(rule: Rule, *, folder_uid: str, prometheus_uid: str) -> dict[str, Any]:
+    words = {name: text.replace("$value", "$values.B.Value") for name, text in _words(rule).items()}
+    return {
+        "uid": rule.uid,
+        "orgID": 1,
+        "folderUID": folder_uid,
+        "ruleGroup": GROUP,
+        "title": rule.name,
+        "condition": "C",
+        "data": [
+            {
+                "refId": "A",
+                "queryType": "",
+                "relativeTimeRange": {"from": 600, "to": 0},
+                "datasourceUid": prometheus_uid,
+                "model": {"refId": "A", "expr": rule.query, "instant": True, "range": False},
+            },
+            _expression("B", {"type": "reduce", "reducer": "last", "expression": "A"}),
+            _expression("C", {"type": "math", "expression": f"$B > {rule.above:g}"}),
+        ],
+        "noDataState": "OK",
+        "execErrState": "Alerting" if rule.name == "MonitorDown" else "OK",
+        "for": f"{rule.hold_s}s",
+        "labels": _labels(rule),
+        "annotations": {**words, "__dashboardUid__": rule.dashboard},
+        "isPaused": False,
+    }
+
+
+def _expression(ref: str, model: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "refId": ref,
+        "queryType": "",
+        "relativeTimeRange": {"from": 0, "to": 0},
+        "datasourceUid": "__expr__",
+        "model": {"refId": ref, "datasource": {"type": "__expr__", "uid": "__expr__"}, **model},
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, so that people can read the queries."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def files() -> dict[str, str]:
+    """The generated files, by name."""
+    group = grafana_rule_group(folder_uid="driftd", prometheus_uid="prometheus")
+    return {PROMETHEUS_FILE: prometheus_rules(), GRAFANA_FILE: json.dumps(group, indent=2) + "\n"}
+
+
+if __name__ == "__main__":
+    for name, text in files().items():
+        (FOLDER / name).write_text(text)
