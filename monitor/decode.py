@@ -34,8 +34,9 @@ Reasons of dead letters, in the order in which they are looked for:
     wrong_dimension    a vector of another length than the reference's
     not_finite         a vector or table with NaN or infinity
     zero_vector        a vector of zeros, which has no direction
+    embedder_failed    the embedder raised an error at this record
 
-The last four, and missing_field and bad_value of embedded fields, are found by the embedders.
+The last five, and missing_field and bad_value of embedded fields, are found by the embedders.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ DEAD_LETTER_REASONS: Final = (
     "wrong_dimension",
     "not_finite",
     "zero_vector",
+    "embedder_failed",
 )
 REDACTED: Final = "[redacted]"
 NO_SEGMENT: Final = "(none)"  # the segment of a record without the field

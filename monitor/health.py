@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-
+from monitor.troubles import GROWTH_S as GROWTH_S
+from monitor.troubles import Lag
 from monitor.web import Check
 from monitor.worker import Step, Worker
 
 JOINING_S = 30.0  # a group that shares out its partitions for longer than this does not come to an end
 SILENT_S = 60.0  # with records that wait, and none that come
-GROWTH_S = 300.0  # lag must have grown for so long before it is called growing
 DATABASE_S = 30.0  # without a transaction that succeeded
 
 
@@ -23,9 +22,8 @@ class Health:
 
     def __init__(self, worker: Worker, *, lag_limit_s: float) -> None:
         self._worker = worker
-        self._lag_limit_s = lag_limit_s
+        self._waiting = Lag(lag_limit_s)
         self._joining_since: float | None = None
-        self._lags: deque[tuple[float, float]] = deque()  # (monotonic clock, lag in seconds), at most one a second
         self._database_ok: float | None = None
 
     def checks(self, step: Step, now_ms: int, clock_s: float) -> list[Check]:
@@ -97,20 +95,10 @@ class Health:
         return [self._named("assignment", not worker.source.state().connected, "no partition is known yet")]
 
     def _lag(self, now_ms: int, clock_s: float) -> Check:
-        behind = {
-            partition: seconds
-            for partition, seconds in self._worker.lag_seconds(now_ms).items()
-            if partition not in self._worker.held
-        }
-        lag_s = max(behind.values(), default=0.0)
-        if not self._lags or clock_s - self._lags[-1][0] >= 1.0:
-            self._lags.append((clock_s, lag_s))
-        while len(self._lags) > 1 and clock_s - self._lags[1][0] >= GROWTH_S:
-            self._lags.popleft()
-        before_s, before = self._lags[0]
+        lag_s = self._worker.longest_lag_s(now_ms)
         records = sum(self._worker.source.lag().values())
         detail = f"{records:,} records, {lag_s:.0f} s"
-        if lag_s > self._lag_limit_s and clock_s - before_s >= GROWTH_S and lag_s > before:
+        if self._waiting.grows(lag_s, clock_s):
             detail = (
                 f"{records:,} records wait, the oldest for {lag_s:.0f} s, and it grows. "
                 "Start more workers: driftd run --workers N, up to the number of partitions"

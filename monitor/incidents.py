@@ -33,7 +33,11 @@ Severity = Literal["page", "warn"]
 EventName = Literal["opened", "raised", "repeated", "resolved", "reopened"]
 
 # Of the watching itself, not of what is watched: a worker opens and resolves them (monitor/operations.py).
-OPERATIONAL = frozenset({"source", "dead_letter_wave", "stalled"})
+OPERATIONAL = frozenset(
+    {"source", "dead_letter_wave", "stalled", "silent", "lag", "embedder", "vectors", "clock", "sink"},
+)
+# Of what is watched: a new version of the model may be behind these.
+_OF_THE_MODEL = frozenset({"drift", "outlier_rate"})
 
 MOST_DOUBLINGS = 3  # an incident that keeps coming back must be quiet for up to 2^3 times as long
 

@@ -1,9 +1,9 @@
-"""Incidents of the watching itself: a source that cannot be read, partitions that stand still, records that were lost.
+"""Incidents of the watching itself: a source that cannot be read or is silent, records and vectors that are of no use.
 
-While these are open, the numbers of a model rest on less than its traffic, or on nothing. A worker sees them and makes
-them here; `Store.open_incident` and `Store.resolve_incident` see to it that of many workers one tells. Their times are
-those of the wall clock, because there may be no records to take a time from. A gap is different: it is opened by the
-checkpoint that jumps over it, at its partition's event time, and resolved by the fold.
+While these are open, the numbers of a model rest on less than its traffic, or on nothing: the model is `BLIND`. A
+worker sees them and makes them here; `Store.open_incident` and `Store.resolve_incident` see to it that of many workers
+one tells. Their times are those of the wall clock, because there may be no records to take a time from. A gap is
+different: it is opened by the checkpoint that jumps over it, at its partition's event time, and resolved by the fold.
 
     row, notification = source_incident("orders", problem=str(error), lasting=False, since_ms=since, now_ms=now)
     store.open_incident(row, [(sink, notification) for sink in sinks])
@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from connectors.database.rows import IncidentRow
 from connectors.notification import Notification
@@ -22,6 +23,13 @@ from connectors.records import Gap, Partition
 from monitor.incidents import OPERATIONAL as OPERATIONAL
 from monitor.incidents import notification_of
 from monitor.wording import text_of_incident, title_of
+
+# While one of these is open, what driftd says of a model cannot be relied on.
+BLIND = frozenset(
+    {"source", "dead_letter_wave", "stalled", "silent", "lag", "embedder", "vectors", "clock"},
+)
+
+DEPLOYMENT = "driftd"  # stands for the model in incidents that are about no model
 
 _HOUR_MS = 3_600_000
 
@@ -60,6 +68,99 @@ def stalled_incident(
     """
     places = [[topic, number, offset] for (topic, number), offset in sorted(partitions.items())]
     return _opened(model, "stalled", since_ms, now_ms, {"partitions": places})
+
+
+def silent_incident(
+    model: str, *, since_ms: int, now_ms: int, limit_s: float, longest_s: float, span_s: float, every_s: float
+) -> tuple[IncidentRow, Notification]:
+    """Nothing comes any more, though the source answers and everything in it was read.
+
+    Args:
+        since_ms: wall clock of the last record.
+        limit_s: so long a silence was still likely: see `monitor.silence`.
+        longest_s, span_s: the longest silence of the past that this follows from, and how long that past is.
+        every_s: time in which a silence above the limit is expected once.
+    """
+    detail = {"limit_s": limit_s, "longest_s": longest_s, "span_s": span_s, "every_s": every_s}
+    return _opened(model, "silent", since_ms, now_ms, detail)
+
+
+def lag_incident(
+    model: str, *, lag_s: float, records: int, limit_s: float, since_ms: int, now_ms: int
+) -> tuple[IncidentRow, Notification]:
+    """More records come than are read.
+
+    Args:
+        lag_s: age of the last record that was read, where more wait; the oldest partition's.
+        records: how many wait.
+        limit_s: the age from which on growing lag is told.
+    """
+    return _opened(model, "lag", since_ms, now_ms, {"lag_s": lag_s, "records": records, "limit_s": limit_s})
+
+
+def embedder_incident(
+    model: str, *, reasons: Mapping[str, int], records: int, since_ms: int, now_ms: int
+) -> tuple[IncidentRow, Notification]:
+    """Many records have no vector, because of their embedder or of what made their vectors.
+
+    Args:
+        reasons: how many of them, by reason of their dead letters.
+        records: the last ones that were looked at.
+    """
+    return _opened(model, "embedder", since_ms, now_ms, {"reasons": dict(sorted(reasons.items())), "records": records})
+
+
+def vectors_incident(
+    model: str, *, space: str, what: Literal["zero", "constant"], count: int, records: int, since_ms: int, now_ms: int
+) -> tuple[IncidentRow, Notification]:
+    """Vectors that say nothing of their records.
+
+    Args:
+        space: "" where it is not known which.
+        what: zero (or without a finite length) in ``count`` of the last ``records``; or all ``records`` the same.
+    """
+    detail = {"vectors_space": space, "what": what, "count": count, "records": records}
+    return _opened(model, "vectors", since_ms, now_ms, detail)
+
+
+def clock_incident(
+    model: str,
+    *,
+    since_ms: int,
+    now_ms: int,
+    ahead_s: float = 0.0,
+    reasons: Mapping[str, int] | None = None,
+    records: int = 0,
+) -> tuple[IncidentRow, Notification]:
+    """Times that cannot be right.
+
+    Args:
+        ahead_s: so far is the broker's time of most records ahead of ours; 0 if that is not the trouble.
+        reasons: of the last ``records``, how many have a wrong event time, by what is wrong.
+    """
+    detail = {"ahead_s": ahead_s, "reasons": dict(sorted((reasons or {}).items())), "records": records}
+    return _opened(model, "clock", since_ms, now_ms, detail)
+
+
+def sink_incident(
+    sink: str, *, problem: str, given_up: bool, since_ms: int, now_ms: int
+) -> tuple[IncidentRow, Notification]:
+    """A sink does not take notifications. It is an incident of the `DEPLOYMENT`, told through the other sinks.
+
+    Args:
+        sink: its name in the settings.
+        problem: what it said last.
+        given_up: a notification will not be tried again.
+        since_ms: wall clock of the first refusal in a row.
+    """
+    segment = sink_segment(sink)
+    detail = {"sink": sink, "problem": problem, "given_up": given_up}
+    return _opened(DEPLOYMENT, "sink", since_ms, now_ms, detail, key=(segment, since_ms), segment=segment)
+
+
+def sink_segment(sink: str) -> str:
+    """The segment of incidents about a sink, so that each sink has its own."""
+    return f"sink={sink}"
 
 
 def gap_incidents(model: str, gaps: Iterable[tuple[Gap, int]]) -> list[tuple[IncidentRow, Notification]]:
@@ -114,6 +215,7 @@ def _opened(
     detail: Mapping[str, object],
     *,
     key: Sequence[str | int] = (),
+    segment: str = "",
 ) -> tuple[IncidentRow, Notification]:
     since_ms = min(since_ms, now_ms)
     identity = json.dumps([model, kind, *(key or (since_ms, now_ms))])
@@ -122,7 +224,7 @@ def _opened(
         model=model,
         kind=kind,
         space="",
-        segment="",
+        segment=segment,
         severity="page",
         status="open",
         opened_ms=now_ms,

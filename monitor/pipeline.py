@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +20,21 @@ from connectors.database.rows import Advance, Checkpoint, KeptRecord, PartitionS
 from connectors.records import DeadLetter, Gap, Partition, RawBatch
 from detectors.conformal import p_bins, position_uniforms
 from detectors.reference import Reference, Scored
+from detectors.errors import DriftdError
 from detectors.segments import OTHER as OTHER
 from detectors.segments import segment_codes, segment_names, thresholds_of
 from detectors.summary import BlockSummary, summarise
 from monitor.decode import MAX_ROWS, Decoder
-from monitor.embedders import Embedder
+from monitor.embedders import Embedded, Embedder, Problem
 from monitor.event import EventBatch
-from monitor.log import event
+from monitor.log import RepeatingFailure, event
 from monitor.pairing import PairCounts, Pairing, StoredHalves, none_stored, pairing_of
 from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 
+from monitor.vector_watch import VectorWatch
+
+if TYPE_CHECKING:
+    from monitor.scores import Scores
 log = logging.getLogger(__name__)
 
 MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are collected
@@ -36,6 +42,8 @@ MAX_SUMMARIES = 5_000  # block sums of a checkpoint, about 4 kB each: records fa
 MANY_ALONE = 1_000  # halves of pairs; by then some should have found their other
 EVERYTHING = ""  # the segment that every record belongs to
 
+AHEAD_MS = 60_000  # an event so long after the broker got it was stamped by a clock that is wrong
+MAX_VERSIONS = 32  # of the watched model, in one block
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -191,6 +199,8 @@ class Pipeline:
         self.thinned = 0  # records since the last checkpoint that had no vote, and those beyond the keys remembered
         self.unchecked = 0
 
+        self._embedder_fails = RepeatingFailure(log, "embedder failed")
+        self.watches = {space.name: VectorWatch(space.reference) for space in spaces}
     @property
     def pending_dead(self) -> Sequence[DeadLetter]:
         """Dead letters of the next checkpoint."""
@@ -213,6 +223,9 @@ class Pipeline:
 
     @property
     def oldest_half_ms(self) -> int | None:
+        self.ahead = 0  # records since the last checkpoint that are dated after the broker got them
+        for watch in self.watches.values():
+            watch.zeros = 0
         """Time of the oldest half that waits; None where none does."""
         return min((pairing.oldest_ms for pairing in self._pairings() if pairing.oldest_ms is not None), default=None)
 
@@ -311,6 +324,7 @@ class Pipeline:
     @property
     def jumped(self) -> bool:
         """A gap was taken in: the checkpoint is due, before records come whose offsets may have been used before."""
+        self.ahead += int(np.count_nonzero((events.broker_ms >= 0) & (events.time_ms > events.broker_ms + AHEAD_MS)))
         return bool(self._gaps)
 
     def checkpoint(self) -> Checkpoint:
@@ -318,6 +332,7 @@ class Pipeline:
         advances = [
             Advance(
                 partition=partition,
+            self.watches[space.name].push(rows, scored.distance)
                 expected=position.stored,
                 next_offset=position.next_offset,
                 max_time_ms=position.max_time_ms,
@@ -432,9 +447,7 @@ class Pipeline:
 
     def _embed(self, events: EventBatch) -> tuple[list[npt.NDArray[np.float32]], EventBatch]:
         """Vectors of every space, for the rows that every space could embed; the others become dead letters."""
-        embedded = [
-            space.embedder.embed([events.fields[name] for name in space.embedder.fields]) for space in self.spaces
-        ]
+        embedded = [self._embed_space(space, events) for space in self.spaces]
         problems: dict[int, tuple[str, str]] = {}
         for result in embedded:
             for problem in result.problems:
@@ -476,6 +489,38 @@ class Pipeline:
         space: Space,
         partition: Partition,
         events: EventBatch,
+    def _embed_space(self, space: Space, events: EventBatch) -> Embedded:
+        """The vectors of one space. Records at which the embedder fails are a problem of their own, and stop no other.
+
+        An embedder that fails altogether makes dead letters of all of them, until there are so many that reading stops;
+        `driftd deadletters retry` reads them again.
+        """
+        columns = [events.fields[name] for name in space.embedder.fields]
+        try:
+            return space.embedder.embed(columns)
+        except DriftdError:
+            raise
+        except Exception:  # whatever a model's runtime raises
+            return self._embed_each(space, columns, len(events))
+
+    def _embed_each(self, space: Space, columns: Sequence[Sequence[object]], n: int) -> Embedded:
+        vectors = np.zeros((n, space.reference.dimension), dtype=np.float32)
+        problems: list[Problem] = []
+        for row in range(n):
+            try:
+                alone = space.embedder.embed([column[row : row + 1] for column in columns])
+            except DriftdError:
+                raise
+            except Exception as error:
+                # The kind of error only: its text may quote the record.
+                kind = type(error).__name__
+                self._embedder_fails.happened(kind, model=self.model, space=space.name)
+                problems.append(Problem(row, "embedder_failed", f"The embedder of {space.name} failed: {kind}."))
+                continue
+            vectors[row] = alone.vectors[0]
+            problems += [Problem(row, problem.reason, problem.detail) for problem in alone.problems]
+        return Embedded(vectors, problems)
+
         blocks: npt.NDArray[np.int64],
         voting: npt.NDArray[np.int64],
         scored: Scored,

@@ -10,19 +10,11 @@ from collections.abc import Mapping
 
 from connectors.database.rows import IncidentRow
 from monitor import operations_wording
+from monitor.amounts import duration as duration
+from monitor.amounts import percent as percent
 from monitor.times import text_of
 
-_UNITS = ((365.25 * 86_400, "year"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _FOREVER_S = 1_000 * 365.25 * 86_400
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest unit that leaves at least two of it: "90 seconds", "36 hours", "12 days"."""
-    for size, unit in _UNITS:
-        if seconds >= 2 * size or unit == "second":
-            count = round(seconds / size)
-            return f"{count:,} {unit}{'' if count == 1 else 's'}"
-    raise AssertionError("unreachable: the last unit takes everything")
 
 
 def chance(strength: float, block_ms: int) -> str:
@@ -174,10 +166,17 @@ def numbers_of(row: IncidentRow) -> dict[str, str]:
     return numbers
 
 
-def percent(share: float) -> str:
-    """A share with two significant digits: "0.12 %", "5 %", "62 %"."""
-    value = 100.0 * share
-    return f"{value:.0f} %" if value >= 9.95 else f"{value:.2g} %"
+def _beside_deployment(row: IncidentRow) -> str:
+    """Where the onset lies beside the deployment next to it: a sentence, or "" where none is near."""
+    found = row.detail.get("deployment")
+    if not isinstance(found, Mapping):
+        return ""
+    start_ms, version = round(_number(found, "start_ms")), found.get("version")
+    lag_s = (row.onset_ms - start_ms) / 1000
+    if abs(lag_s) <= _number(row.detail, "block_ms") / 1000:
+        return f"That is about when version {version} was deployed ({text_of(start_ms)})."
+    side = "after" if lag_s > 0 else "before"
+    return f"That is since about {duration(abs(lag_s))} {side} version {version} was deployed ({text_of(start_ms)})."
 
 
 def _between(row: IncidentRow) -> str:

@@ -99,6 +99,8 @@ class _Tally:
 
     def add(self, written: Checkpoint, seconds: float) -> None:
         self.gaps += written.gaps
+    ahead: int = 0
+    zeros: Counter[str] = field(default_factory=Counter)
         self.dead.update(letter.reason for letter in written.dead_letters)
         self.records += sum(advance.records for advance in written.advances)
         self.late += sum(advance.late for advance in written.advances)
@@ -115,6 +117,8 @@ class DeadLetterWave(DriftdError):
     """Too many records of a source that has an end cannot be used."""
 
 
+        self.ahead += pipeline.ahead
+        self.zeros.update({space: watch.zeros for space, watch in pipeline.watches.items()})
 class Worker:
     """Watches one model.
 
@@ -164,7 +168,15 @@ class Worker:
             wait_s=self.model.drift.wait,
             live=self.model.source.kind == "kafka",
         )
-        self._troubles = Troubles(name, store, sinks=tuple(settings.sinks), after_s=self.model.drift.wait)
+        self._troubles = Troubles(
+            name,
+            store,
+            sinks=tuple(settings.sinks),
+            after_s=self.model.drift.wait,
+            page_every_days=settings.page_every_days,
+            most_bad=self.model.dead_letters.alert_ratio,
+            live=not isinstance(source_settings, FilesSettings) or source_settings.follow,
+        )
         self._checkpoint_began: float | None = None
         self._next_fold = float("-inf")
         self._limit = DeadLetterLimit(self.model.dead_letters)
@@ -213,7 +225,14 @@ class Worker:
     @property
     def state(self) -> str:
         """In words, for people."""
-        return self.halted or (self._first.state if self.pipeline is None else "running")
+        state = self.halted or (self._first.state if self.pipeline is None else "running")
+        blind = [row.title.partition(": ")[2] for row in self._troubles.open if row.kind in self.blind]
+        return f"{state}; blind: {', '.join(blind)}" if blind else state
+
+    @property
+    def blind(self) -> list[str]:
+        """Kinds of open incidents that this worker told of by which what is said of the model cannot be relied on."""
+        return self._troubles.blind
 
     @property
     def cautions(self) -> list[str]:
@@ -239,6 +258,11 @@ class Worker:
         self._decoder = Decoder(
             self.model.watched_record,
             fields=fields,
+    def longest_lag_s(self, now_ms: int) -> float:
+        """The longest of them, but for partitions that are held back on purpose."""
+        ages = self.lag_seconds(now_ms).items()
+        return max((age_s for partition, age_s in ages if partition not in self.held), default=0.0)
+
             payload_bytes=self.model.dead_letters.payload_bytes,
             pin=partial(self._store.pin_format, self.name),
         )
@@ -306,6 +330,8 @@ class Worker:
         except SourceError as error:  # a schema registry that does not answer: no fault of the records
             self._start_over()
             self._reader.stumble(error, clock_s)
+        self._troubles.clocks(batches, now_ms, clock_s)
+        self._troubles.lag(self.longest_lag_s(now_ms), sum(self.source.lag().values()), now_ms, clock_s)
             return replace(self._told(records, seconds), failure=str(error))
         except StoreError as error:
             lost = isinstance(error, OwnershipLost)
@@ -322,6 +348,17 @@ class Worker:
         """The step so far: what was written counts, whatever failed after it."""
         tally = self._tally
         self.records += tally.records
+            if self.pipeline is not None:
+                tally = self._tally
+                self._troubles.records(
+                    tally.records,
+                    tally.dead,
+                    ahead=tally.ahead,
+                    zeros=tally.zeros,
+                    watches=self.pipeline.watches,
+                    now_ms=now_ms,
+                    clock_s=clock_s,
+                )
         self.dead += tally.dead.total()
         return Step(
             records,
@@ -548,3 +585,4 @@ class Worker:
                 self._troubles.no_wave(now_ms, clock_s)
         self._troubles.stalled(folded.stalled, folded.partitions, now_ms, clock_s)
         return self._note(folded)
+            self._troubles.silent(self._reader, folded.partitions, now_ms, clock_s)

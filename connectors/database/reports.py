@@ -18,7 +18,16 @@ from connectors.database.columns import (
     summary_row,
 )
 from connectors.database.connection import Database
-from connectors.database.rows import Closure, IncidentRow, KeptRecord, ReadingRow, SummaryDelta, Totals
+from connectors.database.rows import (
+    Closure,
+    DeploymentRow,
+    IncidentRow,
+    KeptRecord,
+    ReadingRow,
+    Silences,
+    SummaryDelta,
+    Totals,
+)
 from connectors.records import DeadLetter
 
 
@@ -56,6 +65,36 @@ class Reports:
             first, last = connection.execute(query).one()
         return None if first is None else (int(first), int(last))
 
+    def silences(self, model: str, *, days: float, most: int) -> tuple[Silences, Silences]:
+        """The longest times between blocks that hold records: in event time, and in the time at which they were closed.
+
+        Args:
+            days: of the past, up to the newest block.
+            most: how many of each.
+        """
+        table = schema.block_stats
+        return (
+            self._silences(model, table.c.start_ms, days=days, most=most),
+            self._silences(model, table.c.stored_ms, days=days, most=most),
+        )
+
+    def _silences(self, model: str, begin: Any, *, days: float, most: int) -> Silences:
+        table = schema.block_stats
+        whole = (table.c.model == model) & (table.c.space == "")
+        with self._database.reading() as connection:
+            newest = connection.execute(select(func.max(begin)).where(whole)).scalar()
+            if newest is None:
+                return Silences((), 0.0)
+            recent = whole & (begin >= newest - round(days * 86_400_000))
+            first, last = connection.execute(select(func.min(begin), func.max(begin)).where(recent)).one()
+            pause = (begin - func.lag(begin).over(order_by=begin)).label("pause_ms")
+            pauses = select(pause).where(recent).subquery()
+            longest = (
+                select(pauses.c.pause_ms).where(pauses.c.pause_ms > 0).order_by(pauses.c.pause_ms.desc()).limit(most)
+            )
+            found = connection.execute(longest).scalars().all()
+        return Silences(tuple(pause_ms / 1000 for pause_ms in found), (last - first) / 1000)
+
     def summaries(
         self, model: str, space: str, *, segment: str, from_block: int | None = None, to_block: int | None = None
     ) -> list[SummaryDelta]:
@@ -83,6 +122,12 @@ class Reports:
         table = schema.incidents
         query = _equal(select(table), table, model=model, status=status)
         return self._all(query.order_by(table.c.opened_ms, table.c.id), incident_row)
+
+    def deployments(self, model: str) -> list[DeploymentRow]:
+        """The versions of the watched model that came after the first, in the order of their first blocks."""
+        table = schema.deployments
+        query = select(table).where(table.c.model == model).order_by(table.c.block, table.c.version)
+        return self._all(query, lambda row: DeploymentRow(row.version, row.block, row.start_ms))
 
     def kept(
         self,

@@ -282,6 +282,14 @@ class DeploymentRow:
 
 
 @dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
+class Silences:
+    """The longest times in which a model's stream brought nothing, in seconds, descending; and how long that past is."""
+
+    longest_s: tuple[float, ...]
+    span_s: float
+
+
 class MuteRow:
     """From when until when nobody is told, and of what.
 

@@ -50,6 +50,8 @@ class FakeWorker:
     def lag_seconds(self, now_ms: int) -> dict[Partition, float]:
         return self.ages
 
+    longest_lag_s = Worker.longest_lag_s
+
 
 @pytest.fixture
 def worker() -> FakeWorker:

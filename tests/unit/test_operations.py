@@ -8,19 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from connectors.alert import ALERT_NAMES
 from connectors.database.rows import Advance, Checkpoint, FoldResult, IncidentRow
 from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Gap, Partition
-from connectors.webhook import ALERT_NAMES
 from monitor.checks import gap_findings
 from monitor.incidents import Evidence, IncidentPolicy, advance, dead_letter_evidence, describe
 from monitor.operations import (
+    BLIND,
     OPERATIONAL,
+    clock_incident,
+    embedder_incident,
     gap_incidents,
+    lag_incident,
     resolved,
+    silent_incident,
     source_incident,
     stalled_incident,
+    vectors_incident,
     wave_incident,
 )
 
@@ -36,6 +42,19 @@ EVERY: dict[str, Made] = {
     "refused": source_incident("triage", problem="The password is wrong", lasting=True, since_ms=NOW, now_ms=NOW),
     "wave": wave_incident("triage", problem="1,000 records in a row cannot be used", now_ms=NOW),
     "stalled": stalled_incident("triage", {P3: 12, P0: 7}, since_ms=NOW - 60_000, now_ms=NOW),
+    "silent": silent_incident(
+        "triage", since_ms=NOW - 60_000, now_ms=NOW, limit_s=700, longest_s=240, span_s=864_000, every_s=7_776_000
+    ),
+    "lag": lag_incident("triage", lag_s=900, records=12_000, limit_s=600, since_ms=NOW - 60_000, now_ms=NOW),
+    "embedder": embedder_incident(
+        "triage", reasons={"wrong_dimension": 30, "embedder_failed": 70}, records=1_000, since_ms=NOW, now_ms=NOW
+    ),
+    "zero": vectors_incident("triage", space="input", what="zero", count=300, records=400, since_ms=NOW, now_ms=NOW),
+    "constant": vectors_incident(
+        "triage", space="input", what="constant", count=400, records=400, since_ms=NOW, now_ms=NOW
+    ),
+    "ahead": clock_incident("triage", ahead_s=300, since_ms=NOW, now_ms=NOW),
+    "times": clock_incident("triage", reasons={"time_past": 80}, records=400, since_ms=NOW, now_ms=NOW),
     **{
         reason: gap_incidents("triage", [(Gap(P0, 1_000, to, reason, "offsets 1000 to 1489 are gone"), NOW)])[0]
         for reason, to in (("retention", 1_490), ("recreated", 0), ("truncated", 900), ("damaged", 1_001))
@@ -68,6 +87,29 @@ def test_a_person_on_call_reads_what_it_is_since_when_and_what_to_do(name: str) 
         ("refused", "its source cannot be read", "The password is wrong. This does not mend by itself."),
         ("wave", "reading stopped", "1,000 records in a row cannot be used."),
         ("stalled", "2 partitions stand still", "nothing was read of partitions 0, 3 of orders, which hold records"),
+        (
+            "silent",
+            "no records come any more",
+            "In 10 days before, the longest silence was 4 minutes; one of more than",
+        ),
+        (
+            "lag",
+            "it falls behind",
+            "12,000 waited when this was opened, and the last one that was read was 15 minutes old",
+        ),
+        (
+            "embedder",
+            "10 % of the records cannot",
+            "100 of 1,000 records have no vector that can be used: 70 on which the",
+        ),
+        ("zero", "75 % of the vectors of input are zero", "300 of 400 vectors are zero or not finite"),
+        ("constant", "all vectors of input are the same", "400 records in a row have the very same vector"),
+        ("ahead", "come from 5 minutes ahead of our clock", "message.timestamp.type"),
+        (
+            "times",
+            "20 % of the records have a wrong time",
+            "80 of 400 records have a time that cannot be: 80 too far back.",
+        ),
         ("retention", "up to 490 records of orders deleted", "Offsets 1000 to 1489 are gone. They are in no count"),
         ("recreated", "topic orders was made anew", "is not known how much"),
         ("truncated", "topic orders has lost its newest records", "other ones come under their offsets"),
@@ -133,8 +175,8 @@ def test_the_fold_ends_gaps_each_for_itself_and_leaves_what_the_worker_opened() 
     hour_ms = 3_600_000
     ((first, _),) = gap_incidents("triage", [(GAP, NOW)])
     ((second, _),) = gap_incidents("triage", [(Gap(P3, 5, 9, "retention", "gone"), NOW + hour_ms)])
-    rows = [first, second, *(EVERY[name][0] for name in ("source", "wave", "stalled"))]
-    assert {row.kind for row in rows} == {"gap", *OPERATIONAL}
+    rows = [first, second, *(row for row, _ in EVERY.values() if row.kind != "gap")]
+    assert {row.kind for row in rows} == {"gap", *BLIND} and BLIND <= OPERATIONAL
     block = (NOW // hour_ms + 1) * hour_ms // 10_000 + 4
     assert advance(rows, [calm(block - 1)], policy, block * 10_000) == ([], []), "it stands for the whole hour"
     changed, told = advance(rows, [calm(block)], policy, (block + 1) * 10_000)

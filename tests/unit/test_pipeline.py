@@ -19,7 +19,7 @@ from connectors.records import Gap, Partition, RawBatch
 from detectors.reference import Reference
 from detectors.summary import BlockSummary
 from monitor.decode import Decoder, RecordSettings
-from monitor.embedders import Embedder
+from monitor.embedders import Columns, Embedded, Embedder
 from monitor.embedders.vector import VectorSettings
 from monitor.pipeline import OTHER, Pipeline, RecordCounts, Space
 
@@ -238,3 +238,41 @@ def test_a_topic_made_anew_is_counted_beside_the_old_one_in_the_same_blocks(
         assert sum(count.records for count in counts) == 150
         assert all(letter.offset < 0 for letter in store.dead_letters("orders"))
         assert len(store.dead_letters("orders")) == store.totals("orders").dead > 0
+
+
+class Failing:
+    """An embedder whose runtime fails at some values, and at every batch that holds one."""
+
+    kind = "failing"
+    learns = False
+
+    def __init__(self, inner: Embedder) -> None:
+        self._inner = inner
+        self.fields = inner.fields
+        self.geometry = inner.geometry
+        self.fit, self.state, self.restore = inner.fit, inner.state, inner.restore
+        self.fingerprint = inner.fingerprint
+
+    def embed(self, columns: Columns) -> Embedded:
+        if [7.0] * 6 in columns[0]:
+            raise RuntimeError("a text that quotes the record")
+        return self._inner.embed(columns)
+
+
+def test_a_record_at_which_the_embedder_fails_is_a_dead_letter_and_stops_no_other(
+    reference: Reference, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = pipeline_of(reference)
+    whole = replace(pipeline.spaces[0], embedder=Failing(pipeline.spaces[0].embedder))
+    pipeline.spaces = (whole,)
+    values = stream(300)
+    poison = {"id": "x", "ts": START_MS, "v": [7.0] * 6, "shop": "a"}
+    values[100:100] = [json.dumps(poison).encode()] * 2
+    (checkpoint,) = run(pipeline, values, [], checkpoints=False)
+    dead = [letter for letter in checkpoint.dead_letters if letter.reason == "embedder_failed"]
+    assert [letter.offset for letter in dead] == [100, 101]
+    assert dead[0].detail == "The embedder of input failed: RuntimeError."
+    assert "quotes" not in caplog.text and caplog.text.count("embedder failed") == 1
+    (usual,) = run(pipeline_of(reference), values, [], checkpoints=False)
+    assert sum(advance.records for advance in usual.advances) == sum(advance.records for advance in checkpoint.advances)
+    assert {x.reason for x in checkpoint.dead_letters} == {"embedder_failed"} | {x.reason for x in usual.dead_letters}
