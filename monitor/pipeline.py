@@ -10,8 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
 from typing import TYPE_CHECKING
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from connectors.database.rows import Advance, Checkpoint, KeptRecord, PartitionState, SummaryDelta
 from connectors.records import DeadLetter, Gap, Partition, RawBatch
 from detectors.conformal import p_bins, position_uniforms
-from detectors.reference import Reference, Scored
 from detectors.errors import DriftdError
+from detectors.reference import Reference, Scored
 from detectors.segments import OTHER as OTHER
 from detectors.segments import segment_codes, segment_names, thresholds_of
 from detectors.summary import BlockSummary, summarise
@@ -30,20 +30,20 @@ from monitor.event import EventBatch
 from monitor.log import RepeatingFailure, event
 from monitor.pairing import PairCounts, Pairing, StoredHalves, none_stored, pairing_of
 from monitor.thinning import SeenKeys, StoredKeys, key_hashes
-
 from monitor.vector_watch import VectorWatch
 
 if TYPE_CHECKING:
     from monitor.scores import Scores
+
 log = logging.getLogger(__name__)
 
 MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are collected
 MAX_SUMMARIES = 5_000  # block sums of a checkpoint, about 4 kB each: records far apart in time make one each
 MANY_ALONE = 1_000  # halves of pairs; by then some should have found their other
 EVERYTHING = ""  # the segment that every record belongs to
-
 AHEAD_MS = 60_000  # an event so long after the broker got it was stamped by a clock that is wrong
 MAX_VERSIONS = 32  # of the watched model, in one block
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -178,6 +178,8 @@ class Pipeline:
         self._pair_settings = decoder.settings.pair
         self._all_pairs = PairCounts()
         self._strangers = False
+        self._embedder_fails = RepeatingFailure(log, "embedder failed")
+        self.watches = {space.name: VectorWatch(space.reference) for space in spaces}
         self.discard()
 
     def discard(self) -> None:
@@ -198,9 +200,10 @@ class Pipeline:
         self.records = 0
         self.thinned = 0  # records since the last checkpoint that had no vote, and those beyond the keys remembered
         self.unchecked = 0
+        self.ahead = 0  # records since the last checkpoint that are dated after the broker got them
+        for watch in self.watches.values():
+            watch.zeros = 0
 
-        self._embedder_fails = RepeatingFailure(log, "embedder failed")
-        self.watches = {space.name: VectorWatch(space.reference) for space in spaces}
     @property
     def pending_dead(self) -> Sequence[DeadLetter]:
         """Dead letters of the next checkpoint."""
@@ -223,9 +226,6 @@ class Pipeline:
 
     @property
     def oldest_half_ms(self) -> int | None:
-        self.ahead = 0  # records since the last checkpoint that are dated after the broker got them
-        for watch in self.watches.values():
-            watch.zeros = 0
         """Time of the oldest half that waits; None where none does."""
         return min((pairing.oldest_ms for pairing in self._pairings() if pairing.oldest_ms is not None), default=None)
 
@@ -299,12 +299,14 @@ class Pipeline:
         began = self.phases.add("decode", began)
         vectors, events = self._embed(events)
         began = self.phases.add("embed", began)
+        self.ahead += int(np.count_nonzero((events.broker_ms >= 0) & (events.time_ms > events.broker_ms + AHEAD_MS)))
         blocks, newest = self._blocks(events, position)
         late = (blocks + 1) * self._block_ms <= newest[:-1] - self._lateness_ms
         voting = self._voting(events, blocks, np.flatnonzero(~late), position)
         began = self.phases.add("thin", began)
         for space, rows in zip(self.spaces, vectors, strict=True):
             scored = space.reference.score(rows)
+            self.watches[space.name].push(rows, scored.distance)
             began = self.phases.add("score", began)
             self._summarise(space, events.partition, events, blocks, voting, scored)
             began = self.phases.add("summarise", began)
@@ -324,7 +326,6 @@ class Pipeline:
     @property
     def jumped(self) -> bool:
         """A gap was taken in: the checkpoint is due, before records come whose offsets may have been used before."""
-        self.ahead += int(np.count_nonzero((events.broker_ms >= 0) & (events.time_ms > events.broker_ms + AHEAD_MS)))
         return bool(self._gaps)
 
     def checkpoint(self) -> Checkpoint:
@@ -332,7 +333,6 @@ class Pipeline:
         advances = [
             Advance(
                 partition=partition,
-            self.watches[space.name].push(rows, scored.distance)
                 expected=position.stored,
                 next_offset=position.next_offset,
                 max_time_ms=position.max_time_ms,
@@ -458,37 +458,6 @@ class Pipeline:
         events, good = events.refused(problems)
         return [rows[good] for rows in vectors], events
 
-    def _blocks(self, events: EventBatch, position: _Position) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The block of every event, and the newest time of its partition before each event and after the last.
-
-        A record stamped after the time at which the broker got it moves the partition's newest time only up to the
-        broker's time, so that one clock that runs ahead makes nobody else late.
-        """
-        blocks = events.time_ms // self._block_ms
-        newest = np.where(events.broker_ms >= 0, np.minimum(events.time_ms, events.broker_ms), events.time_ms)
-        return blocks, np.maximum.accumulate(np.concatenate([[position.max_time_ms], newest]))
-
-    def _voting(
-        self,
-        events: EventBatch,
-        blocks: npt.NDArray[np.int64],
-        on_time: npt.NDArray[np.int64],
-        position: _Position,
-    ) -> npt.NDArray[np.int64]:
-        """The rows that enter the summaries: those on time, without those whose key has had its vote."""
-        if position.seen is None or events.keys is None:
-            return on_time
-        keys = events.keys if len(on_time) == len(events) else [events.keys[row] for row in on_time]
-        votes = position.seen.vote(blocks[on_time], key_hashes(keys))
-        self.thinned += votes.thinned
-        self.unchecked += votes.unchecked
-        return on_time[votes.enters] if votes.thinned else on_time
-
-    def _summarise(
-        self,
-        space: Space,
-        partition: Partition,
-        events: EventBatch,
     def _embed_space(self, space: Space, events: EventBatch) -> Embedded:
         """The vectors of one space. Records at which the embedder fails are a problem of their own, and stop no other.
 
@@ -521,6 +490,37 @@ class Pipeline:
             problems += [Problem(row, problem.reason, problem.detail) for problem in alone.problems]
         return Embedded(vectors, problems)
 
+    def _blocks(self, events: EventBatch, position: _Position) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The block of every event, and the newest time of its partition before each event and after the last.
+
+        A record stamped after the time at which the broker got it moves the partition's newest time only up to the
+        broker's time, so that one clock that runs ahead makes nobody else late.
+        """
+        blocks = events.time_ms // self._block_ms
+        newest = np.where(events.broker_ms >= 0, np.minimum(events.time_ms, events.broker_ms), events.time_ms)
+        return blocks, np.maximum.accumulate(np.concatenate([[position.max_time_ms], newest]))
+
+    def _voting(
+        self,
+        events: EventBatch,
+        blocks: npt.NDArray[np.int64],
+        on_time: npt.NDArray[np.int64],
+        position: _Position,
+    ) -> npt.NDArray[np.int64]:
+        """The rows that enter the summaries: those on time, without those whose key has had its vote."""
+        if position.seen is None or events.keys is None:
+            return on_time
+        keys = events.keys if len(on_time) == len(events) else [events.keys[row] for row in on_time]
+        votes = position.seen.vote(blocks[on_time], key_hashes(keys))
+        self.thinned += votes.thinned
+        self.unchecked += votes.unchecked
+        return on_time[votes.enters] if votes.thinned else on_time
+
+    def _summarise(
+        self,
+        space: Space,
+        partition: Partition,
+        events: EventBatch,
         blocks: npt.NDArray[np.int64],
         voting: npt.NDArray[np.int64],
         scored: Scored,

@@ -94,13 +94,13 @@ class _Tally:
     kept: int = 0
     thinned: int = 0
     unchecked: int = 0
+    ahead: int = 0
+    zeros: Counter[str] = field(default_factory=Counter)
     pairs: PairCounts = field(default_factory=PairCounts)
     commit_s: float | None = None
 
     def add(self, written: Checkpoint, seconds: float) -> None:
         self.gaps += written.gaps
-    ahead: int = 0
-    zeros: Counter[str] = field(default_factory=Counter)
         self.dead.update(letter.reason for letter in written.dead_letters)
         self.records += sum(advance.records for advance in written.advances)
         self.late += sum(advance.late for advance in written.advances)
@@ -110,6 +110,8 @@ class _Tally:
     def add_counts(self, pipeline: Pipeline) -> None:
         self.thinned += pipeline.thinned
         self.unchecked += pipeline.unchecked
+        self.ahead += pipeline.ahead
+        self.zeros.update({space: watch.zeros for space, watch in pipeline.watches.items()})
         self.pairs += pipeline.pairs
 
 
@@ -117,8 +119,6 @@ class DeadLetterWave(DriftdError):
     """Too many records of a source that has an end cannot be used."""
 
 
-        self.ahead += pipeline.ahead
-        self.zeros.update({space: watch.zeros for space, watch in pipeline.watches.items()})
 class Worker:
     """Watches one model.
 
@@ -246,6 +246,11 @@ class Worker:
         """How long ago the broker got the last record that was read, per partition; 0 where nothing is left to read."""
         return self._reader.lag_seconds(now_ms)
 
+    def longest_lag_s(self, now_ms: int) -> float:
+        """The longest of them, but for partitions that are held back on purpose."""
+        ages = self.lag_seconds(now_ms).items()
+        return max((age_s for partition, age_s in ages if partition not in self.held), default=0.0)
+
     def start(self) -> None:
         """Load the references, or prepare to collect them, and open the source.
 
@@ -258,11 +263,6 @@ class Worker:
         self._decoder = Decoder(
             self.model.watched_record,
             fields=fields,
-    def longest_lag_s(self, now_ms: int) -> float:
-        """The longest of them, but for partitions that are held back on purpose."""
-        ages = self.lag_seconds(now_ms).items()
-        return max((age_s for partition, age_s in ages if partition not in self.held), default=0.0)
-
             payload_bytes=self.model.dead_letters.payload_bytes,
             pin=partial(self._store.pin_format, self.name),
         )
@@ -309,6 +309,8 @@ class Worker:
         self._tally = _Tally()
         folded = None
         self._troubles.source(self._reader, now_ms, clock_s)
+        self._troubles.clocks(batches, now_ms, clock_s)
+        self._troubles.lag(self.longest_lag_s(now_ms), sum(self.source.lag().values()), now_ms, clock_s)
         try:
             if self.pipeline is None and not self.halted:
                 batches, collected = self._collect(batches, now_ms, clock_s)
@@ -324,14 +326,23 @@ class Worker:
             if self._due(clock_s):
                 self._commit(now_ms)
             seconds["commit"] = self._tally.commit_s or 0.0
+            if self.pipeline is not None:
+                tally = self._tally
+                self._troubles.records(
+                    tally.records,
+                    tally.dead,
+                    ahead=tally.ahead,
+                    zeros=tally.zeros,
+                    watches=self.pipeline.watches,
+                    now_ms=now_ms,
+                    clock_s=clock_s,
+                )
             began = time.perf_counter()
             folded = self._fold(now_ms, clock_s)
             seconds["fold"] = time.perf_counter() - began
         except SourceError as error:  # a schema registry that does not answer: no fault of the records
             self._start_over()
             self._reader.stumble(error, clock_s)
-        self._troubles.clocks(batches, now_ms, clock_s)
-        self._troubles.lag(self.longest_lag_s(now_ms), sum(self.source.lag().values()), now_ms, clock_s)
             return replace(self._told(records, seconds), failure=str(error))
         except StoreError as error:
             lost = isinstance(error, OwnershipLost)
@@ -348,17 +359,6 @@ class Worker:
         """The step so far: what was written counts, whatever failed after it."""
         tally = self._tally
         self.records += tally.records
-            if self.pipeline is not None:
-                tally = self._tally
-                self._troubles.records(
-                    tally.records,
-                    tally.dead,
-                    ahead=tally.ahead,
-                    zeros=tally.zeros,
-                    watches=self.pipeline.watches,
-                    now_ms=now_ms,
-                    clock_s=clock_s,
-                )
         self.dead += tally.dead.total()
         return Step(
             records,
@@ -583,6 +583,6 @@ class Worker:
             self._reader.hold_those_ahead(folded.partitions, folded.stalled)
             if self.records >= self.model.dead_letters.stop_records:
                 self._troubles.no_wave(now_ms, clock_s)
+            self._troubles.silent(self._reader, folded.partitions, now_ms, clock_s)
         self._troubles.stalled(folded.stalled, folded.partitions, now_ms, clock_s)
         return self._note(folded)
-            self._troubles.silent(self._reader, folded.partitions, now_ms, clock_s)

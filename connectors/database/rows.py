@@ -273,6 +273,14 @@ class BlockStatRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Silences:
+    """The longest times in which a model's stream brought nothing, in seconds, descending; and how long that past is."""
+
+    longest_s: tuple[float, ...]
+    span_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class DeploymentRow:
     """A version of the watched model, and the first block that holds records of it."""
 
@@ -282,14 +290,6 @@ class DeploymentRow:
 
 
 @dataclass(frozen=True, slots=True)
-@dataclass(frozen=True, slots=True)
-class Silences:
-    """The longest times in which a model's stream brought nothing, in seconds, descending; and how long that past is."""
-
-    longest_s: tuple[float, ...]
-    span_s: float
-
-
 class MuteRow:
     """From when until when nobody is told, and of what.
 
