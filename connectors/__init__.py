@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from connectors.alertmanager import AlertmanagerSettings
 from connectors.console import ConsoleSettings
 from connectors.files import FilesSettings
 from connectors.jsonl import JsonlSettings
@@ -13,4 +14,6 @@ from connectors.kafka import KafkaSettings
 from connectors.webhook import WebhookSettings
 
 SourceSettings = Annotated[KafkaSettings | FilesSettings, Field(discriminator="kind")]
-SinkSettings = Annotated[ConsoleSettings | JsonlSettings | WebhookSettings, Field(discriminator="kind")]
+SinkSettings = Annotated[
+    ConsoleSettings | JsonlSettings | WebhookSettings | AlertmanagerSettings, Field(discriminator="kind")
+]

@@ -7,6 +7,7 @@ same labels and the same fingerprint from its first warning to the last "resolve
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import datetime, timedelta
 
 from connectors.notification import Notification
@@ -29,6 +30,9 @@ ALERT_NAMES = {
 }
 
 
+_NOT_IN_NAMES = re.compile(r"^(?=[0-9])|[^a-zA-Z0-9_]")
+
+
 def alert_name(kind: str) -> str:
     """The name of the alert that incidents of this kind raise."""
     return ALERT_NAMES.get(kind, kind)
@@ -48,9 +52,9 @@ def labels_of(notification: Notification) -> dict[str, str]:
 
 
 def annotations_of(notification: Notification) -> dict[str, str]:
-    """Words and numbers: the notification's values, title, text and ids."""
+    """Words and numbers: the notification's values, title, text and ids, under names that Alertmanager takes."""
     return {
-        **notification.values,
+        **{_NOT_IN_NAMES.sub("_", name): value for name, value in notification.values.items() if name},
         "summary": notification.title,
         "description": notification.text,
         "incident": notification.incident,

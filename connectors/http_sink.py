@@ -52,6 +52,11 @@ class HttpSettings(BaseModel, frozen=True, extra="forbid"):
                 raise ValueError(f"the header {name} needs a value of printable ASCII characters on one line")
         return value
 
+    @field_validator("external_url")
+    @classmethod
+    def _is_a_link(cls, value: str) -> str:
+        return value and http_address(SecretStr(value)).get_secret_value()
+
     def client(self, what: str, url: str) -> HttpClient:
         """A client for one address.
 

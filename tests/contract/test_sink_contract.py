@@ -61,6 +61,16 @@ def outside(
                 lambda: receiver.answer(Answer(503)),
                 lambda: (receiver.answer(Answer(200)), receiver.requests.clear())[0],
             )
+    elif kind == "alertmanager":
+        # A real one keeps alerts by their labels, not what came when: see tests/integration/test_alertmanager.py.
+        well = Answer(200, body=b'{"versionInfo": {"version": "0.25.0"}}')
+        with Receiver(well) as receiver:
+            yield Outside(
+                {"kind": kind, "urls": [receiver.url], "timeout_s": 2},
+                lambda: [got.json[0]["annotations"]["summary"] for got in receiver.requests if got.body],
+                lambda: receiver.answer(Answer(503)),
+                lambda: (receiver.answer(well), receiver.requests.clear())[0],
+            )
     elif kind == "jsonl":
         path, away = tmp_path / "out" / "alerts.jsonl", tmp_path / "away"
         path.parent.mkdir()
