@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 from dashboards.grafana.dashboard import Dashboard as Dashboard
+from dashboards.grafana.drift import DRIFT
+from dashboards.grafana.outliers import OUTLIERS
 from dashboards.grafana.overview import OVERVIEW
+from dashboards.grafana.pipeline import PIPELINE
+from dashboards.grafana.stale import STALE
 
 
 def all_dashboards() -> tuple[Dashboard, ...]:
     """Every dashboard, from the general to the special."""
-    return (OVERVIEW,)
+    return (OVERVIEW, DRIFT, OUTLIERS, STALE, PIPELINE)

@@ -51,20 +51,25 @@ def to_detail(title: str, uid: str) -> Link:
 # From an incident to the dashboard that shows it; the row says which (column ``dashboard``).
 TO_INCIDENT = Link("Look at the evidence", f"/d/${{__data.fields.dashboard}}?{_OF_ROW}")
 
-ONSETS = Annotation(
-    name="Drift since",
-    colour=PAGE,
-    query=f"""
-        SELECT onset_ms AS time,
-               least(coalesce(resolved_ms, {TO_MS}), {TO_MS}) AS timeend,
-               title || '  (driftd explain ' || id || ')' AS text,
-               concat_ws(',', severity, space, {SEGMENT}) AS tags
-        FROM incidents
-        WHERE {MODELS} AND kind IN ('drift', 'outlier_rate')
-          AND onset_ms <= {TO_MS} AND coalesce(resolved_ms, {TO_MS}) >= {FROM_MS}
-        ORDER BY severity, onset_ms DESC LIMIT 100
-        """,
-)
+
+def onsets(chosen: str) -> Annotation:
+    """Since when there has been drift, as stretches of time, of the incidents for which the condition holds."""
+    return Annotation(
+        name="Drift since",
+        colour=PAGE,
+        query=f"""
+            SELECT onset_ms AS time,
+                   least(coalesce(resolved_ms, {TO_MS}), {TO_MS}) AS timeend,
+                   title || ' (driftd explain ' || id || ')' AS text,
+                   concat_ws(',', severity, space, {SEGMENT}) AS tags
+            FROM incidents
+            WHERE {chosen} AND kind IN ('drift', 'outlier_rate')
+              AND onset_ms <= {TO_MS} AND coalesce(resolved_ms, {TO_MS}) >= {FROM_MS}
+            ORDER BY severity, onset_ms DESC LIMIT 100
+            """,
+    )
+
+
 DEPLOYMENTS = Annotation(
     name="New model version",
     colour="blue",

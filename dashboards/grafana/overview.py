@@ -6,7 +6,7 @@ from dashboards.grafana.choices import ALL_MODELS, TO_INCIDENT, to_detail
 from dashboards.grafana.dashboard import Dashboard
 from dashboards.grafana.panels import CAUTION, FINE, NEUTRAL, PAGE, WARN, Column, Row, Stat, Table, Text, TimeSeries
 from dashboards.grafana.sql import ALL_MODELS as KNOWN
-from dashboards.grafana.sql import MODELS, bucket, loudest, moment, within
+from dashboards.grafana.sql import MODELS, bucket, loudest, moment, next_step, within
 from dashboards.grafana.targets import PromQL, Sql
 from dashboards.grafana.verdicts import (
     FRESH,
@@ -22,7 +22,7 @@ from dashboards.grafana.verdicts import (
 _STATES = f"""
 open AS (
   SELECT model, {RANK_OF_INCIDENT} AS rank, title, onset_ms,
-         row_number() OVER (PARTITION BY model ORDER BY {RANK_OF_INCIDENT}, severity, onset_ms) AS place,
+         row_number() OVER (PARTITION BY model ORDER BY {RANK_OF_INCIDENT}, severity, segment <> '', onset_ms) AS place,
          count(*) OVER (PARTITION BY model) AS incidents
   FROM incidents WHERE {MODELS} AND status = 'open'
 ),
@@ -42,8 +42,8 @@ _COUNTS = ", ".join(
 VERDICT_COUNTS = Stat(
     title="Models by verdict",
     description=(
-        "How many models are in each state; the words are explained at the bottom. "
-        "Next: a model that is blind or drifted stands first in the table below; click its name."
+        "How many models are in each state; the words are explained at the bottom. Next: a model that is blind or "
+        "drifted stands first in the table below; click its name."
     ),
     targets=(
         Sql(
@@ -82,7 +82,7 @@ WAITING = Stat(
     title="Notifications that wait",
     description=(
         "Not delivered yet, over all sinks. It should go back to 0 within a minute or two. If it grows, a sink does "
-        "not take them: look at the health dashboard, row Notifications."
+        "not take them: look at the pipeline dashboard, row Notifications."
     ),
     targets=(PromQL("max(driftd_outbox_depth)", legend="waiting"),),
     steps=((None, FINE), (20, CAUTION), (100, PAGE)),
@@ -103,7 +103,7 @@ MODEL_TABLE = Table(
             f"""
             WITH {_STATES},
             read AS (
-              SELECT model, max(max_time_ms) AS newest_ms, sum(records) AS records, sum(dead) AS dead
+              SELECT model, max(max_time_ms) AS newest_ms, sum(records)::bigint AS records, sum(dead)::bigint AS dead
               FROM partitions WHERE {MODELS} GROUP BY model
             )
             SELECT {word_of("rank")} AS verdict, model, coalesce(title, '') AS why, incidents,
@@ -132,7 +132,7 @@ OPEN_INCIDENTS = Table(
     title="Open incidents",
     description=(
         "Everything a person should know of that is not over, pages first. Empty is good. Next: click the incident for "
-        "its evidence, or type the command in the last column; driftd mute keeps it quiet while you work on it."
+        "its evidence, or do what the last column says; driftd mute keeps it quiet while you work on it."
     ),
     targets=(
         Sql(
@@ -143,9 +143,9 @@ OPEN_INCIDENTS = Table(
                            WHERE mutes.model IN ('', incidents.model) AND mutes.kind IN ('', incidents.kind)
                              AND mutes.space IN ('', incidents.space) AND mutes.segment IN ('', incidents.segment)
                              AND extract(epoch FROM now()) * 1000 BETWEEN from_ms AND until_ms) AS muted,
-                   'driftd explain ' || id AS ask,
+                   {next_step()} AS next,
                    CASE kind WHEN 'drift' THEN 'driftd-drift' WHEN 'outlier_rate' THEN 'driftd-outliers'
-                             ELSE 'driftd-health' END AS dashboard
+                             ELSE 'driftd-pipeline' END AS dashboard
             FROM incidents WHERE {MODELS} AND status = 'open'
             ORDER BY severity, onset_ms DESC LIMIT 200
             """
@@ -160,7 +160,7 @@ OPEN_INCIDENTS = Table(
         Column(name="kind", width=120),
         Column(name="seen by", width=110),
         Column(name="muted", width=80),
-        Column(name="ask", width=220),
+        Column(name="next", width=260),
         Column(name="dashboard", hidden=True),
     ),
     empty="No incident is open.",
@@ -179,7 +179,7 @@ TRAFFIC = TimeSeries(
             loudest(
                 f"""
                 SELECT {bucket("start_ms")} AS time, model AS metric,
-                       sum(records) * 1000.0 / greatest($__interval_ms, max(end_ms - start_ms)) AS value
+                       sum(records)::double precision * 1000 / greatest($__interval_ms, max(end_ms - start_ms)) AS value
                 FROM block_stats WHERE {MODELS} AND space = '' AND {within("start_ms")}
                 GROUP BY 1, 2
                 """
@@ -197,7 +197,7 @@ LAG = TimeSeries(
     title="Behind the stream",
     description=(
         "Age of the last record that was read, where more wait; the 20 models that are furthest behind. Seconds are "
-        "normal, ten minutes are an alarm. If it grows: add workers (driftd run --workers N), or see the health "
+        "normal, ten minutes are an alarm. If it grows: add workers (driftd run --workers N), or see the pipeline "
         "dashboard for the phase that takes the time."
     ),
     targets=(PromQL('topk(20, max by (model) (driftd_lag_seconds{model=~"$model"}))', legend="{{model}}"),),
@@ -211,8 +211,8 @@ INCIDENTS_OPENED = TimeSeries(
     title="Incidents opened",
     description=(
         "How many incidents began to be told in each stretch of time. A wave over many models at once is usually one "
-        "cause outside of them: a deployment, a source, an encoder. Compare with the new versions on the "
-        "stale dashboard."
+        "cause outside of them: a deployment, a source, an encoder. Compare with the new versions on the stale "
+        "dashboard."
     ),
     targets=(
         Sql(

@@ -67,7 +67,9 @@ class Column:
         if self.width is not None:
             properties.append({"id": "custom.width", "value": self.width})
         if self.colours:
-            properties.append({"id": "mappings", "value": [_value_map(self.colours)]})
+            properties.append(
+                {"id": "mappings", "value": [_value_map([(word, word, colour) for word, colour in self.colours])]}
+            )
             properties.append({"id": "custom.displayMode", "value": "color-background"})
         if self.steps:
             properties.append({"id": "thresholds", "value": _thresholds(self.steps)})
@@ -96,6 +98,9 @@ class Panel:
         targets: what it asks; all of one data source.
         unit: one of Grafana's units; in a table, of the columns that have no unit of their own.
         steps: thresholds, where they mean something.
+        words: values with the word that is shown instead, and its colour.
+        links: where a click on any value leads.
+        empty: what is said where there is nothing to show.
         columns: what differs for single columns or series.
         width, height: of 24 columns, and in rows of 30 pixels.
     """
@@ -111,7 +116,7 @@ class Panel:
     low: float | None = None
     high: float | None = None
     steps: Steps = ()
-    colours: tuple[tuple[str, str], ...] = ()
+    words: tuple[tuple[str, str, str], ...] = ()
     columns: tuple[Column, ...] = ()
     links: tuple[Link, ...] = ()
     empty: str | None = None
@@ -131,7 +136,7 @@ class Panel:
         defaults: dict[str, Any] = {
             "color": {"mode": self.colours_by},
             "custom": self.custom(),
-            "mappings": [_value_map(self.colours)] if self.colours else [],
+            "mappings": [_value_map(self.words)] if self.words else [],
             "thresholds": _thresholds(self.steps or ((None, NEUTRAL),)),
             "unit": self.unit,
             "links": [link.to_json() for link in self.links],
@@ -324,6 +329,6 @@ def _thresholds(steps: Steps) -> dict[str, Any]:
     return {"mode": "absolute", "steps": [{"color": colour, "value": value} for value, colour in steps]}
 
 
-def _value_map(colours: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    options = {word: {"text": word, "color": colour, "index": i} for i, (word, colour) in enumerate(colours)}
+def _value_map(words: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+    options = {value: {"text": word, "color": colour, "index": i} for i, (value, word, colour) in enumerate(words)}
     return {"type": "value", "options": options}

@@ -21,8 +21,6 @@ SEGMENTS = f"{SEGMENT} IN (${{segment:sqlstring}})"
 # With one model chosen, its name in every legend says nothing.
 MODEL_IF_SEVERAL = "CASE WHEN cardinality(ARRAY[${model:sqlstring}]) > 1 THEN model END"
 
-ONE_BUCKET = "$__interval_ms"
-
 # Every model that driftd knows of, also one whose source was never read.
 ALL_MODELS = """
 SELECT model FROM partitions
@@ -38,11 +36,11 @@ ORDER BY (SELECT min({RANK_OF_INCIDENT}) FROM incidents
 LIMIT 1000
 """.strip()
 
-SPACES_OF_MODELS = f"SELECT DISTINCT space FROM fold_states WHERE {MODELS} ORDER BY space LIMIT 100"
+SPACES_OF_MODELS = f"SELECT DISTINCT space FROM fold_states WHERE {MODELS} AND space <> '' ORDER BY space LIMIT 100"
 
 SEGMENTS_OF_MODELS = f"""
 SELECT DISTINCT {SEGMENT} AS segment FROM fold_states
-WHERE {MODELS} AND {SPACES} ORDER BY segment LIMIT 1000
+WHERE {MODELS} AND {SPACES} ORDER BY 1 LIMIT 1000
 """.strip()
 
 
@@ -53,12 +51,17 @@ def within(column: str) -> str:
 
 def bucket(column: str) -> str:
     """The beginning of the stretch of time that one point of a graph stands for, in milliseconds."""
-    return f"{column} - {column} % {ONE_BUCKET}"
+    return f"{column} - {column} % $__interval_ms"
 
 
 def moment(column: str) -> str:
     """Milliseconds as a moment that a table shows as a date."""
     return f"to_timestamp({column} / 1000.0)"
+
+
+def next_step(text: str = "text") -> str:
+    """What an incident's text says to do next, which is how it ends."""
+    return f"coalesce(substring({text} FROM 'Next: (.*)$'), '')"
 
 
 def loudest(points: str, *, most: int = 20) -> str:
