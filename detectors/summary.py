@@ -317,20 +317,31 @@ def _merge_labels(
 ) -> tuple[Mapping[str, int] | None, int]:
     if left is None or right is None:
         return (right if left is None else left), 0
-    merged = dict(left)
-    for text, count in right.items():
-        merged[text] = merged.get(text, 0) + count
-    return _at_most(merged)
+    kept = merge_counts(left, right, most=MAX_LABELS)
+    return kept, sum(left.values()) + sum(right.values()) - sum(kept.values())
 
 
 def _at_most(counts: dict[str, int]) -> tuple[dict[str, int], int]:
     """The labels that are kept, and how many records had another."""
-    if len(counts) <= MAX_LABELS:
-        return counts, 0
-    # A label among the smallest hashes of the whole is among the smallest of every part: its count is exact.
-    kept = sorted(counts, key=lambda text: (_label_hash(text), text))[:MAX_LABELS]
-    result = {text: counts[text] for text in kept}
-    return result, sum(counts.values()) - sum(result.values())
+    kept = at_most(counts, MAX_LABELS)
+    return kept, sum(counts.values()) - sum(kept.values())
+
+
+def merge_counts(left: Mapping[str, int], right: Mapping[str, int], *, most: int) -> dict[str, int]:
+    """Counts of texts, added up, of at most so many texts; the same in whatever order parts are merged."""
+    merged = dict(left)
+    for text, count in right.items():
+        merged[text] = merged.get(text, 0) + count
+    return at_most(merged, most)
+
+
+def at_most(counts: dict[str, int], most: int) -> dict[str, int]:
+    """The counts of at most so many texts: of more, those with the smallest hashes."""
+    if len(counts) <= most:
+        return counts
+    # A text among the smallest hashes of the whole is among the smallest of every part: its count is exact.
+    kept = sorted(counts, key=lambda text: (_label_hash(text), text))[:most]
+    return {text: counts[text] for text in kept}
 
 
 def _label_hash(text: str) -> bytes:

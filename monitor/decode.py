@@ -379,6 +379,7 @@ class Decoder:
             confidence = to_numbers(settings.confidence, self._column(settings.confidence, rows, found), found=found)
         predictions = self._words(settings.prediction, rows, found)
         labels = self._words(settings.label, rows, found)
+        versions = self._words(settings.version, rows, found)
         segments: dict[str, Sequence[str]] = {
             key: [
                 text or NO_SEGMENT
@@ -404,6 +405,7 @@ class Decoder:
             predictions=predictions,
             confidence=confidence,
             labels=labels,
+            versions=versions,
             kept=_Kept(self, rows) if settings.keep else None,
             fields=fields,
             next_offset=rows.next_offset,

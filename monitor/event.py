@@ -40,6 +40,7 @@ class EventBatch:
         predictions: n texts or None each; None altogether if no prediction is mapped.
         confidence: float64 (n,), NaN where absent; None if not mapped.
         labels: n texts or None each; None if not mapped.
+        versions: which version of the model answered, n texts or None each; None altogether if not mapped.
         kept: n small dicts of the fields that settings allow to keep, redaction applied; None if nothing is kept.
         fields: for each embedder field (its pointer as in the settings), n raw values: Python objects, or for
             the body of a raw record its bytes.
@@ -61,6 +62,7 @@ class EventBatch:
     predictions: Sequence[str | None] | None
     confidence: npt.NDArray[np.float64] | None
     labels: Sequence[str | None] | None
+    versions: Sequence[str | None] | None
     kept: Sequence[dict[str, Any]] | None
     fields: dict[str, Sequence[Any]]
     next_offset: int
@@ -101,6 +103,7 @@ class EventBatch:
             predictions=None if self.predictions is None else pick(self.predictions),
             confidence=None if self.confidence is None else self.confidence[rows],
             labels=None if self.labels is None else pick(self.labels),
+            versions=None if self.versions is None else pick(self.versions),
             kept=None if self.kept is None else Picked(self.kept, rows),
             fields={name: pick(values) for name, values in self.fields.items()},
             next_offset=self.next_offset,

@@ -21,6 +21,7 @@ from connectors.database.folding import Fold
 from connectors.database.rows import (
     BlockStatRow,
     Closure,
+    DeploymentRow,
     FoldResult,
     IncidentRow,
     PartitionState,
@@ -40,6 +41,7 @@ from detectors.summary import BlockSummary, score_at_share
 from monitor.block_stats import block_stats
 from monitor.budget import RATE_SHARE, fold_settings, segment_shares, why_only_warns
 from monitor.causes import ClosedBlocks, cause_of
+from monitor.deployments import MOST_DEPLOYMENTS, present, take_in
 from monitor.incidents import (
     CauseOf,
     Evidence,
@@ -123,6 +125,9 @@ class Folder:
             resolve_after_ms=round(settings.incidents.resolve_after * 1000),
             cooldown_ms=round(settings.incidents.cooldown * 1000),
             repeat_interval_ms=round(settings.notify.repeat_interval * 1000),
+            min_duration_ms=round(settings.incidents.min_duration * 1000),
+            deploy_grace_ms=round(settings.incidents.deploy_grace * 1000),
+            harm=self._settings.harm,
         )
         self._alarms: dict[tuple[str, str], _Alarm] = {}
         for space in spaces:
@@ -311,12 +316,15 @@ class Folder:
                 ]
                 evidence.setdefault(block, []).extend(self._evidence(state.alarm, drift, rate))
         changed += [state.row() for state in advancing.values()]
-        window = _DeadLetterWindow.restored(current.get(("", EVERYTHING)))
+        window = _WholeState.restored(current.get(("", EVERYTHING)))
+        before = window.deployed(block_ms=self._block_ms)
+        deployments: list[DeploymentRow] = []
         for block, count in sorted(counts.items()):
-            window.push(block, count)
+            deployments += window.push(block, count, block_ms=self._block_ms)
             evidence.setdefault(block, []).extend(self._dead_letters(block, window))
         changed.append(window.row())
-        held, notifications = self._incidents(incidents, evidence, below, self._causes(ClosedBlocks(step, merged)))
+        causes = self._causes(ClosedBlocks(step, merged))
+        held, notifications = self._incidents(incidents, evidence, below, [*before, *deployments], causes)
         kept = [
             SummaryDelta(space, segment, block, version, Partition("", -1), 0, summary.to_bytes())
             for (space, segment, block, version), summary in sorted(merged.items(), key=lambda item: item[0])
@@ -327,7 +335,7 @@ class Folder:
         ]
         outbox = [(sink, notification) for notification in notifications for sink in self._sinks]
         stats = list(block_stats(merged, counts, block_ms=self._block_ms))
-        return FoldResult(below, kept, changed, readings, held, outbox, flag_at, stats=stats)
+        return FoldResult(below, kept, changed, readings, held, outbox, flag_at, stats=stats, deployments=deployments)
 
     def _by_block(
         self, merged: Mapping[tuple[str, str, int, int], BlockSummary]
@@ -343,12 +351,18 @@ class Folder:
         return found
 
     def _incidents(
-        self, known: Sequence[IncidentRow], evidence: Mapping[int, list[Evidence]], below: int, cause: CauseOf
+        self,
+        known: Sequence[IncidentRow],
+        evidence: Mapping[int, list[Evidence]],
+        below: int,
+        deployments: Sequence[DeploymentRow],
+        cause: CauseOf,
     ) -> tuple[list[IncidentRow], list[Notification]]:
         """The incidents that changed, and what to tell of them."""
         found = [entry for entries in evidence.values() for entry in entries]
         last = max(evidence) if evidence else below - 1
-        return advance(known, found, self._policy, (last + 1) * self._block_ms, cause=cause)
+        end_ms = (last + 1) * self._block_ms
+        return advance(known, found, self._policy, end_ms, deployments=deployments, cause=cause)
 
     def _causes(self, blocks: ClosedBlocks) -> CauseOf:
         """What tells the cause of an incident when it is told."""
@@ -408,7 +422,7 @@ class Folder:
         )
         return [evidence for evidence in found if evidence is not None]
 
-    def _dead_letters(self, block: int, window: _DeadLetterWindow) -> list[Evidence]:
+    def _dead_letters(self, block: int, window: _WholeState) -> list[Evidence]:
         """Whether the last blocks hold a wave of records that cannot be used."""
         limits = self._settings.dead_letters
         evidence = dead_letter_evidence(
@@ -424,18 +438,34 @@ class Folder:
         return [evidence]
 
 
-class _DeadLetterWindow(msgspec.Struct):
-    """Records and dead letters of the last blocks: (block, records, dead letters by reason)."""
+class _WholeState(msgspec.Struct):
+    """What the fold knows of the past beside the alarms.
+
+    Attributes:
+        blocks: records and dead letters of the last blocks: (block, records, dead letters by reason).
+        versions: of the watched model, that were seen so far, oldest first.
+        deployments: the last ones, as (version, block).
+    """
 
     blocks: list[tuple[int, int, dict[str, int]]] = []
+    versions: list[str] = []
+    deployments: list[tuple[str, int]] = []
 
     @classmethod
-    def restored(cls, stored: rows.FoldState | None) -> _DeadLetterWindow:
+    def restored(cls, stored: rows.FoldState | None) -> _WholeState:
         return cls() if stored is None else msgspec.msgpack.decode(stored.blob, type=cls)
 
-    def push(self, block: int, count: RecordCounts) -> None:
+    def deployed(self, *, block_ms: int) -> list[DeploymentRow]:
+        """The last deployments, in the order of their blocks."""
+        return [DeploymentRow(version, block, block * block_ms) for version, block in self.deployments]
+
+    def push(self, block: int, count: RecordCounts, *, block_ms: int) -> list[DeploymentRow]:
+        """Take in one block. Returns what was deployed in it."""
         self.blocks.append((block, count.records, count.dead))
         self.blocks = [entry for entry in self.blocks if entry[0] > block - DEAD_LETTER_BLOCKS]
+        self.versions, new = take_in(self.versions, present(count.versions, count.records))
+        self.deployments = [*self.deployments, *((version, block) for version in new)][-MOST_DEPLOYMENTS:]
+        return [DeploymentRow(version, block, block * block_ms) for version in new]
 
     def row(self) -> rows.FoldState:
         return rows.FoldState("", EVERYTHING, 0, msgspec.msgpack.encode(self))

@@ -4,8 +4,13 @@ One reason to alert, one incident: at most one is open for a (model, kind, space
 
     opened ──► raised (a warning becomes a page) ──► resolved ──► reopened (within the cooldown) ──► ...
 
-with a notification for each step, and one more for every ``repeat_interval_ms`` that it goes on. Everything is a pure
-function of the blocks' evidence, and time is event time, so a replay gives the same incidents and the same ids.
+with a notification for each step, and one more for every ``repeat_interval_ms`` that it goes on. An incident may have
+to last before people are told: for ``min_duration_ms``, and to the end of the grace period after a deployment. Until
+then it is held: listed like any other, and told when there is evidence at the end of that time. If it is over before,
+nobody is told.
+
+Everything is a pure function of the blocks' evidence, and time is event time, so a replay gives the same incidents and
+the same ids.
 
 Incidents of the watching itself (monitor/operations.py) are left alone here, but for gaps, which end like all others.
 """
@@ -18,8 +23,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from connectors.database.rows import IncidentRow
+from connectors.database.rows import DeploymentRow, IncidentRow
 from connectors.notification import Notification
+from monitor.deployments import as_known_at, grace_end_ms, nearest
+from monitor.priority import priority_of
 from monitor.wording import describe as describe
 from monitor.wording import numbers_of, text_of_incident, title_of
 
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str, str, str]  # model, kind, space, segment
 CauseOf = Callable[[IncidentRow], Mapping[str, object] | None]
 Severity = Literal["page", "warn"]
+Harm = Literal["low", "normal", "high"]
 EventName = Literal["opened", "raised", "repeated", "resolved", "reopened"]
 
 # Of the watching itself, not of what is watched: a worker opens and resolves them (monitor/operations.py).
@@ -59,6 +67,7 @@ class Evidence:
         n: records behind it.
         effect: how large the change is, in the channel's own unit.
         reference: number of the reference that was compared with; 0 if none was.
+        may_not_page: it would be a page, if the model's harm were not low.
         values: more numbers and words for people; JSON-compatible scalars.
     """
 
@@ -80,6 +89,7 @@ class Evidence:
     n: int = 0
     effect: float = 0.0
     reference: int = 0
+    may_not_page: bool = False
     values: Mapping[str, str | int | float] = field(default_factory=dict)
 
     @property
@@ -90,17 +100,23 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentPolicy:
-    """When incidents end and come back. All times are event time, in milliseconds.
+    """When incidents are told, end and come back. All times are event time, in milliseconds.
 
     Attributes:
         resolve_after_ms: so long without active evidence, and it is over. Doubles each time that it comes back.
         cooldown_ms: what comes back within this time is the same incident again, not a new one.
         repeat_interval_ms: while it goes on, a notification so often.
+        min_duration_ms: so long after it began, or came back, there must still be evidence before people are told.
+        deploy_grace_ms: drift and outlier rates that open so soon after a deployment wait for the end of this time.
+        harm: what wrong answers of the model cost. With "low" it warns where it would page.
     """
 
     resolve_after_ms: int = 300_000
     cooldown_ms: int = 3_600_000
     repeat_interval_ms: int = 4 * 3_600_000
+    min_duration_ms: int = 0
+    deploy_grace_ms: int = 0
+    harm: Harm = "normal"
 
 
 def advance(
@@ -109,6 +125,7 @@ def advance(
     policy: IncidentPolicy,
     closed_ms: int,
     *,
+    deployments: Sequence[DeploymentRow] = (),
     cause: CauseOf = lambda row: None,
 ) -> tuple[list[IncidentRow], list[Notification]]:
     """Take in newly closed blocks.
@@ -121,6 +138,7 @@ def advance(
         incidents: the model's open incidents, and those resolved within the cooldown; older ones are passed over.
         evidence: of the newly closed blocks, in any order, at most one entry for a key and block.
         closed_ms: event time of the end of the last of these blocks.
+        deployments: of the model, those of these blocks included, in the order of their blocks.
         cause: asked why an incident is there whenever it is told; must be a function of the blocks up to then. Its
             answer, JSON-compatible, is kept in the incident's detail and put into words.
 
@@ -128,7 +146,7 @@ def advance(
         The incidents that are new or changed, in their last state, by id; and the notifications in the order of blocks
         and keys.
     """
-    board = _Board(incidents, policy, cause)
+    board = _Board(incidents, policy, deployments, cause)
     blocks: dict[int, list[Evidence]] = {}
     for entry in evidence:
         blocks.setdefault(entry.end_ms, []).append(entry)
@@ -143,10 +161,17 @@ def advance(
 class _Board:
     """The incidents while blocks are taken in, one after the other."""
 
-    def __init__(self, incidents: Sequence[IncidentRow], policy: IncidentPolicy, cause: CauseOf) -> None:
+    def __init__(
+        self,
+        incidents: Sequence[IncidentRow],
+        policy: IncidentPolicy,
+        deployments: Sequence[DeploymentRow],
+        cause: CauseOf,
+    ) -> None:
         self.changed: dict[str, IncidentRow] = {}
         self.notifications: list[Notification] = []
         self._policy = policy
+        self._deployments = deployments
         self._cause = cause
         # The latest incident of each key: only that one can go on or come back.
         self._latest: dict[Key, IncidentRow] = {}
@@ -156,6 +181,8 @@ class _Board:
 
     def take(self, evidence: Evidence) -> None:
         """One block's evidence for one key."""
+        if self._policy.harm == "low" and evidence.severity == "page":
+            evidence = replace(evidence, severity="warn", may_not_page=True)
         row = self._latest.get(evidence.key)
         if row is not None and row.status == "open":
             if evidence.active or evidence.severity is not None:
@@ -175,7 +202,12 @@ class _Board:
                 continue
             wait_ms = self._policy.resolve_after_ms << min(_count(row, "flaps"), MOST_DOUBLINGS)
             if end_ms - _count(row, "last_active_ms") >= wait_ms:
-                self._tell(replace(row, status="resolved", resolved_ms=end_ms, updated_ms=end_ms), "resolved", end_ms)
+                over = replace(row, status="resolved", resolved_ms=end_ms, updated_ms=end_ms)
+                if "held" in row.detail:
+                    # Whoever was told at all was told of its end before it came back.
+                    self._count_revision(replace(over, detail={**_released(row.detail), "brief": True}))
+                else:
+                    self._tell(over, "resolved", end_ms)
 
     def _open(self, evidence: Evidence, severity: Severity) -> None:
         row = IncidentRow(
@@ -202,11 +234,13 @@ class _Board:
                 **_paged({}, severity, evidence.end_ms),
             },
         )
-        self._tell(row, "opened", evidence.end_ms)
+        self._begin(row, "opened", evidence)
 
     def _reopen(self, row: IncidentRow, evidence: Evidence, severity: Severity) -> None:
         detail = {**row.detail, **_facts(evidence), "flaps": _count(row, "flaps") + 1, "severity_now": severity}
         detail |= _paged(row.detail, severity, evidence.end_ms)
+        for name in ("acknowledged", "brief"):  # of the time before it was over
+            detail.pop(name, None)
         reopened = replace(
             row,
             status="open",
@@ -215,7 +249,32 @@ class _Board:
             updated_ms=evidence.end_ms,
             detail=detail,
         )
-        self._tell(reopened, "reopened", evidence.end_ms)
+        self._begin(reopened, "reopened", evidence)
+
+    def _begin(self, row: IncidentRow, name: EventName, evidence: Evidence) -> None:
+        """Tell that it opened or came back, or hold that until it has lasted."""
+        row = self._beside_deployments(replace(row, detail={**row.detail, "harm": self._policy.harm}), evidence.block)
+        until_ms = evidence.end_ms + self._policy.min_duration_ms
+        if row.kind in _OF_THE_MODEL:
+            known = as_known_at(self._deployments, evidence.block)
+            until_ms = max(until_ms, grace_end_ms(known, evidence.end_ms, self._policy.deploy_grace_ms) or 0)
+        if until_ms <= evidence.end_ms:
+            self._tell(row, name, evidence.end_ms)
+            return
+        quiet = row.detail.get("quiet", name == "opened")
+        self._count_revision(
+            replace(row, detail={**row.detail, "held": name, "held_until_ms": until_ms, "quiet": quiet})
+        )
+
+    def _beside_deployments(self, row: IncidentRow, block: int) -> IncidentRow:
+        """The incident with the deployment next to its onset, if there is one near."""
+        if row.kind not in _OF_THE_MODEL:
+            return row
+        detail = {name: value for name, value in row.detail.items() if name != "deployment"}
+        found = nearest(as_known_at(self._deployments, block), row.onset_ms)
+        if found is not None:
+            detail["deployment"] = {"version": found.version, "start_ms": found.start_ms}
+        return replace(row, detail=detail)
 
     def _go_on(self, row: IncidentRow, evidence: Evidence) -> None:
         raised = evidence.severity == "page" and row.detail.get("severity_now") != "page"
@@ -232,26 +291,39 @@ class _Board:
             updated_ms=evidence.end_ms,
             detail={**row.detail, **facts},
         )
-        if raised:
+        if following.onset_ms != row.onset_ms:
+            following = self._beside_deployments(following, evidence.block)
+        held = row.detail.get("held")
+        if held is not None and evidence.end_ms >= _count(row, "held_until_ms"):
+            name: EventName = "opened" if held == "opened" else "reopened"
+            self._tell(replace(following, detail=_released(following.detail)), name, evidence.end_ms)
+        elif raised and held is None:
             self._tell(following, "raised", evidence.end_ms)
-        elif evidence.end_ms - _count(row, "last_told_ms") >= self._policy.repeat_interval_ms:
+        elif held is None and evidence.end_ms - _count(row, "last_told_ms") >= self._policy.repeat_interval_ms:
             self._tell(following, "repeated", evidence.end_ms)
         else:
             # The first blocks rarely hold the whole story: after 1, 4, 16, ... blocks it is told anew, to who asks.
             age = evidence.block - _count(row, "opening_block")
-            again = age & (age - 1) == 0 and age.bit_length() % 2 == 1 and row.detail.get("quiet") is not True
-            self._keep(self._worded(following) if again else following)
+            shown = not row.segment or row.detail.get("quiet") is not True
+            again = age & (age - 1) == 0 and age.bit_length() % 2 == 1 and shown
+            self._keep(self._worded(following) if again or raised else following)
 
     def _tell(self, row: IncidentRow, name: EventName, at_ms: int) -> None:
         """Count the revision, write title and text, and notify, unless it was said of the whole traffic already."""
         quiet = row.detail.get("quiet") is True if name == "resolved" else self._is_covered(row)
+        if name == "reopened" and row.detail.get("quiet") is True:
+            name = "opened"  # to people it is new
         detail = {**row.detail, "last_told_ms": at_ms}
-        if row.segment:
+        if row.segment or "quiet" in detail:
             detail["quiet"] = quiet and row.detail.get("quiet", True)  # until it is told for the first time
-        row = self._worded(replace(row, revision=row.revision + 1, detail=detail))
-        self._keep(row)
+        row = self._count_revision(replace(row, detail=detail))
         if not quiet:
             self.notifications.append(notification_of(row, name))
+
+    def _count_revision(self, row: IncidentRow) -> IncidentRow:
+        row = self._worded(replace(row, revision=row.revision + 1))
+        self._keep(row)
+        return row
 
     def _worded(self, row: IncidentRow) -> IncidentRow:
         """The incident with its cause, title and text as of now."""
@@ -261,13 +333,13 @@ class _Board:
         return replace(row, text=text_of_incident(row))
 
     def _is_covered(self, row: IncidentRow) -> bool:
-        """Whether the whole traffic of the space has an open incident of the same kind that is as urgent.
+        """Whether the whole traffic of the space has an open incident of the same kind, told and as urgent.
 
         One change is seen by the whole and by each segment that it touches: people are told once, and find the
         segments in the list, in the cause and in the report.
         """
         whole = self._latest.get((row.model, row.kind, row.space, ""))
-        if not row.segment or whole is None or whole.status != "open":
+        if not row.segment or whole is None or whole.status != "open" or "held" in whole.detail:
             return False
         return whole.detail.get("severity_now") == "page" or row.detail.get("severity_now") != "page"
 
@@ -306,7 +378,7 @@ def notification_of(row: IncidentRow, name: EventName) -> Notification:
         text=row.text,
         starts_ms=row.onset_ms,
         ends_ms=row.resolved_ms,
-        values={"event": name, "revision": str(row.revision), **numbers_of(row)},
+        values={"event": name, "revision": str(row.revision), "priority": priority_of(row), **numbers_of(row)},
     )
 
 
@@ -469,8 +541,14 @@ def _facts(evidence: Evidence) -> dict[str, object]:
         "effect": evidence.effect,
         "onset_from_ms": evidence.onset_from_ms,
         "onset_to_ms": evidence.onset_to_ms,
+        "may_not_page": evidence.may_not_page,
         "values": dict(evidence.values),
     }
+
+
+def _released(detail: Mapping[str, object]) -> dict[str, object]:
+    """The detail of an incident that is held no more."""
+    return {name: value for name, value in detail.items() if name not in ("held", "held_until_ms")}
 
 
 def _paged(detail: Mapping[str, object], severity: Severity, at_ms: int) -> dict[str, object]:
@@ -479,12 +557,13 @@ def _paged(detail: Mapping[str, object], severity: Severity, at_ms: int) -> dict
 
 
 def _rank(evidence: Evidence) -> tuple[bool, float]:
-    return evidence.severity == "page", evidence.strength
+    return evidence.severity == "page" or evidence.may_not_page, evidence.strength
 
 
 def _rank_of(row: IncidentRow) -> tuple[bool, float]:
-    strength = row.detail.get("strength")
-    return row.detail.get("severity_seen") == "page", float(strength) if isinstance(strength, int | float) else 0.0
+    strength, paged = row.detail.get("strength"), row.detail.get("severity_seen") == "page"
+    pages = paged or row.detail.get("may_not_page") is True
+    return pages, float(strength) if isinstance(strength, int | float) else 0.0
 
 
 def _onset(evidence: Evidence) -> int:

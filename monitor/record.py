@@ -71,6 +71,9 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
     prediction: FieldName | None = Field(None, description="what the model answered")
     confidence: FieldName | None = Field(None, description="how sure the model was, a number")
     label: FieldName | None = Field(None, description="what is true, where the record says so")
+    version: FieldName | None = Field(
+        None, description="which version of the model answered; a new one is a deployment, see incidents.deploy_grace"
+    )
     segments: dict[str, FieldName] = Field(
         default_factory=dict, description="name: field; each value of it is watched by itself"
     )
@@ -119,7 +122,7 @@ class RecordSettings(BaseModel, frozen=True, extra="forbid"):
 
     def all_fields(self) -> Iterable[tuple[str, str]]:
         """Every field that is named, with the key that names it."""
-        for key in ("id", "key", "prediction", "confidence", "label"):
+        for key in ("id", "key", "prediction", "confidence", "label", "version"):
             if (name := getattr(self, key)) is not None:
                 yield key, name
         if self.time is not None:

@@ -172,7 +172,7 @@ class Retry:
             if delta.space == "":
                 known = RecordCounts.from_bytes(delta.blob)
                 if usable := known.records - sum(known.dead.values()):
-                    counts[delta.partition, delta.block] = RecordCounts(usable, 0, {})
+                    counts[delta.partition, delta.block] = RecordCounts(usable, 0, {}, known.versions)
         retried = Retried(
             self._name,
             mended=[],

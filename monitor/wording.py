@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from connectors.database.rows import IncidentRow
+from connectors.database.rows import IncidentRow, MuteRow
 from monitor import operations_wording
 from monitor.amounts import duration as duration
 from monitor.amounts import percent as percent
+from monitor.priority import priority_of
 from monitor.times import text_of
 
 _FOREVER_S = 1_000 * 365.25 * 86_400
@@ -27,7 +28,7 @@ def chance(strength: float, block_ms: int) -> str:
 def title_of(row: IncidentRow) -> str:
     """One line: the model, what is wrong, and where."""
     where = f" ({row.segment})" if row.segment else ""
-    sure = row.severity == "page"
+    sure = row.severity == "page" or row.detail.get("may_not_page") is True
     if row.kind == "drift":
         what = f"{row.space} has drifted" if sure else f"{row.space} may be drifting"
     elif row.kind == "outlier_rate":
@@ -70,6 +71,8 @@ def text_of_incident(row: IncidentRow) -> str:
     else:
         what = f"{since}: {row.kind}."
     sentences = [what]
+    if after := _beside_deployment(row):
+        sentences.append(after)
     cause = detail.get("cause")
     if isinstance(cause, Mapping) and (why := cause_in_words(cause, row.segment)):
         sentences.append(why)
@@ -78,6 +81,8 @@ def text_of_incident(row: IncidentRow) -> str:
         sentences.append(f"By chance, such evidence appears {chance(strength, block_ms)}.")
     if values.get("only_warns"):
         sentences.append(f"This alarm may only warn, because its baseline is small: {values['only_warns']}.")
+    if detail.get("may_not_page") is True:
+        sentences.append(f"It would page, but models.{row.model}.harm is low, so it only warns.")
     flaps = round(_number(detail, "flaps"))
     if flaps:
         sentences.append(f"It came back {'once' if flaps == 1 else f'{flaps} times'} after it had resolved.")
@@ -122,11 +127,42 @@ def cause_in_words(cause: Mapping[str, object], segment: str = "") -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def describe(row: IncidentRow) -> str:
-    """Everything about one incident, as lines for a terminal."""
+def status_of(row: IncidentRow) -> str:
+    """ "open" or "resolved", and what people did about it or were not told."""
+    notes = []
+    if "held" in row.detail:
+        notes.append(f"not told before {text_of(round(_number(row.detail, 'held_until_ms')))}")
+    elif row.detail.get("brief") is True:
+        notes.append("over before it was told")
+    elif row.segment and row.detail.get("quiet") is True:
+        notes.append("told with the whole traffic")
+    if "verdict" in row.detail:
+        notes.append(f"called {row.detail['verdict']}")
+    return ", ".join((row.status, *notes))
+
+
+def acknowledged_by(row: IncidentRow) -> str:
+    """Who takes care of it and since when, by the wall clock: "kari, 2026-01-31 12:00:00Z"; "" if nobody said so."""
+    said = row.detail.get("acknowledged")
+    return f"{said.get('by')}, {text_of(round(_number(said, 'at_ms')))}" if isinstance(said, Mapping) else ""
+
+
+def muted_until(mute: MuteRow) -> str:
+    """Until when, who said so, and why: "2026-01-31 12:00:00Z by kari: the topic moves"."""
+    return f"{text_of(mute.until_ms)} by {mute.by}: {mute.reason}"
+
+
+def describe(row: IncidentRow, mute: MuteRow | None = None) -> str:
+    """Everything about one incident, as lines for a terminal.
+
+    Args:
+        mute: that covers it now; None where none does.
+    """
     facts: list[tuple[str, str]] = [
         ("incident", row.id),
-        ("status", f"{row.status}, {row.severity}"),
+        ("status", status_of(row)),
+        ("severity", row.severity),
+        ("priority", priority_of(row)),
         ("since", text_of(row.onset_ms)),
         ("opened", text_of(row.opened_ms)),
     ]
@@ -134,8 +170,10 @@ def describe(row: IncidentRow) -> str:
         facts.append(("last seen", text_of(round(_number(row.detail, "last_active_ms", row.updated_ms)))))
     if row.resolved_ms is not None:
         facts.append(("resolved", text_of(row.resolved_ms)))
-    if "verdict" in row.detail:
-        facts.append(("called", str(row.detail["verdict"])))
+    if acknowledged := acknowledged_by(row):
+        facts.append(("acknowledged", acknowledged))
+    if mute is not None and row.status == "open":
+        facts.append(("muted", muted_until(mute)))
     facts += [("model", row.model), ("kind", row.kind)]
     facts += [(name, value) for name, value in (("space", row.space), ("segment", row.segment)) if value]
     if row.reference:
@@ -160,6 +198,9 @@ def numbers_of(row: IncidentRow) -> dict[str, str]:
         value = row.detail.get(name)
         if value not in (None, "", 0):
             numbers[name] = _plain(value)
+    deployment = row.detail.get("deployment")
+    if isinstance(deployment, Mapping):
+        numbers["deployed"] = str(deployment.get("version"))
     values = row.detail.get("values")
     if isinstance(values, Mapping):
         numbers |= {str(name): _plain(value) for name, value in values.items()}

@@ -38,7 +38,14 @@ def pipeline_of(reference: Reference, stored: dict[Partition, PartitionState] | 
     embedder: Embedder = VectorSettings.model_validate({"field": "/v", "encoding": "list"}).build()
     embedder.embed([[[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]]])
     record = RecordSettings.model_validate(
-        {"id": "/id", "time": "/ts", "segments": {"shop": "/shop"}, "prediction": "/p", "confidence": "/c"}
+        {
+            "id": "/id",
+            "time": "/ts",
+            "segments": {"shop": "/shop"},
+            "prediction": "/p",
+            "confidence": "/c",
+            "version": "/ver",
+        }
     )
     known = stored or {}
     return Pipeline(
@@ -79,6 +86,7 @@ def stream(n: int, seed: int = 5) -> list[bytes | None]:
             "shop": "abc"[row % 3],
             "p": "yes",
             "c": 0.5,
+            "ver": f"v{row // 400}",
         }
         values.append(None if row % 211 == 7 else b"{" if row % 173 == 9 else json.dumps(record).encode())
         if row % 301 == 11:
@@ -276,3 +284,15 @@ def test_a_record_at_which_the_embedder_fails_is_a_dead_letter_and_stops_no_othe
     (usual,) = run(pipeline_of(reference), values, [], checkpoints=False)
     assert sum(advance.records for advance in usual.advances) == sum(advance.records for advance in checkpoint.advances)
     assert {x.reason for x in checkpoint.dead_letters} == {"embedder_failed"} | {x.reason for x in usual.dead_letters}
+
+
+def test_versions_of_the_model_are_counted_in_their_blocks_but_not_of_late_records(reference: Reference) -> None:
+    values = stream(900)
+    (checkpoint,) = run(pipeline_of(reference), values, [], checkpoints=False)
+    blocks = {delta.block: RecordCounts.from_bytes(delta.blob) for delta in checkpoint.summaries if delta.space == ""}
+    found: dict[str, int] = {}
+    for counts in blocks.values():
+        assert sum(counts.versions.values()) == counts.records - counts.late - sum(counts.dead.values())
+        for version, count in counts.versions.items():
+            found[version] = found.get(version, 0) + count
+    assert set(found) == {"v0", "v1", "v2"}
