@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 TEST_ARGS ?=
+# Two processes, each with servers of its own; a file's tests stay together.
+TEST_WORKERS ?= 2
 SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -40,7 +42,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/driftd demo
 
 test: $(VENV)/.installed-dev
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

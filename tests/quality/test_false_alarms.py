@@ -58,8 +58,8 @@ def test_an_unchanged_stream_alarms_more_rarely_than_stated(topics, baseline, bl
     records = 640_000
     rule = Rule(baseline.constants, settings(block))
     pages, warnings, by_channel = count(rule, baseline, lambda n: topics.draw(n, random), records, block)
-    record_property("records_per_page", records / max(pages, 1))
-    record_property("records_per_warning", records / max(warnings, 1))
+    record_property("records_per_page", float(records / max(pages, 1)))
+    record_property("records_per_warning", float(records / max(warnings, 1)))
     assert 1 <= pages <= records / PAGE_EVERY / 5
     assert 5 <= warnings <= records / WARN_EVERY / 5
     assert all(by_channel.values())  # each channel takes part
@@ -154,10 +154,10 @@ def test_changes_are_found_soon_at_one_false_page_in_ten_million_records(
                 held += page.onset_earliest <= 32 <= page.onset_latest
                 widths.append((page.onset_latest - page.onset_earliest + 1) * 64)
                 break
-    record_property("mean_delay_in_records", np.mean(delays))
+    record_property("mean_delay_in_records", float(np.mean(delays)))
     assert len(delays) == 5 and min(delays) > 0
     assert np.mean(delays) <= at_most
-    record_property("mean_width_of_the_onset_in_records", np.mean(widths))
+    record_property("mean_width_of_the_onset_in_records", float(np.mean(widths)))
     assert held >= 4 and np.mean(widths) <= 2_000
 
 
@@ -170,6 +170,6 @@ def test_the_whole_path_from_vectors_keeps_the_contract(topics, record_property)
         for reading in monitor.update(topics.draw(CHUNK, random)):
             pages |= {reading.block} if reading.page else set()
             warnings |= {reading.block} if reading.warn else set()
-    record_property("records_per_page", records / max(len(pages), 1))
+    record_property("records_per_page", float(records / max(len(pages), 1)))
     assert len(pages) <= records / PAGE_EVERY / 5
     assert len(warnings) <= records / WARN_EVERY / 3

@@ -58,8 +58,8 @@ def test_the_contract_holds_on_a_season_that_is_followed(baseline, seasonal, rec
     random, records = np.random.default_rng(2), 20 * CYCLE
     vectors = stream(random, 3_200, records)
     pages, warnings, _ = alarms(rule(seasonal, 2_000, 500), baseline, vectors, 3_200)
-    record_property("records_per_page", records / max(pages, 1))
-    record_property("records_per_warning", records / max(warnings, 1))
+    record_property("records_per_page", float(records / max(pages, 1)))
+    record_property("records_per_warning", float(records / max(warnings, 1)))
     assert pages <= records / 2_000 / 5
     assert 3 <= warnings <= records / 500 / 5
     # The same records under a clock that is half a cycle wrong: forecast and stream contradict each other.
@@ -73,7 +73,7 @@ def test_two_cycles_keep_the_contract_with_terms_that_are_hardly_known(record_pr
     constants = measure(**short.measured, seasons=(CYCLE / BLOCK,))
     assert Trial.read(constants)[0].used
     pages, warnings, _ = alarms(rule(constants, 2_000, 500), short, stream(random, 0, records), 0)
-    record_property("records_per_page", records / max(pages, 1))
+    record_property("records_per_page", float(records / max(pages, 1)))
     assert pages <= records / 2_000 / 5
     assert warnings <= records / 500 / 5
 
@@ -91,8 +91,8 @@ def test_changes_are_found_sooner_by_a_rule_that_knows_the_hour(baseline, season
         for name, constants in (("plain", baseline.constants), ("seasonal", seasonal)):
             first = alarms(rule(constants, 1e7, 1e7), baseline, vectors, start)[2]
             delays[name].append(25_600 if first is None else first)
-    record_property("plain_delay_in_records", np.mean(delays["plain"]))
-    record_property("seasonal_delay_in_records", np.mean(delays["seasonal"]))
+    record_property("plain_delay_in_records", float(np.mean(delays["plain"])))
+    record_property("seasonal_delay_in_records", float(np.mean(delays["seasonal"])))
     assert max(delays["seasonal"]) < 25_600
     assert np.mean(delays["seasonal"]) * sooner <= np.mean(delays["plain"])
 

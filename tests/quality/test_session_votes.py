@@ -69,8 +69,8 @@ def test_sessions_keep_the_contract_whether_records_or_sessions_vote(topics, rec
         assert len(stream) == records // BLOCK
         found[name] = len(pages(rule_of(baseline, block=BLOCK, page=nominal), stream))
         assert pages(rule_of(baseline, block=BLOCK, page=250), stream), "a count of zero would see nothing"
-    record_property("pages_of_records", found["records"])
-    record_property("pages_of_votes", found["votes"])
+    record_property("pages_of_records", float(found["records"]))
+    record_property("pages_of_votes", float(found["votes"]))
     assert max(found.values()) <= records / nominal
 
 
@@ -86,7 +86,7 @@ def test_changes_are_found_in_the_votes_of_sessions(topics, change, at_most, rec
         found = pages(rule, baseline.summaries(stream, VOTES))
         assert found
         delays.append((found[0] + 1) * BLOCK - 2_048)
-    record_property("mean_delay_in_records", np.mean(delays))
+    record_property("mean_delay_in_records", float(np.mean(delays)))
     assert min(delays) > 0
     assert np.mean(delays) <= at_most
 
