@@ -2,6 +2,17 @@
 
 A row is written in the same transaction as the incident it tells of, and marked after the sink took it. A crash between
 the two sends it again, under the same id. What fails is tried again later and later, for about a day.
+
+Each sink gets each notification at once, but for sinks that people read (`connectors.notification.GroupSink`): these
+get what is new of a model in one message, at the pace that monitor/pacing.py states. The notifications of an incident
+arrive in order. Beside that, by the wall clock and at the time of sending:
+
+* What a mute covers is held back. When it is not covered any more, it goes out; but if its incident is over, and the
+  sink does not know that it was open, nobody is told.
+* That an incident still goes on is not told where somebody has acknowledged it.
+* A message that the sink refuses for good is sent again in halves, so that one notification that it cannot take does
+  not take the others with it. Where `MOST_REFUSED` single ones are refused and none is taken, it refuses everything,
+  and the rest is given up as well.
 """
 
 from __future__ import annotations
@@ -10,35 +21,67 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from connectors.database.rows import OutboxRow
-from connectors.notification import Sink
+from connectors.database.rows import IncidentRow, MuteRow, OutboxRow, Waiting
+from connectors.notification import Group, GroupSink, Notification, RefreshedSink, Sink
 from detectors.errors import SinkError, StoreError
 from monitor.log import RepeatingFailure, describe, event
+from monitor.pacing import Pace, due_models
+from monitor.sink_watch import SinkWatch, WatchStore
 
 if TYPE_CHECKING:
     from connectors.prometheus import Metrics
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
 LEASE_S = 60.0  # a process that dies while it sends delays the notification by so much; longer than any sink waits
 LONGEST_WAIT_S = 3_540.0  # an hour is the most that the database takes, and clocks differ a little
 DEPTH_EVERY_S = 5.0
+MOST_IN_GROUP = 1_000  # notifications of one message
+MOST_REFUSED = 3
+SIFT_EVERY_MS = 1_000  # while much is sent, new mutes are looked for so often
+RESOLVED_MS = 900_000  # for so long a refreshed sink is told that an incident is over
+AT_A_TIME = 1_000  # incidents of one statement
 
 
-class OutboxStore(Protocol):
+class OutboxStore(WatchStore, Protocol):
     """What the sender needs of the database; `connectors.database.store.Store` has it. Called from several threads."""
 
     def outbox_claim(self, sink: str, now_ms: int, lease_ms: int, limit: int) -> list[OutboxRow]: ...
-    def outbox_sent(self, sink: str, notification_id: str, now_ms: int) -> None: ...
+    def outbox_waits(self, sink: str, now_ms: int, since_ms: int) -> Waiting: ...
+    def outbox_claim_group(
+        self,
+        sink: str,
+        now_ms: int,
+        lease_ms: int,
+        *,
+        since_ms: int,
+        choose: Callable[[Waiting], Sequence[str]],
+        limit: int,
+    ) -> list[OutboxRow]: ...
+    def outbox_claim_again(
+        self, sink: str, rows: Sequence[OutboxRow], now_ms: int, lease_ms: int
+    ) -> list[OutboxRow]: ...
+    def open_incidents(self, models: Sequence[str]) -> tuple[int, int]: ...
+    def outbox_sent(self, sink: str, ids: Sequence[str], now_ms: int | None = None) -> None: ...
     def outbox_failed(
-        self, sink: str, notification_id: str, due_ms: int, error: str, *, held_ms: int | None = None
+        self, sink: str, ids: Sequence[str], due_ms: int, error: str, *, held_ms: int | None = None
     ) -> None: ...
-    def outbox_dead(self, sink: str, notification_id: str, error: str) -> None: ...
+    def outbox_dead(self, sink: str, ids: Sequence[str], error: str) -> None: ...
     def outbox_waiting(self) -> tuple[int, int | None]: ...
+    def mutes(self, now_ms: int | None) -> list[MuteRow]: ...
+    def outbox_incidents(self, sink: str, status: Literal["pending", "held"]) -> list[IncidentRow]: ...
+    def outbox_acknowledged(self, sink: str) -> list[str]: ...
+    def outbox_last_told(self, sink: str, incidents: Sequence[str]) -> dict[str, str]: ...
+    def outbox_hold(self, sink: str, incidents: Sequence[str], now_ms: int) -> None: ...
+    def outbox_release(self, sink: str, incidents: Sequence[str]) -> None: ...
+    def outbox_mute(self, sink: str, incidents: Sequence[str], now_ms: int, *, event: str | None = None) -> int: ...
+    def outbox_told(self, sink: str, resolved_since_ms: int) -> list[Notification]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +114,17 @@ def wall_clock_ms() -> int:
 
 
 class SinkQueue:
-    """Delivers the notifications of one sink, one after the other. Called from one thread.
+    """Delivers the notifications of one sink, one message after the other. Called from one thread.
 
     After a failure that may pass, the whole sink pauses: the notifications behind it would only fail as well, and use
     up their attempts.
 
-    Each notification is claimed in the database before it is sent, so that of several processes one sends it. Whoever
-    is killed between the two delays it by ``lease_s``.
+    Each message is claimed in the database before it is sent, so that of several processes one sends it. Whoever is
+    killed between the two delays it by ``lease_s``.
+
+    Args:
+        pace: of messages, where the sink takes groups.
+        others: the other sinks, which are told when this one takes nothing.
 
     Attributes:
         name: of the sink.
@@ -91,6 +138,8 @@ class SinkQueue:
         store: OutboxStore,
         *,
         policy: RetryPolicy,
+        pace: Pace | None = None,
+        others: Sequence[str] = (),
         metrics: Metrics | None = None,
         lease_s: float = LEASE_S,
     ) -> None:
@@ -101,13 +150,29 @@ class SinkQueue:
         self._sink = sink
         self._store = store
         self._policy = policy
+        self._pace = pace or Pace()
         self._metrics = metrics
-        self._failing_since_ms: int | None = None
+        self._watch = SinkWatch(name, store, others=others)
         self._failures = 0
         self._unmarked: set[str] = set()  # taken by the sink, and not marked in the database yet
         self._refusals = RepeatingFailure(log, "sink does not take notifications")
+        self._parts: list[list[OutboxRow]] = []  # of a message that was refused for good, the next one last
+        self._refused_alone = 0
+        self._mutes: list[MuteRow] | None = None  # in force when it was looked last
+        self._next_sift_ms = 0
+        self._next_refresh_ms = 0
+        self._refreshing = RepeatingFailure(log, "sink cannot be refreshed")
         if metrics is not None:
             metrics.watch_sink(name)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is an incident about the sink, in words; "" if there is none that this process knows of."""
+        return self._watch.trouble
+
+    def hurry(self) -> None:
+        """From now on, wait for no more of the same model; messages stay as few as before."""
+        self._pace = replace(self._pace, group_wait_ms=0, group_interval_ms=0)
 
     def pump(self, clock: Callable[[], int], stopping: threading.Event) -> int:
         """Send what is due, until nothing is, the sink fails or a stop is asked for. Returns how many were sent.
@@ -116,14 +181,18 @@ class SinkQueue:
             StoreError: the database refuses; what was sent and could not be marked is marked by the next call.
         """
         sent = 0
-        for identity in sorted(self._unmarked):
-            self._mark_sent(identity, clock())
+        self._mark_sent(sorted(self._unmarked), clock())
+        self._next_sift_ms = 0
         while not stopping.is_set() and not self._is_paused(clock()):
-            # One at a time: those behind it would use up their leases while it is on its way.
-            rows = self._store.outbox_claim(self.name, clock(), self._lease_ms, 1)
+            self._sift(clock())
+            # One message at a time: those behind it would use up their leases while it is on its way.
+            rows = self._claim(clock())
             if not rows:
                 break
-            sent += self._deliver(rows[0], clock)
+            sent += self._deliver(rows, clock)
+        if not stopping.is_set():
+            self._refresh(clock())
+        self._watch.look(clock())
         self._show_age(clock())
         return sent
 
@@ -131,72 +200,216 @@ class SinkQueue:
         # More than the whole pause is left: the clock was set back, and the pause would last for as long.
         return 0 < self.paused_until_ms - now_ms <= self._pause_ms
 
-    def _deliver(self, row: OutboxRow, clock: Callable[[], int]) -> int:
-        """Send one, and mark it. Returns 1 if it was sent."""
-        identity = row.notification.id
-        if identity in self._unmarked:  # marking it failed after the lease was over
-            self._mark_sent(identity, clock())
-            return 0
+    # --- mutes and acknowledgements -----------------------------------------------------------------------------------
+
+    def _sift(self, now_ms: int) -> None:
+        """Hold back what a mute covers, let go what none covers any more, and drop what nobody wants to hear."""
+        if now_ms < self._next_sift_ms <= now_ms + SIFT_EVERY_MS:
+            return
+        mutes = self._store.mutes(now_ms)
+        if mutes:
+            waiting = self._store.outbox_incidents(self.name, "pending")
+            covered = [row for row in waiting if any(mute.covers(row) for mute in mutes)]
+            for some in _pieces(covered):
+                self._store.outbox_hold(self.name, [row.id for row in some], now_ms)
+                self._drop_unknown(some, now_ms)
+        if mutes != self._mutes:
+            held = self._store.outbox_incidents(self.name, "held")
+            for some in _pieces([row for row in held if not any(mute.covers(row) for mute in mutes)]):
+                self._drop_unknown(some, now_ms)
+                self._store.outbox_release(self.name, [row.id for row in some])
+            self._mutes = mutes
+        for cared in _pieces(self._store.outbox_acknowledged(self.name)):
+            self._count_muted(self._store.outbox_mute(self.name, cared, now_ms, event="repeated"))
+        self._next_sift_ms = now_ms + SIFT_EVERY_MS
+
+    def _drop_unknown(self, incidents: Sequence[IncidentRow], now_ms: int) -> None:
+        """Of these incidents, tell nothing of those that are over before the sink knew that they were open."""
+        over = [row.id for row in incidents if row.status == "resolved"]
+        told = self._store.outbox_last_told(self.name, over) if over else {}
+        unknown = [incident for incident in over if told.get(incident, "resolved") == "resolved"]
+        if unknown:
+            self._count_muted(self._store.outbox_mute(self.name, unknown, now_ms))
+
+    def _count_muted(self, count: int) -> None:
+        if self._metrics is not None:
+            self._metrics.muted.labels(self.name).inc(count)
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _claim(self, now_ms: int) -> list[OutboxRow]:
+        """The notifications of the next message; none if nothing is due."""
+        if not isinstance(self._sink, GroupSink):
+            return self._store.outbox_claim(self.name, now_ms, self._lease_ms, 1)
+        since_ms = now_ms - self._pace.memory_ms
+        waiting = self._store.outbox_waits(self.name, now_ms, since_ms)  # without a lock: mostly nothing is due
+        if self._parts:
+            return self._claim_part(waiting, now_ms)
+        if not due_models(waiting, self._pace, now_ms):
+            return []
+        return self._store.outbox_claim_group(
+            self.name,
+            now_ms,
+            self._lease_ms,
+            since_ms=since_ms,
+            choose=lambda found: due_models(found, self._pace, now_ms),
+            limit=MOST_IN_GROUP,
+        )
+
+    def _claim_part(self, waiting: Waiting, now_ms: int) -> list[OutboxRow]:
+        """The next part of a message that was refused, if one more message may go out now."""
+        while self._parts and waiting.messages < self._pace.most_per_minute:
+            if rows := self._store.outbox_claim_again(self.name, self._parts.pop(), now_ms, self._lease_ms):
+                return rows
+        return []
+
+    def _deliver(self, rows: list[OutboxRow], clock: Callable[[], int]) -> int:
+        """Send a message, and mark it. Returns how many notifications were in it."""
+        known = [row.notification.id for row in rows if row.notification.id in self._unmarked]
+        if known:  # marking them failed after the lease was over
+            self._mark_sent(known, clock())
+            rows = [row for row in rows if row.notification.id not in known]
+            if not rows:
+                return 0
         try:
-            self._sink.send(row.notification)
+            self._send(rows)
         except Exception as error:  # a defect in one sink must stop neither the others nor the scoring
+            if isinstance(error, StoreError):
+                raise
             if not isinstance(error, SinkError):
                 log.exception(event("sink raised an unexpected error", sink=self.name))
-            self._failed(row, error, clock())
+            self._failed(rows, error, clock())
             return 0
-        # Should the database refuse the mark, the lease ends one day: never send it again for that.
-        self._unmarked.add(identity)
-        self._failing_since_ms, self._failures = None, 0
+        # Should the database refuse the mark, the lease ends one day: never send them again for that.
+        ids = [row.notification.id for row in rows]
+        self._unmarked.update(ids)
+        self._failures = self._refused_alone = 0
+        self._watch.took()
         self._refusals.over(sink=self.name)
         if self._metrics is not None:
-            self._metrics.outbox_sent.labels(self.name).inc()
-        self._mark_sent(identity, clock())
-        return 1
+            self._metrics.outbox_sent.labels(self.name).inc(len(rows))
+            self._metrics.messages.labels(self.name).inc()
+        self._mark_sent(ids, clock())
+        return len(rows)
 
-    def _mark_sent(self, identity: str, now_ms: int) -> None:
-        self._store.outbox_sent(self.name, identity, now_ms)
-        self._unmarked.discard(identity)
+    def _send(self, rows: Sequence[OutboxRow]) -> None:
+        notifications = tuple(row.notification for row in rows)
+        if not isinstance(self._sink, GroupSink):
+            self._sink.send(notifications[0])
+            return
+        models: dict[str, list[Notification]] = {}
+        for notification in notifications:
+            models.setdefault(notification.model, []).append(notification)
+        groups = tuple(
+            Group(model, tuple(told), *self._store.open_incidents([model])) for model, told in sorted(models.items())
+        )
+        if len(groups) > 1:
+            firing, pages = sum(group.firing for group in groups), sum(group.pages for group in groups)
+            groups = (Group("*", notifications, firing, pages, parts=groups),)
+        self._sink.send_group(groups[0])
 
-    def _failed(self, row: OutboxRow, error: Exception, now_ms: int) -> None:
-        identity, attempts, text = row.notification.id, row.attempts + 1, describe(error)
+    def _mark_sent(self, ids: Sequence[str], now_ms: int) -> None:
+        if ids:
+            # Of a group, all have the time of their claim: the pace counts messages by it.
+            self._store.outbox_sent(self.name, ids, None if isinstance(self._sink, GroupSink) else now_ms)
+            self._unmarked.difference_update(ids)
+
+    def _failed(self, rows: list[OutboxRow], error: Exception, now_ms: int) -> None:
+        text = describe(error)
         asked_s = min(error.retry_after_s or 0.0, LONGEST_WAIT_S) if isinstance(error, SinkError) else 0.0
         passing = not isinstance(error, SinkError) or error.retryable
         self._refusals.happened(text, sink=self.name)
+        if not passing:
+            # The receiver answered: it is there, and the next message may suit it.
+            self._failures, self.paused_until_ms = 0, 0
+            self._refused(rows, text)
+            return
+        # What is left of a message that was refused is grouped anew: parts must not overtake each other.
+        self._parts, self._refused_alone = [], 0
         # First the pause, which holds even if the database then refuses. It grows with the failures in a row, not with
         # the attempts of this notification: one that a receiver chokes on must not hold up the others for long.
         self._failures += 1
         pause_s = max(self._policy.wait_s(self.name, self._failures), asked_s)
         self._pause_ms = round(pause_s * 1000)
         self.paused_until_ms = now_ms + self._pause_ms
-        if passing and attempts < self._policy.attempts:
-            if self._failing_since_ms is None:
-                self._failing_since_ms = now_ms
-            wait_s = max(self._policy.wait_s(f"{self.name} {identity}", attempts), asked_s)
-            self._store.outbox_failed(self.name, identity, now_ms + round(wait_s * 1000), text, held_ms=row.due_ms)
-            if self._metrics is not None:
-                self._metrics.outbox_failed.labels(self.name).inc()
+        self._give_up([row for row in rows if row.attempts + 1 >= self._policy.attempts], text)
+        again = [row for row in rows if row.attempts + 1 < self._policy.attempts]
+        if not again:
             return
-        self._store.outbox_dead(self.name, identity, text)
-        if not passing:
-            # The receiver answered: it is there, and the next notification may suit it.
-            self._failures, self.paused_until_ms = 0, 0
+        self._watch.refused(text, now_ms)
+        attempts = max(row.attempts for row in again) + 1
+        wait_s = max(self._policy.wait_s(f"{self.name} {again[0].notification.id}", attempts), asked_s)
+        ids, held_ms = [row.notification.id for row in again], again[0].due_ms
+        self._store.outbox_failed(self.name, ids, now_ms + round(wait_s * 1000), text, held_ms=held_ms)
         if self._metrics is not None:
-            self._metrics.outbox_dead.labels(self.name).inc()
-        log.error(
-            event(
-                "notification given up",
-                sink=self.name,
-                incident=row.notification.incident,
-                title=row.notification.title,
-                attempts=attempts,
-                reason=text,
+            self._metrics.outbox_failed.labels(self.name).inc()
+
+    def _refused(self, rows: list[OutboxRow], text: str) -> None:
+        """The sink will not take this message: look for the part of it that it does take."""
+        if len(rows) > 1:
+            half = len(rows) // 2
+            self._parts += [rows[half:], rows[:half]]
+            return
+        self._give_up(rows, text)
+        self._refused_alone += 1
+        if self._refused_alone >= MOST_REFUSED:
+            parts, self._parts = self._parts, []
+            for part in parts:
+                self._give_up(part, text)
+        if not self._parts:
+            self._refused_alone = 0
+
+    def _give_up(self, rows: Sequence[OutboxRow], text: str) -> None:
+        if not rows:
+            return
+        self._store.outbox_dead(self.name, [row.notification.id for row in rows], text)
+        self._watch.gave_up(text)
+        if self._metrics is not None:
+            self._metrics.outbox_dead.labels(self.name).inc(len(rows))
+        for row in rows:
+            log.error(
+                event(
+                    "notification given up",
+                    sink=self.name,
+                    incident=row.notification.incident,
+                    title=row.notification.title,
+                    attempts=row.attempts + 1,
+                    reason=text,
+                )
             )
-        )
 
     def _show_age(self, now_ms: int) -> None:
         if self._metrics is not None:
-            since = now_ms if self._failing_since_ms is None else self._failing_since_ms
+            since = now_ms if self._watch.since_ms is None else self._watch.since_ms
             self._metrics.outbox_age.labels(self.name).set(max(now_ms - since, 0) / 1000)
+
+    # --- what the other side forgets ----------------------------------------------------------------------------------
+
+    def _refresh(self, now_ms: int) -> None:
+        """Tell a sink whose other side forgets what was told. What fails is not tried again before the next time."""
+        if not isinstance(self._sink, RefreshedSink):
+            return
+        every_ms = round(self._sink.refresh_every_s * 1000)
+        if now_ms < self._next_refresh_ms <= now_ms + every_ms:
+            return
+        self._next_refresh_ms = now_ms + every_ms
+        told = self._store.outbox_told(self.name, now_ms - RESOLVED_MS)
+        if not told:
+            return
+        try:
+            self._sink.refresh(told)
+        except Exception as error:  # as above
+            if not isinstance(error, SinkError):
+                log.exception(event("sink raised an unexpected error", sink=self.name))
+            self._refreshing.happened(describe(error), sink=self.name)
+            if self._metrics is not None:
+                self._metrics.refresh_failures.labels(self.name).inc()
+        else:
+            self._refreshing.over(sink=self.name)
+
+
+def _pieces(items: Sequence[Item]) -> list[Sequence[Item]]:
+    return [items[start : start + AT_A_TIME] for start in range(0, len(items), AT_A_TIME)]
 
 
 class OutboxSender:
@@ -204,10 +417,12 @@ class OutboxSender:
 
         sender = OutboxSender(store, {"pager": sink}, metrics=metrics)
         sender.start()
+        sender.finish()     # nothing more will come: send what waits, without waiting for more of it
         sender.stop()       # what is being sent may finish; what is not sent stays in the outbox
 
     Args:
         store: the database; its calls must be safe from several threads.
+        pace: of messages to sinks that people read.
         clock: wall clock, milliseconds since 1970.
         look_every_s: how often the outbox is looked at.
     """
@@ -219,6 +434,7 @@ class OutboxSender:
         *,
         metrics: Metrics | None = None,
         policy: RetryPolicy | None = None,
+        pace: Pace | None = None,
         clock: Callable[[], int] = wall_clock_ms,
         look_every_s: float = 1.0,
     ) -> None:
@@ -228,11 +444,26 @@ class OutboxSender:
         self._clock = clock
         self._look_every_s = look_every_s
         self._stopping = threading.Event()
+        self._finishing = threading.Event()
+        self._woken = {name: threading.Event() for name in self._sinks}
+        self._through = {name: threading.Event() for name in self._sinks}  # has sent all that it could at the end
         self._queues = {
-            name: SinkQueue(name, sink, store, policy=policy or RetryPolicy(), metrics=metrics)
+            name: SinkQueue(
+                name,
+                sink,
+                store,
+                policy=policy or RetryPolicy(),
+                pace=pace,
+                others=[other for other in self._sinks if other != name],
+                metrics=metrics,
+            )
             for name, sink in self._sinks.items()
         }
         self._threads: list[threading.Thread] = []
+
+    def troubles(self) -> dict[str, str]:
+        """For each sink, why there is an incident about it, in words; "" where there is none."""
+        return {name: queue.trouble for name, queue in self._queues.items()}
 
     def start(self) -> None:
         """Begin to send."""
@@ -241,12 +472,30 @@ class OutboxSender:
             self._threads.append(thread)
             thread.start()
 
+    def finish(self, timeout_s: float = 10.0) -> None:
+        """Nothing more will come: send what waits now, as far as that goes within ``timeout_s``.
+
+        What a sink does not take stays in the outbox, and goes out at the next start.
+        """
+        for queue in self._queues.values():
+            queue.hurry()
+        self._finishing.set()
+        self._wake()
+        deadline = time.monotonic() + timeout_s
+        for name in self._queues:
+            self._through[name].wait(max(deadline - time.monotonic(), 0.0))
+
+    def _wake(self) -> None:
+        for woken in self._woken.values():
+            woken.set()
+
     def stop(self, timeout_s: float = 5.0) -> list[str]:
         """Send nothing new and leave within ``timeout_s``. Returns the sinks that were still busy; they are left alone.
 
         A notification that was on its way then may be sent again at the next start, under the same id.
         """
         self._stopping.set()
+        self._wake()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
@@ -262,8 +511,11 @@ class OutboxSender:
         database = RepeatingFailure(log, "outbox cannot be read or written")
         next_depth_s = 0.0
         while not self._stopping.is_set():
+            finishing = self._finishing.is_set()
             try:
                 queue.pump(self._clock, self._stopping)
+                if finishing:
+                    self._through[name].set()
                 if self._metrics is not None and time.monotonic() >= next_depth_s:
                     next_depth_s = time.monotonic() + DEPTH_EVERY_S
                     depth, oldest_ms = self._store.outbox_waiting()
@@ -275,4 +527,5 @@ class OutboxSender:
                 database.happened(describe(error), sink=name)
             except Exception:  # a thread that ends in silence would be alerts that never come
                 log.exception(event("sender failed", sink=name))
-            self._stopping.wait(self._look_every_s)
+            self._woken[name].wait(self._look_every_s)
+            self._woken[name].clear()

@@ -32,7 +32,7 @@ def prune(database: Database, now_ms: int, settings: Retention) -> dict[str, int
         StoreError: the database refuses; what was deleted so far stays deleted.
     """
     keep = settings
-    settled = schema.outbox.c.status != "pending"
+    settled = schema.outbox.c.status.not_in(["pending", "held"])
     rules = (
         _Rule(schema.kept, "stored_ms", keep.kept_days, keep.kept_rows, _ROWS),
         _Rule(schema.dead_letters, "stored_ms", keep.dead_letters_days, keep.dead_letter_rows, _ROWS),

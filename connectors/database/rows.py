@@ -346,15 +346,47 @@ class FoldResult:
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """A notification on its way to one sink. ``muted``: nobody wanted to be told, and it is over."""
+    """A notification on its way to one sink.
+
+    ``held``: a mute covers it; ``muted``: nobody wanted to be told, and it is over.
+    """
 
     sink: str
     notification: Notification
     attempts: int
     due_ms: int
-    status: Literal["pending", "sent", "dead", "muted"]
+    status: Literal["pending", "held", "sent", "dead", "muted"]
     error: str
     stored_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingModel:
+    """What waits for one sink about one model. Times by the wall clock, in milliseconds since 1970.
+
+    Attributes:
+        page_ms: when the oldest news of a page was stored (a page opened, reopened, or a warning that became one); None
+            if there is none.
+        other_ms: the same of everything else.
+        sending: some of it is on its way, or waits for another attempt.
+        told_ms: the last message about the model; None if that is long ago.
+        told_page_ms: the last message with a page about the model.
+    """
+
+    model: str
+    page_ms: int | None = None
+    other_ms: int | None = None
+    sending: bool = False
+    told_ms: int | None = None
+    told_page_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Everything that waits for one sink. ``messages``: how many went to it within the last minute."""
+
+    models: tuple[WaitingModel, ...]
+    messages: int
 
 
 @dataclass(frozen=True, slots=True)

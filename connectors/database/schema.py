@@ -334,7 +334,7 @@ outbox = Table(
     _int("due_ms"),
     _text("status"),
     _text("error"),
-    Column("sent_ms", BigInteger, nullable=True),
+    Column("sent_ms", BigInteger, nullable=True),  # of the last message that it was in, whatever came of that
     _int("stored_ms"),
     _new_text("model"),  # what a group is made by
     _new_text("severity"),
@@ -343,6 +343,8 @@ outbox = Table(
     _partial(
         "ix_outbox_pending", "sink", "incident", "id", sqlite="status = 'pending'", postgresql="status = 'pending'"
     ),
+    Index("ix_outbox_sent", "sink", "sent_ms"),
+    Index("ix_outbox_incident", "sink", "incident", "id"),
 )
 
 # When nobody wants to be told, and of what. "" in model, kind, space or segment stands for all of them.

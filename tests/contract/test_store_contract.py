@@ -969,7 +969,7 @@ def due(store: Store, now_ms: int = 0) -> list[tuple[str, str]]:
 
 def test_a_notification_is_stored_once_per_sink(store: Store) -> None:
     fold(store, 1, outbox=[("pager", notification("n1")), ("mail", notification("n1")), ("pager", notification("n1"))])
-    store.outbox_sent("pager", "n1", now_ms=5)
+    store.outbox_sent("pager", ["n1"], now_ms=5)
     fold(store, 2, outbox=[("pager", notification("n1"))])
     assert due(store) == [("mail", "n1")]
     assert store.outbox_waiting()[0] == 1
@@ -981,28 +981,28 @@ def test_a_later_notification_of_an_incident_waits_for_the_earlier_one(store: St
     fold(store, 2, outbox=[("pager", notification("n3", of="i2"))])
     assert due(store) == [("pager", "n1"), ("mail", "n2"), ("pager", "n3")]
     assert [row.notification.id for row in store.outbox_due(0, 100, sink="pager")] == ["n1", "n3"]
-    store.outbox_failed("pager", "n1", due_ms=100, error="503 Service Unavailable")
+    store.outbox_failed("pager", ["n1"], due_ms=100, error="503 Service Unavailable")
     assert due(store) == [("mail", "n2"), ("pager", "n3")], "still before it, though not due"
     (row,) = (row for row in store.outbox_due(100, 100) if row.notification.id == "n1")
     assert (row.attempts, row.due_ms, row.status, row.error) == (1, 100, "pending", "503 Service Unavailable")
-    store.outbox_sent("pager", "n1", now_ms=101)
+    store.outbox_sent("pager", ["n1"], now_ms=101)
     assert ("pager", "n2") in due(store)
     assert store.outbox_due(0, 1)[0].notification in (later, notification("n3", of="i2"))
 
 
 def test_a_dead_notification_holds_nobody_up(store: Store) -> None:
     fold(store, 1, outbox=[("pager", notification("n1")), ("pager", notification("n2"))])
-    store.outbox_dead("pager", "n1", "404 Not Found")
+    store.outbox_dead("pager", ["n1"], "404 Not Found")
     assert due(store) == [("pager", "n2")]
     assert store.outbox_waiting()[0] == 1
 
 
 def test_the_second_of_two_senders_does_not_undo_the_first(store: Store) -> None:
     fold(store, 1, outbox=[("pager", notification("n1"))])
-    store.outbox_sent("pager", "n1", now_ms=1)
+    store.outbox_sent("pager", ["n1"], now_ms=1)
     after = content(store)
-    store.outbox_failed("pager", "n1", due_ms=0, error="timed out")
-    store.outbox_dead("pager", "n1", error="404 Not Found")
+    store.outbox_failed("pager", ["n1"], due_ms=0, error="timed out")
+    store.outbox_dead("pager", ["n1"], error="404 Not Found")
     assert content(store) == after
 
 
@@ -1021,7 +1021,7 @@ def test_what_one_process_has_claimed_no_other_gets_until_the_lease_is_over(
     assert claim(other, 1_000) == ["n1", "n2"]
     assert claim(store, 60_999) == [], "the other process may be sending them"
     assert claim(store, 61_000) == ["n0", "n1", "n2"], "it died, and its leases are over"
-    store.outbox_sent("pager", "n0", 61_500)
+    store.outbox_sent("pager", ["n0"], 61_500)
     assert claim(other, 200_000) == ["n1", "n2"]
     assert store.outbox_waiting() == (3, 1_000)
 
@@ -1033,7 +1033,7 @@ def test_a_later_notification_of_an_incident_waits_for_one_that_is_claimed(
     fold(store, 1, outbox=[("pager", notification("firing")), ("pager", notification("resolved"))])
     assert claim(store, 0) == ["firing"]
     assert claim(other, 0) == [] and claim(store, 0) == []
-    store.outbox_sent("pager", "firing", 5)
+    store.outbox_sent("pager", ["firing"], 5)
     assert claim(other, 5) == ["resolved"]
 
 
@@ -1060,9 +1060,9 @@ def test_a_failure_after_the_lease_does_not_end_the_lease_of_another_process(sto
     fold(store, 1, outbox=[("pager", notification("n1"))])
     (first,) = store.outbox_claim("pager", 0, 1_000, 1)
     (second,) = store.outbox_claim("pager", 1_000, 1_000, 1)
-    store.outbox_failed("pager", "n1", 1_001, "timed out", held_ms=first.due_ms)
+    store.outbox_failed("pager", ["n1"], 1_001, "timed out", held_ms=first.due_ms)
     assert claim(store, 1_001) == []
-    store.outbox_failed("pager", "n1", 1_001, "503", held_ms=second.due_ms)
+    store.outbox_failed("pager", ["n1"], 1_001, "503", held_ms=second.due_ms)
     assert claim(store, 1_001) == ["n1"]
 
 
@@ -1070,7 +1070,7 @@ def test_a_clock_that_ran_ahead_holds_no_notification_for_ever(store: Store) -> 
     fold(store, 1, outbox=[("pager", notification(f"n{number}", of=f"i{number}")) for number in range(2)])
     now_ms, ahead_ms = 1_000_000_000, 365 * DAY_MS
     assert claim(store, now_ms + ahead_ms, limit=1) == ["n0"]
-    store.outbox_failed("pager", "n1", now_ms + ahead_ms + 900_000, "down")
+    store.outbox_failed("pager", ["n1"], now_ms + ahead_ms + 900_000, "down")
     assert sorted(claim(store, now_ms)) == ["n0", "n1"], "nothing ever waits for longer than an hour"
     assert claim(store, now_ms) == []
     with pytest.raises(ValueError, match="expected less than"):
@@ -1171,7 +1171,7 @@ def test_old_rows_go_and_young_ones_stay(store: Store, clock: Clock) -> None:
             outbox=[("pager", notification(f"sent {block}")), ("pager", notification(f"waits {block}", of="i2"))],
             closure=Closure(block, "idle", {}, clock.ms),
         )
-        store.outbox_sent("pager", f"sent {block}", now_ms=clock.ms)
+        store.outbox_sent("pager", [f"sent {block}"], now_ms=clock.ms)
     every = Retention(kept_days=30, dead_letters_days=30, readings_days=30, summaries_days=30, outbox_days=30)
     tables = ("kept", "dead_letters", "readings", "block_stats", "summaries", "closures", "outbox", "gaps")
     gone = dict.fromkeys(tables, 1)

@@ -119,7 +119,7 @@ class Workers:
         for row in store.outbox_claim("pager", 0, 60_000, 3):
             with self._lock:
                 self.sent.append(row.notification.id)
-            store.outbox_sent("pager", row.notification.id, 0)
+            store.outbox_sent("pager", [row.notification.id], 0)
 
 
 def together(steps: list[Checkpoint]) -> Checkpoint:

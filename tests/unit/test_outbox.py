@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from connectors.database.rows import FoldResult
 from connectors.database.store import Store
 from connectors.jsonl import JsonlSink
-from connectors.notification import Notification
+from connectors.notification import Notification, Sink
 from connectors.prometheus import Metrics
-from connectors.webhook import WebhookSink
+from connectors.webhook import WebhookSettings
 from detectors.errors import SinkError, StoreError
 from monitor.checks import outbox_finding
 from monitor.outbox import OutboxSender, RetryPolicy, SinkQueue
+from tests.senders import AT_ONCE, Clock, ScriptedSink, outbox, put
 from tests.servers.receiver import Answer, Receiver
 
 NOTE = Notification(
@@ -46,37 +46,6 @@ def note(identity: str, *, incident: str = "abc123") -> Notification:
     return dataclasses.replace(NOTE, id=identity, incident=incident)
 
 
-class Clock:
-    """Wall clock that stands still."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_800_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-
-class ScriptedSink:
-    """Raises the scripted errors in turn, then takes everything. Shipped sinks cannot be told to fail in these ways."""
-
-    def __init__(self, *errors: Exception) -> None:
-        self.errors = list(errors)
-        self.taken: list[str] = []
-        self.tried: list[str] = []
-
-    def send(self, notification: Notification) -> None:
-        self.tried.append(notification.id)
-        if self.errors:
-            raise self.errors.pop(0)
-        self.taken.append(notification.id)
-
-    def check(self) -> str:
-        return "scripted"
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     return tmp_path / "driftd.db"
@@ -89,24 +58,12 @@ def store(database: Path) -> Iterator[Store]:
         yield store
 
 
-def put(store: Store, *pairs: tuple[str, Notification]) -> None:
-    """Write outbox rows as the fold does."""
-    with store.begin_fold("triage") as fold:
-        fold.commit(
-            FoldResult(next_block=fold.version + 1, merged=[], states=[], readings=[], incidents=[], outbox=list(pairs))
-        )
+def webhook(receiver: Receiver, timeout_s: float = 5.0) -> Sink:
+    return WebhookSettings(url=SecretStr(receiver.url), timeout_s=timeout_s).build()
 
 
 def queue(store: Store, sink: ScriptedSink, *, name: str = "pager", metrics: Metrics | None = None) -> SinkQueue:
     return SinkQueue(name, sink, store, policy=RetryPolicy(), metrics=metrics)
-
-
-def rows(database: Path, columns: str = "sink, notification_id, status, attempts") -> list[tuple[object, ...]]:
-    connection = sqlite3.connect(database)
-    try:
-        return connection.execute(f"SELECT {columns} FROM outbox ORDER BY id").fetchall()
-    finally:
-        connection.close()
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -127,7 +84,7 @@ def test_notifications_are_sent_once_in_order_and_marked(store: Store, database:
     assert queue(store, sink).pump(clock, threading.Event()) == 6
     assert [name for name in sink.taken if name in ("n0", "n2", "n4")] == ["n0", "n2", "n4"]
     assert sorted(sink.taken) == [f"n{index}" for index in range(6)]
-    assert {row[2:] for row in rows(database)} == {("sent", 1)}
+    assert {row[2:] for row in outbox(database)} == {("sent", 1)}
     assert queue(store, sink).pump(clock, threading.Event()) == 0
 
 
@@ -138,7 +95,7 @@ def test_a_failure_is_tried_again_later_and_holds_back_the_later_ones_of_its_inc
     sink, clock = ScriptedSink(SinkError("down.", retryable=True)), Clock()
     sending = queue(store, sink)
     assert sending.pump(clock, threading.Event()) == 0
-    assert sink.tried == ["firing"] and rows(database)[0] == ("pager", "firing", "pending", 1)
+    assert sink.tried == ["firing"] and outbox(database)[0] == ("pager", "firing", "pending", 1)
     # A new process must wait just as long: what is known is in the database.
     assert queue(store, sink).pump(clock, threading.Event()) == 0
     clock.now_ms += 1000
@@ -178,15 +135,15 @@ def test_an_outage_uses_up_no_attempts_of_those_who_wait(store: Store, database:
         sending.pump(clock, threading.Event())
         clock.now_ms = sending.paused_until_ms
     assert len(sink.tried) == 8
-    assert sum(int(str(row[3])) for row in rows(database)) == 8
+    assert sum(int(str(row[3])) for row in outbox(database)) == 8
 
 
 def test_what_will_never_be_taken_is_given_up_at_once_and_frees_the_next(store: Store, database: Path) -> None:
     put(store, ("pager", note("bad")), ("pager", note("good")))
     sink, metrics = ScriptedSink(SinkError("answers 400.", retryable=False)), Metrics()
     assert queue(store, sink, metrics=metrics).pump(Clock(), threading.Event()) == 1
-    assert rows(database) == [("pager", "bad", "dead", 1), ("pager", "good", "sent", 1)]
-    assert rows(database, "error")[0] == ("answers 400.",)
+    assert outbox(database) == [("pager", "bad", "dead", 1), ("pager", "good", "sent", 1)]
+    assert outbox(database, "error")[0] == ("answers 400.",)
     assert metric(metrics, "driftd_outbox_dead_total") == 1 and metric(metrics, "driftd_outbox_sent_total") == 1
 
 
@@ -198,7 +155,7 @@ def test_after_the_last_attempt_it_is_given_up(store: Store, database: Path) -> 
         sending.pump(clock, threading.Event())
         clock.now_ms += 3_600_000
     assert len(sink.tried) == 3
-    assert rows(database) == [("pager", "n", "dead", 3)]
+    assert outbox(database) == [("pager", "n", "dead", 3)]
 
 
 def test_a_defect_in_a_sink_is_logged_and_tried_again(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -218,7 +175,7 @@ def test_a_notification_is_not_sent_again_because_the_database_cannot_be_written
     sink, clock = ScriptedSink(), Clock()
     sending = queue(store, sink)
 
-    def refuse(sink: str, notification_id: str, now_ms: int) -> None:
+    def refuse(sink: str, ids: list[str], now_ms: int | None) -> None:
         raise StoreError("no space left.")
 
     with monkeypatch.context() as patched:
@@ -228,7 +185,7 @@ def test_a_notification_is_not_sent_again_because_the_database_cannot_be_written
                 sending.pump(clock, threading.Event())
     sending.pump(clock, threading.Event())
     assert sink.taken == ["n"]
-    assert rows(database) == [("pager", "n", "sent", 1)]
+    assert outbox(database) == [("pager", "n", "sent", 1)]
 
 
 def test_a_clock_that_is_set_back_prolongs_no_pause(store: Store) -> None:
@@ -307,7 +264,10 @@ def test_a_sink_that_hangs_delays_no_other_and_no_stop(store: Store, tmp_path: P
     path = tmp_path / "alerts.jsonl"
     with Receiver(Answer(hang=True)) as receiver:
         sender = OutboxSender(
-            store, {"slow": WebhookSink(receiver.url, timeout_s=30), "file": JsonlSink(path)}, look_every_s=0.02
+            store,
+            {"slow": webhook(receiver, timeout_s=25), "file": JsonlSink(path)},
+            pace=AT_ONCE,
+            look_every_s=0.02,
         )
         put(store, *[(sink, note(f"n{index}")) for index in range(3) for sink in ("slow", "file")])
         sender.start()
@@ -334,16 +294,17 @@ def test_a_receiver_that_comes_back_gets_everything_in_order_and_the_metrics_say
     metrics = Metrics()
     with Receiver(Answer(503), Answer(429, {"Retry-After": "0"}), Answer(500), Answer(200)) as receiver:
         sender = OutboxSender(
-            store, {"pager": WebhookSink(receiver.url)}, metrics=metrics, policy=QUICK, look_every_s=0.01
+            store, {"pager": webhook(receiver)}, metrics=metrics, policy=QUICK, pace=AT_ONCE, look_every_s=0.01
         )
-        put(store, *[("pager", note(f"n{index}")) for index in range(3)])
+        put(store, *[("pager", note(f"n{index}", incident=f"i{index}")) for index in range(3)])
         sender.start()
-        receiver.wait_for(6)
+        receiver.wait_for(4)
         wait_until(lambda: store.outbox_waiting()[0] == 0)
         assert sender.stop() == []
-    ids = [request.headers["Idempotency-Key"] for request in receiver.requests]
-    assert ids == ["n0", "n0", "n0", "n0", "n1", "n2"]
+    arrived = [[alert["annotations"]["notification_id"] for alert in got.json["alerts"]] for got in receiver.requests]
+    assert arrived == [["n0", "n1", "n2"]] * 4
     assert metric(metrics, "driftd_outbox_sent_total") == 3 and metric(metrics, "driftd_outbox_failed_total") == 3
+    assert metric(metrics, "driftd_messages_total") == 1
     assert metrics.registry.get_sample_value("driftd_outbox_depth") is not None
 
 

@@ -14,6 +14,8 @@ depends_on = None
 def upgrade() -> None:
     for name in ("model", "severity", "event"):
         op.add_column("outbox", sa.Column(name, sa.Text, nullable=False, server_default=""))
+    op.create_index("ix_outbox_sent", "outbox", ["sink", "sent_ms"])
+    op.create_index("ix_outbox_incident", "outbox", ["sink", "incident", "id"])
     op.create_table(
         "mutes",
         *(sa.Column(name, sa.Text, nullable=False) for name in ("id", "model", "kind", "space", "segment")),
