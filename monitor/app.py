@@ -11,7 +11,9 @@ from connectors.kafka import KafkaSettings
 from connectors.kafka_dead_letters import KafkaDeadLetterTopic
 from connectors.notification import Sink
 from connectors.records import Source
+from connectors.kafka_scores import KafkaScoresSettings
 from detectors.errors import InvalidSettings
+from monitor.scores import Scores
 from monitor.settings import ModelSettings, Settings
 from monitor.watchdog import Watchdog
 from monitor.worker import Worker
@@ -49,9 +51,21 @@ def build_workers(
             source=build_source(name, model, ordinal=ordinal),
             watchdog=watchdog,
             collects=ordinal == 0,
+            scores=build_scores(name, model, ordinal=ordinal),
         )
         for name, model in settings.models.items()
     ]
+
+
+def build_scores(name: str, model: ModelSettings, *, ordinal: int = 0) -> Scores | None:
+    """Where the scores of every record of a model go; None where nobody wants them."""
+    settings = model.scores
+    if settings is None:
+        return None
+    if isinstance(settings, KafkaScoresSettings) and isinstance(model.source, KafkaSettings):
+        settings = settings.beside(model.source)
+    writer = settings.build(model=name, client_id=f"driftd-{name}-scores-{socket.gethostname()}-{ordinal}")
+    return Scores(name, writer, vectors=settings.vectors, required=settings.required)
 
 
 def build_sinks(settings: Settings) -> dict[str, Sink]:

@@ -14,7 +14,7 @@ from detectors.errors import DriftdError
 from detectors.fold import Rule
 from detectors.reference import Reference
 from detectors.segments import constants_of
-from monitor.app import build_sinks, build_source, check_references_folder, open_store
+from monitor.app import build_scores, build_sinks, build_source, check_references_folder, open_store
 from monitor.budget import (
     budget_so_far,
     fold_settings,
@@ -106,6 +106,8 @@ def check_everything(settings: Settings) -> list[Finding]:
         findings.append(_look(f"model {name}, source", partial(_source, name, model)))
         if model.record.schemas is not None:
             findings.append(_look(f"model {name}, schemas", partial(_schemas, model.record.schemas)))
+        if model.scores is not None:
+            findings.append(_look(f"model {name}, scores", partial(_scores, name, model)))
     for name in settings.sinks:
         findings.append(_look(f"sink {name}", partial(_sink, settings, name)))
     return findings
@@ -123,6 +125,12 @@ def _source(name: str, model: ModelSettings) -> str:
 
 def _schemas(settings: SchemaSettings) -> str:
     return settings.build().check()
+
+
+def _scores(name: str, model: ModelSettings) -> str:
+    scores = build_scores(name, model)
+    assert scores is not None
+    return scores.check()
 
 
 def _sink(settings: Settings, name: str) -> str:

@@ -155,6 +155,7 @@ class Pipeline:
             are not thinned by key.
         stored_halves: looks up the halves of pairs that wait in a partition, after ``stored``; needed where the
             decoder's settings pair records.
+        scores: is handed the scores of every record; None: nobody wants them.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class Pipeline:
         stored: Callable[[Sequence[Partition]], Mapping[Partition, PartitionState]],
         stored_keys: StoredKeys | None = None,
         stored_halves: StoredHalves = none_stored,
+        scores: Scores | None = None,
     ) -> None:
         self.model = model
         self.spaces = tuple(spaces)
@@ -193,6 +195,7 @@ class Pipeline:
         }
         self._stored_keys = stored_keys
         self._stored_halves = stored_halves
+        self._scores = scores
         self._pair_settings = decoder.settings.pair
         self._all_pairs = PairCounts()
         self._strangers = False
@@ -206,6 +209,8 @@ class Pipeline:
         self._clear()
 
     def _clear(self) -> None:
+        if self._scores is not None:
+            self._scores.clear()
         self._touched: set[Partition] = set()
         self._summaries: dict[tuple[str, str, int, int, Partition], BlockSummary] = {}
         self._counts: dict[tuple[int, Partition], RecordCounts] = {}
@@ -253,6 +258,8 @@ class Pipeline:
     @property
     def full(self) -> bool:
         """The checkpoint should be written before more records are taken in."""
+        if self._scores is not None and self._scores.full:
+            return True
         return len(self._kept) >= MAX_KEPT or len(self._dead) >= MAX_KEPT or len(self._summaries) >= MAX_SUMMARIES
 
     def process(self, batch: RawBatch, now_ms: int | None, *, until_full: bool = False) -> RawBatch | None:
@@ -322,6 +329,7 @@ class Pipeline:
         late = (blocks + 1) * self._block_ms <= newest[:-1] - self._lateness_ms
         voting = self._voting(events, blocks, np.flatnonzero(~late), position)
         began = self.phases.add("thin", began)
+        of_spaces: list[tuple[Space, Scored]] = []
         for space, rows in zip(self.spaces, vectors, strict=True):
             scored = space.reference.score(rows)
             self.watches[space.name].push(rows, scored.distance)
@@ -330,6 +338,11 @@ class Pipeline:
             began = self.phases.add("summarise", began)
             self._keep(space, events, blocks, late, scored)
             began = self.phases.add("keep", began)
+            if self._scores is not None:
+                of_spaces.append((space, scored))
+        if self._scores is not None:
+            self._scores.take(events, of_spaces, late=late, voting=voting, alpha=self._alpha)
+            self.phases.add("scores", began)
         self._count(events, blocks, late, newest)
         self._spoiled += events.spoiled
         position.next_offset = max(events.next_offset, position.next_offset)

@@ -18,7 +18,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from connectors import SinkSettings, SourceSettings
+from connectors import ScoresSettings, SinkSettings, SourceSettings
+from connectors.kafka import KafkaSettings
+from connectors.kafka_scores import KafkaScoresSettings
 from detectors.errors import InvalidSettings
 from detectors.feedback import OpinionName
 from monitor.decode import RecordSettings
@@ -231,6 +233,9 @@ class ModelSettings(_Section):
     outliers: OutlierSettings = OutlierSettings()
     drift: DriftSettings = DriftSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
+    scores: ScoresSettings | None = Field(
+        None, description="where every record's scores go, for other programs; default: nowhere"
+    )
 
     @field_validator("spaces")
     @classmethod
@@ -258,6 +263,18 @@ class ModelSettings(_Section):
     def _topic_needs_kafka(self) -> ModelSettings:
         if self.dead_letters.topic is not None and self.source.kind != "kafka":
             raise ValueError("dead_letters.topic needs a source of kind kafka; leave it out, the table holds them")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_have_a_place(self) -> ModelSettings:
+        if isinstance(self.scores, KafkaScoresSettings):
+            source = self.source if isinstance(self.source, KafkaSettings) else None
+            if self.scores.brokers is None and source is None:
+                raise ValueError("scores needs brokers: the source is no Kafka topic whose brokers could be taken")
+            if self.scores.brokers is None and source is not None and self.scores.topic == source.topic:
+                raise ValueError("scores.topic is the topic that is read: driftd would score its own scores")
+            if self.scores.brokers is None and self.scores.topic == self.dead_letters.topic:
+                raise ValueError("scores.topic is dead_letters.topic too; give the scores a topic of their own")
         return self
 
     @model_validator(mode="after")
@@ -340,6 +357,19 @@ class Settings(BaseSettings):
     @classmethod
     def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
         return _check_names(value)
+
+    @model_validator(mode="after")
+    def _scores_of_one_model_in_a_topic(self) -> Settings:
+        users: dict[str, str] = {}
+        for name, model in self.models.items():
+            if isinstance(model.scores, KafkaScoresSettings):
+                other = users.setdefault(model.scores.topic, name)
+                if other != name:
+                    raise ValueError(
+                        f"models.{other}.scores.topic and models.{name}.scores.topic are the same, and so may be the "
+                        "keys of their messages. Give each model a topic of its own"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> Settings:
@@ -546,7 +576,8 @@ def _models_below(model: type[BaseModel]) -> set[type[BaseModel]]:
 
 def kinds() -> Iterator[tuple[str, str, str]]:
     """Every (group, kind, description) that settings can name; the registries are the unions themselves."""
-    for group, union in (("embedders", EmbedderSettings), ("sources", SourceSettings), ("sinks", SinkSettings)):
+    groups = ("embedders", EmbedderSettings), ("sources", SourceSettings), ("sinks", SinkSettings)
+    for group, union in (*groups, ("scores", ScoresSettings)):
         for model in sorted(_models_below_union(union), key=lambda model: str(model.model_fields["kind"].default)):
             yield group, str(model.model_fields["kind"].default), _first_line(model)
 

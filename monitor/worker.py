@@ -17,7 +17,7 @@ from connectors.database.rows import Checkpoint, HalfRow, IncidentRow, Partition
 from connectors.database.store import Store
 from connectors.files import FilesSettings
 from connectors.records import Gap, Partition, RawBatch, Source
-from detectors.errors import DriftdError, OwnershipLost, SourceError, StoreError
+from detectors.errors import DriftdError, OwnershipLost, SinkError, SourceError, StoreBusy, StoreError, StoreFull
 from monitor.collect import Collector
 from monitor.dead_letters import DeadLetterLimit
 from monitor.decode import Decoder
@@ -28,6 +28,7 @@ from monitor.operations import OPERATIONAL
 from monitor.pairing import PairCounts
 from monitor.pipeline import Pipeline, Space
 from monitor.reader import Reader
+from monitor.scores import Scores
 from monitor.settings import Settings
 from monitor.spaces import load_spaces
 from monitor.troubles import Troubles
@@ -61,6 +62,8 @@ class Step:
         folded: what a fold did, if one was due.
         batch_records: records that the next poll asks for, so that they take no longer than a checkpoint.
         held: partitions that are not fetched now, because they run ahead of the slowest.
+        scores_written, scores_dropped: records whose scores were written for other programs, with the checkpoints that
+            were written, and those whose scores could not be.
     """
 
     records: int
@@ -81,6 +84,8 @@ class Step:
     folded: Outcome | None = None
     batch_records: int = 0
     held: int = 0
+    scores_written: int = 0
+    scores_dropped: int = 0
 
 
 @dataclass(slots=True)
@@ -97,6 +102,8 @@ class _Tally:
     ahead: int = 0
     zeros: Counter[str] = field(default_factory=Counter)
     pairs: PairCounts = field(default_factory=PairCounts)
+    scores_written: int = 0
+    scores_dropped: int = 0
     commit_s: float | None = None
 
     def add(self, written: Checkpoint, seconds: float) -> None:
@@ -128,6 +135,7 @@ class Worker:
         store: the database, already migrated.
         source: where the records come from; opened here.
         collects: may collect the first baseline; of the workers of one machine, one does.
+        scores: gets the scores of every record; None: nobody wants them.
         watchdog: told of each poll.
 
     Attributes:
@@ -145,8 +153,12 @@ class Worker:
         source: Source,
         watchdog: Watchdog | None = None,
         collects: bool = True,
+        scores: Scores | None = None,
     ) -> None:
         self.name = name
+        self.scores = scores
+        self._unsettled = True  # scores may be left to be shown, by whoever had these partitions before
+        self._holds_for_scores = False  # nothing is fetched, because they cannot be written
         self.waits_outside = False
         self._collects = collects
         self.model = settings.models[name]
@@ -210,7 +222,7 @@ class Worker:
     @property
     def held(self) -> frozenset[Partition]:
         """Those of them that are not fetched now, because they run ahead of the slowest."""
-        return self._reader.held & self._reader.assigned
+        return frozenset() if self._holds_for_scores else self._reader.held & self._reader.assigned
 
     @property
     def failure(self) -> str:
@@ -305,6 +317,15 @@ class Worker:
             if batches:
                 self._reader.rewind()
                 batches = []
+        if self.scores is not None and self.scores.waits(now_ms):
+            self._holds_for_scores = True
+            self._reader.hold(self.source.partitions())
+            if batches:
+                self._reader.rewind()
+                batches = []
+        elif self._holds_for_scores:
+            self._holds_for_scores = False
+            self._reader.hold(frozenset())
         records = sum(len(batch) for batch in batches)
         self._tally = _Tally()
         folded = None
@@ -312,6 +333,7 @@ class Worker:
         self._troubles.clocks(batches, now_ms, clock_s)
         self._troubles.lag(self.longest_lag_s(now_ms), sum(self.source.lag().values()), now_ms, clock_s)
         try:
+            self._settle(now_ms)
             if self.pipeline is None and not self.halted:
                 batches, collected = self._collect(batches, now_ms, clock_s)
                 if not collected:
@@ -340,6 +362,9 @@ class Worker:
             began = time.perf_counter()
             folded = self._fold(now_ms, clock_s)
             seconds["fold"] = time.perf_counter() - began
+        except SinkError as error:  # the scores that others want of every record
+            self._start_over()
+            return replace(self._told(records, seconds), failure=str(error))
         except SourceError as error:  # a schema registry that does not answer: no fault of the records
             self._start_over()
             self._reader.stumble(error, clock_s)
@@ -350,7 +375,7 @@ class Worker:
                 raise
             self._start_over()
             return replace(self._told(records, seconds), failure=str(error), refused=True, ownership_lost=lost)
-        failure = self._reader.failure
+        failure = self._reader.failure or self._scores_failure(now_ms)
         at_end = self.source.finished and not batches and not failure and self.pipeline is not None
         finished = at_end and not self._pending
         return replace(self._told(records, seconds), finished=finished, failure=failure, folded=folded)
@@ -375,6 +400,8 @@ class Worker:
             commit_s=tally.commit_s,
             batch_records=self._reader.batch_records,
             held=len(self.held),
+            scores_written=tally.scores_written,
+            scores_dropped=tally.scores_dropped,
         )
 
     def _wait_outside(self, clock_s: float, wait_s: float) -> Step:
@@ -394,7 +421,12 @@ class Worker:
         return Step(0, finished=False)
 
     def drain(self, now_ms: int) -> None:
-        """Write what is pending; called before leaving. A refused checkpoint is left for the next start."""
+        """Write what is pending; called before leaving. A refused checkpoint is left for the next start.
+
+        Raises:
+            StoreError, SinkError: it was refused.
+        """
+        self._settle(now_ms)
         if self.pipeline is not None and self._pending:
             self._commit(now_ms)
         if self.folder is not None:
@@ -420,6 +452,7 @@ class Worker:
         return self._checkpoint_began is not None
 
     def _positions(self, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
+        self._unsettled = True  # another worker had them, or a transaction of ours failed
         return self._store.positions(self.name, partitions)
 
     def _topic_ids(self, partitions: Sequence[Partition]) -> Mapping[Partition, str]:
@@ -455,6 +488,7 @@ class Worker:
             stored=self._stored,
             stored_keys=self._stored_keys if self.model.thins_by_key else None,
             stored_halves=self._stored_halves,
+            scores=self.scores,
         )
         self.folder = Folder(self.name, self._settings, spaces=spaces)
         for caution in self.cautions:
@@ -547,12 +581,41 @@ class Worker:
 
     def _commit(self, now_ms: int) -> None:
         assert self.pipeline is not None
-        self._write(self.pipeline.checkpoint(), now_ms)
+        checkpoint = self.pipeline.checkpoint()
+        receipt = "" if self.scores is None else self.scores.write(now_ms)
+        try:
+            self._write(checkpoint.with_scores(receipt), now_ms)
+        except (OwnershipLost, StoreBusy, StoreFull):  # it is certain that nothing was written
+            if self.scores is not None:
+                self.scores.discard(receipt)
+            raise
         self._checkpoint_began = None
         self._tally.add_counts(self.pipeline)
         moved = self.pipeline.written()
         self._written |= moved
         self.source.commit(moved)
+        if self.scores is not None:
+            self._unsettled = True
+            try:
+                self.scores.publish(receipt, now_ms)
+            finally:
+                self._tally.scores_written += self.scores.written
+                self._tally.scores_dropped += self.scores.dropped
+            self._unsettled = False
+
+    def _settle(self, now_ms: int) -> None:
+        """Show the scores of checkpoints that were committed, where that may be left to be done.
+
+        Raises:
+            SinkError: that cannot be done now.
+        """
+        if self.scores is not None and self._unsettled:
+            self.scores.settle(self._store.partition_states(self.name), now_ms)
+            self._unsettled = False
+
+    def _scores_failure(self, now_ms: int) -> str:
+        """Why nothing is scored now, in words: the scores that others want cannot be written; "" if they can."""
+        return self.scores.failure if self.scores is not None and self.scores.waits(now_ms) else ""
 
     def _write(self, checkpoint: Checkpoint, now_ms: int) -> None:
         began = time.perf_counter()
@@ -579,7 +642,7 @@ class Worker:
         every = self._settings.checkpoint.every
         self._next_fold = clock_s + every * (LOST_FOLD if folded.lost else 1)
         self._states, self._written = folded.partitions, {}
-        if not self.halted:
+        if not self.halted and not self._holds_for_scores:
             self._reader.hold_those_ahead(folded.partitions, folded.stalled)
             if self.records >= self.model.dead_letters.stop_records:
                 self._troubles.no_wave(now_ms, clock_s)

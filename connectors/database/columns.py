@@ -281,6 +281,7 @@ def partition_state(row: Any) -> PartitionState:
         row.idle_offset,
         row.advanced_ms,
         row.closed_late,
+        row.scores,
     )
 
 

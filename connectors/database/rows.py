@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from connectors.notification import Notification
@@ -20,6 +20,7 @@ class Advance:
         records, dead, late: how many records this checkpoint adds to the partition's counts (dead and late are part of
             records).
         topic_id: the broker's id of the topic that the records came from; None where there is none, or it is unknown.
+        scores: receipt of what was written of the records' scores, for `connectors.scores`; "" leaves the last one.
     """
 
     partition: Partition
@@ -30,6 +31,7 @@ class Advance:
     dead: int
     late: int
     topic_id: str | None = None
+    scores: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,12 @@ class Checkpoint:
     incidents: list[IncidentRow] = field(default_factory=list)
     outbox: list[tuple[str, Notification]] = field(default_factory=list)
 
+    def with_scores(self, receipt: str) -> Checkpoint:
+        """The same, with the receipt of what was written of its records' scores."""
+        if not receipt:
+            return self
+        return replace(self, advances=[replace(advance, scores=receipt) for advance in self.advances])
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionState:
@@ -156,6 +164,7 @@ class PartitionState:
         idle_offset: its owner found it silent and read to its end at this next offset; void once it has moved on.
         advanced_ms: wall clock of the last checkpoint that moved it.
         closed_late: records that came after their block was closed by the wall clock; not part of ``late``.
+        scores: receipt of the last checkpoint that wrote scores of its records; "" if none did.
     """
 
     partition: Partition
@@ -168,6 +177,7 @@ class PartitionState:
     idle_offset: int | None = None
     advanced_ms: int = 0
     closed_late: int = 0
+    scores: str = ""
 
     @property
     def idle(self) -> bool:

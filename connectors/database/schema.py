@@ -87,6 +87,7 @@ partitions = Table(
     Column("idle_offset", BigInteger, nullable=True),  # silent at its end, as long as this is the next offset
     _added("advanced_ms"),  # wall clock of the last checkpoint that moved it
     _added("closed_late"),  # records whose block the wall clock had closed before they came
+    _new_text("scores"),  # receipt of the last checkpoint whose records' scores have to be shown once it is committed
     PrimaryKeyConstraint("model", "topic", "number"),
 )
 

@@ -241,6 +241,7 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
                     dead=_TABLE.c.dead + bindparam("more_dead"),
                     late=_TABLE.c.late + bindparam("more_late"),
                     topic_id=func.coalesce(bindparam("of_topic_id"), _TABLE.c.topic_id),
+                    scores=func.coalesce(func.nullif(bindparam("new_scores"), ""), _TABLE.c.scores),
                     advanced_ms=now_ms,
                     # Not only outdated: after a topic was made anew the partition may come to this offset again.
                     idle_offset=null(),
@@ -257,6 +258,7 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
                     "more_dead": advance.dead,
                     "more_late": advance.late,
                     "of_topic_id": advance.topic_id,
+                    "new_scores": advance.scores,
                 }
                 for advance in known
             ]
@@ -274,6 +276,7 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
                     "late": advance.late,
                     "topic_id": advance.topic_id,
                     "advanced_ms": now_ms,
+                    "scores": advance.scores,
                 }
                 for advance in new
             ]

@@ -22,6 +22,7 @@ from monitor.decode import Decoder, RecordSettings
 from monitor.embedders import Columns, Embedded, Embedder
 from monitor.embedders.vector import VectorSettings
 from monitor.pipeline import OTHER, Pipeline, RecordCounts, Space
+from monitor.scores import Scores
 
 START_MS = 1_772_438_400_000
 ORDERS = Partition("orders", 0)
@@ -34,7 +35,9 @@ def reference() -> Reference:
     return Reference.build(vectors, segments={"shop": ["a", "b"]}, segment_values={"shop": shops})
 
 
-def pipeline_of(reference: Reference, stored: dict[Partition, PartitionState] | None = None) -> Pipeline:
+def pipeline_of(
+    reference: Reference, stored: dict[Partition, PartitionState] | None = None, *, scores: Scores | None = None
+) -> Pipeline:
     embedder: Embedder = VectorSettings.model_validate({"field": "/v", "encoding": "list"}).build()
     embedder.embed([[[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]]])
     record = RecordSettings.model_validate(
@@ -57,6 +60,7 @@ def pipeline_of(reference: Reference, stored: dict[Partition, PartitionState] | 
         alpha=0.01,
         sample=0.05,
         stored=lambda partitions: {p: known[p] for p in partitions if p in known},
+        scores=scores,
     )
 
 

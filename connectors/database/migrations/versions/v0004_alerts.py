@@ -12,6 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.add_column("partitions", sa.Column("scores", sa.Text, nullable=False, server_default=""))
     for name in ("model", "severity", "event"):
         op.add_column("outbox", sa.Column(name, sa.Text, nullable=False, server_default=""))
     op.create_index("ix_outbox_sent", "outbox", ["sink", "sent_ms"])
