@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 import yaml
 
+from dashboards.grafana import all_dashboards
+
 GROUP = "driftd"
 INTERVAL_S = 60
 RUNBOOKS = "docs/runbooks.md"  # in the sources; people who host them elsewhere replace it in the generated files
@@ -48,7 +50,7 @@ class Rule:
         severity: critical: somebody must come; warning: somebody should look on the same day.
         about: the watched model, or driftd itself: they often go to different people.
         summary, description: templates of Prometheus, with ``$labels`` and ``$value``.
-        dashboard: uid of the dashboard that shows it.
+        panel: uid of the dashboard and title of the panel that show it.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Rule:
     about: Literal["model", "driftd"]
     summary: str
     description: str
-    dashboard: str
+    panel: tuple[str, str]
 
     @property
     def expression(self) -> str:
@@ -112,7 +114,7 @@ RULES: tuple[Rule, ...] = (
             " that alarms.page_every_days allows. What changed, since when and where: driftd incidents, then "
             "driftd explain ID."
         ),
-        dashboard="driftd-drift",
+        panel=("driftd-drift", "How near to a page"),
     ),
     Rule(
         name="EmbeddingDriftWarning",
@@ -126,7 +128,7 @@ RULES: tuple[Rule, ...] = (
             "{{ $value | humanize }} incidents of drift are open that are warnings: by chance, one comes in the "
             "time that alarms.warn_every_days allows. Look at them by day: driftd incidents."
         ),
-        dashboard="driftd-drift",
+        panel=("driftd-drift", "How near to a page"),
     ),
     Rule(
         name="OutlierRateHigh",
@@ -141,7 +143,7 @@ RULES: tuple[Rule, ...] = (
             "broken sender, a new kind of customer. Look at the records: driftd incidents, then driftd explain "
             "ID."
         ),
-        dashboard="driftd-outliers",
+        panel=("driftd-outliers", "Strange records against the expected share"),
     ),
     Rule(
         name="OutlierRateWarning",
@@ -155,7 +157,7 @@ RULES: tuple[Rule, ...] = (
             "More records are strange than the reference explains. Look at them by day: driftd incidents, then "
             "driftd explain ID."
         ),
-        dashboard="driftd-outliers",
+        panel=("driftd-outliers", "Strange records against the expected share"),
     ),
     Rule(
         name="ModelStale",
@@ -181,7 +183,7 @@ RULES: tuple[Rule, ...] = (
             " the model is to be trained anew; then, or where the change is wanted, build a new reference: driftd"
             " reference build."
         ),
-        dashboard="driftd-stale",
+        panel=("driftd-stale", "Drift has been open for"),
     ),
     Rule(
         name="ReferenceOld",
@@ -202,7 +204,7 @@ RULES: tuple[Rule, ...] = (
             "What is compared with it may be seasonal by now. Build a new one from a time when all was well: "
             "driftd reference build."
         ),
-        dashboard="driftd-stale",
+        panel=("driftd-stale", "Age of the reference"),
     ),
     Rule(
         name="ReferenceMissing",
@@ -216,7 +218,7 @@ RULES: tuple[Rule, ...] = (
             "The first reference has been collected for a day. Ask for fewer records (reference.collect), or "
             "build one from files: driftd reference build."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-overview", "Verdict of each model"),
     ),
     Rule(
         name="MonitorBlind",
@@ -264,7 +266,7 @@ RULES: tuple[Rule, ...] = (
             "While this lasts, that nothing is reported means nothing. Why: /readyz, driftd doctor, and the "
             "runbook's section of the reason {{ $labels.reason }}."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-overview", "Verdict of each model"),
     ),
     Rule(
         name="MonitorDown",
@@ -286,7 +288,7 @@ RULES: tuple[Rule, ...] = (
             "Prometheus gets no metrics from it. Nothing is watched by it; what comes meanwhile is read when it "
             "is back."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Processes that answer"),
     ),
     Rule(
         name="LagGrowing",
@@ -309,7 +311,7 @@ RULES: tuple[Rule, ...] = (
             "More records come than are read, so drift is seen later and later. Start more workers, up to the "
             "number of partitions: driftd run --workers N."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Age of the last record read"),
     ),
     Rule(
         name="DeadLettersHigh",
@@ -329,7 +331,7 @@ RULES: tuple[Rule, ...] = (
             "Senders have changed something, or the settings do not say what they send. Which, and why: driftd "
             "deadletters."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Records that cannot be used, by reason"),
     ),
     Rule(
         name="RecordsLost",
@@ -343,7 +345,7 @@ RULES: tuple[Rule, ...] = (
             "{{ $value | humanize }} stretches of the topic were deleted, cut off or damaged before driftd read "
             "them. Which ones: driftd doctor."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Records that were lost"),
     ),
     Rule(
         name="SinkFailing",
@@ -357,7 +359,7 @@ RULES: tuple[Rule, ...] = (
             "The sink refuses notifications or does not answer. They are kept and tried again for about a day. "
             "Why: the log, and driftd check."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "How long sinks refuse"),
     ),
     Rule(
         name="NotificationsGivenUp",
@@ -368,7 +370,7 @@ RULES: tuple[Rule, ...] = (
         about="driftd",
         summary="driftd gave up {{ $value | humanize }} notifications to {{ $labels.sink }}",
         description="The sink refused them for good, or for about a day. Somebody was not told: driftd incidents.",
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Notifications by what came of them"),
     ),
     Rule(
         name="DatabaseFailing",
@@ -387,7 +389,7 @@ RULES: tuple[Rule, ...] = (
             "Nothing is counted and nothing is judged; records wait in their topic and are read again. Why: the "
             "log, and /readyz."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Since the database was last in order"),
     ),
     Rule(
         name="WorkerRestarting",
@@ -411,7 +413,7 @@ RULES: tuple[Rule, ...] = (
             "It was started {{ $value | humanize }} times in an hour. Each start costs lag; records are not lost."
             " Why: the last lines of the log before each start."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Processes that answer"),
     ),
     Rule(
         name="WorkerDown",
@@ -422,7 +424,7 @@ RULES: tuple[Rule, ...] = (
         about="driftd",
         summary="driftd at {{ $labels.instance }}: worker {{ $labels.worker }} does not answer",
         description="The other workers read its partitions, so lag may grow. Why: the log, and /readyz.",
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Processes that answer"),
     ),
     Rule(
         name="MemoryGrowing",
@@ -446,7 +448,7 @@ RULES: tuple[Rule, ...] = (
             "Its memory is bounded: this is a defect, or a reference that is much larger than the last. Restart "
             "it, and report it."
         ),
-        dashboard="driftd-pipeline",
+        panel=("driftd-pipeline", "Memory of each process"),
     ),
     Rule(
         name="FalsePagesAboveBudget",
@@ -469,7 +471,7 @@ RULES: tuple[Rule, ...] = (
             "a season that the reference does not hold, a segment nobody needs. Build a longer reference, or mute"
             " the channel."
         ),
-        dashboard="driftd-overview",
+        panel=("driftd-overview", "Pages in 30 days: promised and real"),
     ),
 )
 
@@ -542,9 +544,18 @@ def _grafana_rule(rule: Rule, *, folder_uid: str, prometheus_uid: str) -> dict[s
         "execErrState": "Alerting" if rule.name == "MonitorDown" else "OK",
         "for": f"{rule.hold_s}s",
         "labels": _labels(rule),
-        "annotations": {**words, "__dashboardUid__": rule.dashboard},
+        "annotations": {**words, "__dashboardUid__": rule.panel[0], "__panelId__": _panel_id(*rule.panel)},
         "isPaused": False,
     }
+
+
+def _panel_id(dashboard: str, title: str) -> str:
+    """The number of a panel, which Grafana wants as text. Raises LookupError where there is no such panel."""
+    for shown in all_dashboards():
+        for panel in shown.to_json()["panels"] if shown.uid == dashboard else ():
+            if panel["title"] == title:
+                return str(panel["id"])
+    raise LookupError(f'dashboards/rules.py names the panel "{title}" of {dashboard}, which is not there')
 
 
 def _expression(ref: str, model: dict[str, Any]) -> dict[str, Any]:

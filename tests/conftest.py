@@ -110,6 +110,17 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
+def missing_server() -> Callable[[str], None]:
+    """``missing_server(reason)`` skips or fails the test, as for servers; "" goes on."""
+
+    def check(reason: str) -> None:
+        if reason:
+            _missing(reason)
+
+    return check
+
+
+@pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Callable[..., PrometheusServer]]:
     """``prometheus(targets={job: [address]}, rules=[path], alertmanager=address)`` starts one, for this test."""
     if reason := missing_prometheus():
