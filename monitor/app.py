@@ -9,9 +9,9 @@ from pathlib import Path
 from connectors.database.store import Store
 from connectors.kafka import KafkaSettings
 from connectors.kafka_dead_letters import KafkaDeadLetterTopic
+from connectors.kafka_scores import KafkaScoresSettings
 from connectors.notification import Sink
 from connectors.records import Source
-from connectors.kafka_scores import KafkaScoresSettings
 from detectors.errors import InvalidSettings
 from monitor.scores import Scores
 from monitor.settings import ModelSettings, Settings

@@ -19,6 +19,7 @@ import numpy as np
 from connectors.database.rows import ReferenceRow
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, SourceState
+from monitor.app import build_scores
 from monitor.collect import Collector
 from monitor.decode import Decoder
 from monitor.settings import Settings
@@ -203,7 +204,8 @@ def simulate(
 
     def made(number: int) -> tuple[Worker, PlayedSource]:
         source = PlayedSource(group, number, random.Random(chance.random()))
-        worker = Worker(MODEL, settings, store=stores[number], source=source)
+        scores = build_scores(MODEL, settings.models[MODEL])
+        worker = Worker(MODEL, settings, store=stores[number], source=source, scores=scores)
         worker.start()
         source.learn()
         return worker, source
