@@ -284,7 +284,7 @@ class BlockStatRow:
 
 @dataclass(frozen=True, slots=True)
 class Silences:
-    """The longest times in which a model's stream brought nothing, in seconds, descending; and how long that past is."""
+    """The longest times in which a stream brought nothing, in seconds, descending; and how long that past is."""
 
     longest_s: tuple[float, ...]
     span_s: float

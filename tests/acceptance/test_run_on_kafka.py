@@ -184,6 +184,29 @@ def test_a_reference_from_a_range_of_the_topic_is_used_at_once(
     assert daemon.one("select count(*) from reference_versions") == 1
 
 
+def test_a_topic_that_falls_silent_is_told_once_and_over_when_records_come_back(
+    kafka: KafkaServer, topic: Callable[..., str], running: Callable[..., Running]
+) -> None:
+    name = topic(partitions=2)
+    produce(kafka.brokers, name, records(0, 2_500), partitions=2)
+    daemon = running(kafka.brokers, name, drift={"block": "1s", "idle": "1s", "wait": "3s", "lateness": "1s"})
+    daemon.start()
+    daemon.wait_for_records(2_500)
+    found = "select group_concat(status) from incidents where kind = 'silent'"
+    wait_until(lambda: daemon.one(found) == "open", f"the incident:\n{daemon.log()}")
+    wait_until(lambda: 'driftd_blind{model="orders"} 1.0' in daemon.get("/metrics")[1], "the metric")
+    (said,) = (check for check in daemon.ready()["checks"] if check["name"] == "model orders")
+    assert said["ok"] and said["detail"].startswith("running; blind: no records come any more")
+    daemon.kill()
+
+    daemon.start()
+    wait_until(lambda: 'driftd_blind{model="orders"} 1.0' in daemon.get("/metrics")[1], "it is known after a start")
+    produce(kafka.brokers, name, records(2_500, 100), partitions=2)
+    wait_until(lambda: daemon.one(found) == "resolved", f"the end of the incident:\n{daemon.log()}")
+    wait_until(lambda: 'driftd_blind{model="orders"} 0.0' in daemon.get("/metrics")[1], "the metric")
+    daemon.terminate()
+
+
 @pytest.mark.postgres
 def test_the_same_on_postgresql(
     kafka: KafkaServer, topic: Callable[..., str], running: Callable[..., Running], postgres: PostgresServer
