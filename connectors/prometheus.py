@@ -86,7 +86,7 @@ class Metrics:
         self.watched = gauge(
             "driftd_model_watched",
             "-",
-            "1 while the process watches the model, 0 while it cannot begin to; no series once the source is at its end.",
+            "1 while the process watches the model, 0 while it cannot begin; no series once the source is at its end.",
             "model",
         )
         self.records = counter(
@@ -350,10 +350,10 @@ class Metrics:
             "Incidents of drift or of the outlier rate that became a page, in this process.",
             "model",
         )
-        self.observed_days = gauge(
-            "driftd_observed_days",
-            "days",
-            "Days of event time behind the two rates below; the budget's period at most.",
+        self.observed_seconds = gauge(
+            "driftd_observed_seconds",
+            "seconds",
+            "Event time behind the two rates below; the budget's period at most.",
             "model",
         )
         self.observed_pages = gauge(

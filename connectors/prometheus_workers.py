@@ -20,7 +20,7 @@ OF_THE_DEPLOYMENT = frozenset(
         "driftd_drift_window_records",
         "driftd_block_seconds",
         "driftd_expected_false_pages_per_day",
-        "driftd_observed_days",
+        "driftd_observed_seconds",
         "driftd_pages_per_day",
         "driftd_false_pages_per_day",
         "driftd_open_incidents",

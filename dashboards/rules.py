@@ -457,7 +457,7 @@ RULES: tuple[Rule, ...] = (
             sum by (job) (max by (job, model) (driftd_false_pages_per_day))
             / on (job) max by (job) (driftd_expected_false_pages_per_day)
             and on (job) (
-              sum by (job) (max by (job, model) (driftd_false_pages_per_day * driftd_observed_days)) > 1.5
+              sum by (job) (max by (job, model) (driftd_false_pages_per_day * driftd_observed_seconds / 86400)) > 1.5
             )
             """
         ),

@@ -262,7 +262,7 @@ class Daemon:
             self._say("alarm budget", str(error))
             return
         for name, found in seen.items():
-            self._metrics.observed_days.labels(name).set(found.days)
+            self._metrics.observed_seconds.labels(name).set(found.days * 86_400)
             self._metrics.observed_pages.labels(name).set(found.pages_per_day)
             self._metrics.observed_false_pages.labels(name).set(found.false_per_day)
         try:

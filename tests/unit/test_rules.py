@@ -73,7 +73,7 @@ BUILD = 'driftd_build_info{version="1",python="3"}'
 DB_OK = 'driftd_database_last_ok_timestamp_seconds{model="orders"}'
 REFUSED = 'driftd_checkpoint_failures_total{model="orders"}'
 FALSE = 'driftd_false_pages_per_day{model="orders"}'
-DAYS = 'driftd_observed_days{model="orders"}'
+OBSERVED = 'driftd_observed_seconds{model="orders"}'
 EXPECTED = "driftd_expected_false_pages_per_day"
 MEMORY = "process_resident_memory_bytes"
 STARTED = "process_start_time_seconds"
@@ -493,24 +493,28 @@ CASES: dict[str, list[Case]] = {
     "FalsePagesAboveBudget": [
         Case(
             what="three false pages in thirty days, one in ninety allowed",
-            series={FALSE: "0.1x90", DAYS: "30x90", EXPECTED: "0.0111x90"},
+            series={FALSE: "0.1x90", OBSERVED: f"{30 * 86400}x90", EXPECTED: "0.0111x90"},
             minute=80,
             fires=[{"job": "driftd"}],
             value="9.009",
         ),
         Case(
             what="one false page in its first week",
-            series={FALSE: "0.142x90", DAYS: "7x90", EXPECTED: "0.0111x90"},
+            series={FALSE: "0.142x90", OBSERVED: f"{7 * 86400}x90", EXPECTED: "0.0111x90"},
             minute=80,
         ),
-        Case(what="as many as allowed", series={FALSE: "0.0222x90", DAYS: "90x90", EXPECTED: "0.0111x90"}, minute=80),
+        Case(
+            what="as many as allowed",
+            series={FALSE: "0.0222x90", OBSERVED: f"{90 * 86400}x90", EXPECTED: "0.0111x90"},
+            minute=80,
+        ),
         Case(
             what="one each of three models, on two machines",
             series={
                 of(f'{name}{{model="{model}"}}', instance=instance): f"{value}x90"
                 for model in ("a", "b", "c")
                 for instance in ("x", "y")
-                for name, value in (("driftd_false_pages_per_day", 0.05), ("driftd_observed_days", 20))
+                for name, value in (("driftd_false_pages_per_day", 0.05), ("driftd_observed_seconds", 20 * 86400))
             }
             | {of(EXPECTED, instance="x"): "0.0111x90", of(EXPECTED, instance="y"): "0.0111x90"},
             minute=80,
@@ -547,7 +551,7 @@ def healthy(minutes: int) -> dict[str, str]:
         gauge(CREATED, -3 * 86400)
         for series in (PAGE, WARN, 'driftd_open_incidents{model="orders",kind="source",severity="page"}'):
             gauge(series, 0)
-        for series, value in ((FALSE, 0.0), (DAYS, 90.0), (EXPECTED, 0.0111)):
+        for series, value in ((FALSE, 0.0), (OBSERVED, 90.0 * 86400), (EXPECTED, 0.0111)):
             gauge(series, value)
         show(of(STARTED, worker="supervisor"), f"0x{half} _x2 {60 * half}x{minutes - half}")
         for worker in ("0", "1"):
