@@ -26,8 +26,8 @@ import numpy as np
 from connectors.database.rows import IncidentRow
 from connectors.database.store import Store
 from detectors.baseline import Constants, Moments
-from detectors.errors import InvalidInput
 from detectors.fold import CHANNELS, MIN_BASELINE_TO_PAGE, MIN_RECORDS, OMEGA, Channel, FoldSettings, Rule
+from monitor.incident_list import incident_id_of
 from monitor.settings import ModelSettings, Settings
 
 DAY_S = 86_400.0
@@ -228,11 +228,7 @@ def call_incident(store: Store, beginning: str, *, false: bool) -> str:
     Raises:
         InvalidInput: there is none, or more than one.
     """
-    found = [row.id for row in store.incidents() if row.id.startswith(beginning)]
-    if len(found) != 1:
-        how_many = "no incident" if not found else f"{len(found)} incidents"
-        raise InvalidInput(f"There is {how_many} whose id begins with {beginning}.", hint="List them: driftd incidents")
-    return store.call_incident(found[0], "false" if false else "real").id
+    return store.call_incident(incident_id_of(store, beginning), "false" if false else "real").id
 
 
 def is_page(row: IncidentRow) -> bool:

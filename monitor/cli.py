@@ -13,6 +13,7 @@ import typer
 
 from detectors.errors import DriftdError, InvalidInput, InvalidSettings
 from monitor.deadletters_cli import deadletters_app
+from monitor.mute_cli import mute_app
 from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_json, put_table, say
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 reference_app = typer.Typer(help="What normal looks like: numbered, immutable references.", no_args_is_help=True)
 app.add_typer(reference_app, name="reference")
 app.add_typer(deadletters_app, name="deadletters")
+app.add_typer(mute_app, name="mute")
 
 
 def main() -> None:
@@ -165,17 +167,33 @@ def incidents(
         str | None, typer.Option("--false", metavar="ID", help="say that nothing had changed: a false alarm")
     ] = None,
     called_real: Annotated[str | None, typer.Option("--real", metavar="ID", help="say that it was right")] = None,
+    acknowledged: Annotated[
+        str | None, typer.Option("--ack", metavar="ID", help="say that you take care of it: it is not repeated")
+    ] = None,
+    by: Annotated[str | None, typer.Option("--by", help="who says so, with --ack; your login name by default")] = None,
     fail_on_alert: Annotated[bool, typer.Option("--fail-on-alert", help="exit with 3 if one is open")] = False,
     json: AsJson = False,
 ) -> None:
-    """List incidents, show one, or say whether it was right. Example: driftd incidents --open --fail-on-alert"""
+    """List incidents, show one, take care of one, or say whether it was right.
+
+    Examples: driftd incidents --open --fail-on-alert; driftd incidents --ack 3f2a91
+    """
+    import time
+
     from monitor.app import open_store
     from monitor.budget import call_incident
+    from monitor.incident_list import data_of, incident_id_of, login_name, mute_of, table_of
     from monitor.incidents import describe
     from monitor.settings import load_settings
-    from monitor.times import text_of
 
+    now_ms = int(time.time() * 1000)
     store = open_store(load_settings(settings))
+    if acknowledged is not None:
+        person = by or login_name()
+        incident = store.acknowledge_incident(incident_id_of(store, acknowledged), person, now_ms).id
+        say(f"Incident {incident} is acknowledged by {person}: it is not repeated, until it comes back.")
+    elif by is not None:
+        raise InvalidInput("--by says who acknowledges.", hint="Say what: driftd incidents --ack ID --by NAME")
     if called_false is not None or called_real is not None:
         incident = call_incident(store, str(called_false or called_real), false=called_false is not None)
         say(
@@ -187,26 +205,14 @@ def incidents(
         rows = [row for row in rows if row.id.startswith(incident)]
         if not rows:
             raise InvalidInput(f"There is no incident {incident}.", hint="List them: driftd incidents")
+    mutes = store.mutes(now_ms)
     if json:
-        put_json(rows)
+        put_json([data_of(row, mutes) for row in rows])
     elif incident is not None:
         for row in rows:
-            put(describe(row))
+            put(describe(row, mute_of(row, mutes)))
     elif rows:
-        put_table(
-            ["id", "status", "severity", "since", "resolved", "what"],
-            [
-                [
-                    row.id[:10],
-                    row.status + (f", called {row.detail['verdict']}" if "verdict" in row.detail else ""),
-                    row.severity,
-                    text_of(row.onset_ms),
-                    text_of(row.resolved_ms) if row.resolved_ms is not None else "-",
-                    row.title,
-                ]
-                for row in rows
-            ],
-        )
+        put_table(*table_of(rows, mutes))
     else:
         say("No incidents.")
     if fail_on_alert and any(row.status == "open" for row in rows):

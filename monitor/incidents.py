@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from connectors.database.rows import DeploymentRow, IncidentRow
 from connectors.notification import Notification
+from monitor import operations_wording
 from monitor.deployments import as_known_at, grace_end_ms, nearest
 from monitor.priority import priority_of
 from monitor.wording import describe as describe
@@ -44,6 +45,8 @@ EventName = Literal["opened", "raised", "repeated", "resolved", "reopened"]
 OPERATIONAL = frozenset(
     {"source", "dead_letter_wave", "stalled", "silent", "lag", "embedder", "vectors", "clock", "sink"},
 )
+# Everything that an incident can be of.
+KINDS = ("drift", "outlier_rate", "dead_letters", *sorted(operations_wording.KINDS))
 # Of what is watched: a new version of the model may be behind these.
 _OF_THE_MODEL = frozenset({"drift", "outlier_rate"})
 
