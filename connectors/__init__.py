@@ -12,11 +12,13 @@ from connectors.files import FilesSettings
 from connectors.jsonl import JsonlSettings
 from connectors.kafka import KafkaSettings
 from connectors.kafka_scores import KafkaScoresSettings
+from connectors.mail import EmailSettings
 from connectors.parquet_scores import ParquetScoresSettings
 from connectors.webhook import WebhookSettings
 
 SourceSettings = Annotated[KafkaSettings | FilesSettings, Field(discriminator="kind")]
 SinkSettings = Annotated[
-    ConsoleSettings | JsonlSettings | WebhookSettings | AlertmanagerSettings, Field(discriminator="kind")
+    ConsoleSettings | JsonlSettings | WebhookSettings | AlertmanagerSettings | EmailSettings,
+    Field(discriminator="kind"),
 ]
 ScoresSettings = Annotated[KafkaScoresSettings | ParquetScoresSettings, Field(discriminator="kind")]

@@ -6,6 +6,7 @@ characters as escapes; what a format would read as markup, the format's own file
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Literal
@@ -83,6 +84,12 @@ def message_of(group: Group) -> Message:
         more=f"and {left_out} more: driftd incidents" if left_out > 0 else "",
         state=_state(group),
     )
+
+
+def group_id(group: Group) -> str:
+    """The same for the same notifications: their hash, or the id itself where there is one only."""
+    ids = [notification.id for notification in group.notifications]
+    return ids[0] if len(ids) == 1 else hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:32]
 
 
 def shortened(text: str, most: int) -> str:

@@ -26,6 +26,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from connectors.alert import annotations_of, fingerprint, labels_of, rfc3339
 from connectors.http_sink import HttpClient, HttpSettings, http_address, read_secret
+from connectors.message import group_id
 from connectors.notification import Group, Notification
 from connectors.webhook_opsgenie import OPSGENIE_URL, opsgenie_request
 from connectors.webhook_pagerduty import PAGERDUTY_URL, pagerduty_event
@@ -229,12 +230,6 @@ def alertmanager_body(group: Group, *, external_url: str = "") -> dict[str, Any]
         "externalURL": external_url,
         "alerts": alerts,
     }
-
-
-def group_id(group: Group) -> str:
-    """The same for the same notifications: their hash, or the id itself where there is one only."""
-    ids = [notification.id for notification in group.notifications]
-    return ids[0] if len(ids) == 1 else hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:32]
 
 
 def sign(secret: bytes, timestamp: str, body: bytes) -> str:

@@ -16,6 +16,7 @@ from connectors import SinkSettings
 from connectors.notification import Notification, Sink
 from detectors.errors import SinkError
 from tests.servers.receiver import Answer, Receiver
+from tests.servers.smtp import MailServer
 
 KINDS: dict[str, type[BaseModel]] = {
     model.model_fields["kind"].default: model for model in get_args(get_args(SinkSettings)[0])
@@ -70,6 +71,21 @@ def outside(
                 lambda: [got.json[0]["annotations"]["summary"] for got in receiver.requests if got.body],
                 lambda: receiver.answer(Answer(503)),
                 lambda: (receiver.answer(well), receiver.requests.clear())[0],
+            )
+    elif kind == "email":
+        with MailServer() as server:
+            yield Outside(
+                {
+                    "kind": kind,
+                    "host": "127.0.0.1",
+                    "port": server.port,
+                    "security": "none",
+                    "sender": "driftd@example.org",
+                    "to": ["anna@example.org"],
+                },
+                lambda: [mail.message["Subject"].split(" ", 2)[2] for mail in server.mails],
+                lambda: server.answers.update(MAIL="451 try later"),
+                server.answers.clear,
             )
     elif kind == "jsonl":
         path, away = tmp_path / "out" / "alerts.jsonl", tmp_path / "away"

@@ -9,8 +9,6 @@ import json
 import logging
 import re
 import socket
-import ssl
-import subprocess
 import traceback
 from email.utils import formatdate
 from pathlib import Path
@@ -24,6 +22,7 @@ from connectors.http_sink import HttpClient, retry_after_s
 from connectors.notification import Group, Notification
 from connectors.webhook import WebhookSettings, WebhookSink, alertmanager_body
 from detectors.errors import InvalidSettings, SinkError
+from tests.servers.certificates import self_signed, server_context
 from tests.servers.receiver import Answer, Receiver
 
 NOTE = Notification(
@@ -260,20 +259,11 @@ def test_an_authorization_header_of_the_settings_arrives(tmp_path: Path, monkeyp
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run(
-        [*command.split(), "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True
-    )
-    return folder / "cert.pem", folder / "key.pem"
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 def test_a_certificate_is_checked_unless_it_is_known_or_checking_is_off(certificate: tuple[Path, Path]) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    with Receiver(tls=context) as receiver:
+    with Receiver(tls=server_context(certificate)) as receiver:
         stranger = WebhookSettings(url=SecretStr(receiver.url)).build()
         for call in (lambda: stranger.send(NOTE), stranger.check):
             with pytest.raises(SinkError) as got:
