@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage or settings, 3 an alert is open and --fail
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -178,8 +179,6 @@ def incidents(
 
     Examples: driftd incidents --open --fail-on-alert; driftd incidents --ack 3f2a91
     """
-    import time
-
     from monitor.app import open_store
     from monitor.budget import call_incident
     from monitor.incident_list import data_of, incident_id_of, login_name, mute_of, table_of
@@ -265,7 +264,9 @@ def report(
         raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(loaded.models)}")
     from dashboards.report import write_report
 
-    write_report(output, report_of(loaded, open_store(loaded), name, hours=hours))
+    store = open_store(loaded)
+    mutes = store.mutes(int(time.time() * 1000))
+    write_report(output, report_of(loaded, store, name, hours=hours, mutes=mutes))
     say(f"Wrote {output}.")
 
 

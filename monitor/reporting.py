@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from connectors.database.rows import IncidentRow, KeptRecord, ReadingRow, ReferenceRow
+from connectors.database.rows import IncidentRow, KeptRecord, MuteRow, ReadingRow, ReferenceRow
 from connectors.database.store import Store
 from dashboards.report_data import (
     AlarmBudget,
@@ -51,10 +51,12 @@ from monitor.budget import (
 from monitor.embedders import Embedder
 from monitor.embedders.pixels import PixelsEmbedder
 from monitor.folding import alarmed_segments
+from monitor.incident_list import mute_of
 from monitor.opinions import is_opinion
 from monitor.pipeline import EVERYTHING
 from monitor.settings import ModelSettings, Settings
 from monitor.times import text_of
+from monitor.wording import acknowledged_by, muted_until, notes_of
 
 STRANGEST = 12  # records shown with their nearest normal ones
 MAP_POINTS = 2_000
@@ -71,6 +73,7 @@ def report_of(
     truth: Sequence[Period] = (),
     comparisons: Sequence[Comparison] = (),
     notes: Mapping[str, str] | None = None,
+    mutes: Sequence[MuteRow] = (),
 ) -> Report:
     """Everything that the report of one model shows.
 
@@ -79,6 +82,7 @@ def report_of(
         truth: periods in which something is known to have happened, to be shaded.
         comparisons: what happened against what was reported.
         notes: a word of truth on records, by their ids.
+        mutes: in force now.
 
     Raises:
         InvalidInput: nothing is stored for the model yet.
@@ -108,7 +112,7 @@ def report_of(
             flag_budget=chosen.outliers.budget,
         ),
         references=tuple(space.identity() for space in spaces.values()),
-        incidents=tuple(_incident(row, spaces.get(row.space), under.get(row.id, ())) for row in incidents),
+        incidents=tuple(_incident(row, spaces.get(row.space), under.get(row.id, ()), mutes) for row in incidents),
         timelines=tuple(_timelines(settings, model, readings, found, spaces, truth)),
         histograms=tuple(space.histogram() for space in spaces.values()),
         maps=tuple(flat for space in spaces.values() if (flat := space.map()) is not None),
@@ -180,10 +184,16 @@ def _grouped(incidents: Sequence[IncidentRow]) -> tuple[list[IncidentRow], dict[
     return alone, under
 
 
-def _incident(row: IncidentRow, space: _Space | None, segments: Sequence[str]) -> Incident:
+def _incident(row: IncidentRow, space: _Space | None, segments: Sequence[str], mutes: Sequence[MuteRow]) -> Incident:
     text = row.text.split(" Next: ")[0]
     if segments:
         text += f" Seen in {', '.join(sorted(segments))} too."
+    if notes := notes_of(row):
+        text += f" It is {' and '.join(notes)}."
+    if acknowledged := acknowledged_by(row):
+        text += f" Acknowledged by {acknowledged}."
+    if (mute := mute_of(row, mutes)) is not None:
+        text += f" Muted until {muted_until(mute)}."
     stored = row.detail.get("cause")
     same = space is not None and space.row.version == row.reference
     return Incident(

@@ -128,7 +128,12 @@ def cause_in_words(cause: Mapping[str, object], segment: str = "") -> str:
 
 
 def status_of(row: IncidentRow) -> str:
-    """ "open" or "resolved", and what people did about it or were not told."""
+    """ "open" or "resolved", and what people said of it or were not told."""
+    return ", ".join((row.status, *notes_of(row)))
+
+
+def notes_of(row: IncidentRow) -> list[str]:
+    """Why people were not told of it, and what they said of it: "over before it was told", "called false"."""
     notes = []
     if "held" in row.detail:
         notes.append(f"not told before {text_of(round(_number(row.detail, 'held_until_ms')))}")
@@ -138,7 +143,7 @@ def status_of(row: IncidentRow) -> str:
         notes.append("told with the whole traffic")
     if "verdict" in row.detail:
         notes.append(f"called {row.detail['verdict']}")
-    return ", ".join((row.status, *notes))
+    return notes
 
 
 def acknowledged_by(row: IncidentRow) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from connectors.database.rows import IncidentRow, ReferenceRow
+from connectors.database.rows import IncidentRow, MuteRow, ReferenceRow
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch
 from dashboards.report import render
@@ -400,3 +400,12 @@ def test_the_report_takes_the_cause_from_the_database(ran: tuple[Settings, Store
     assert shown.cause is not None
     assert shown.cause.parts[0].segment == "shop=b"
     assert shown.cause.growths[0].share > shown.cause.growths[0].expected
+
+
+def test_the_report_says_what_people_did_about_an_incident(ran: tuple[Settings, Store]) -> None:
+    settings, store = ran
+    mute = MuteRow("0a", "orders", "", "", "", 0, 1_772_438_400_000, "the topic moves", "kari", 0)
+    muted = "Muted until 2026-03-02 08:00:00Z by kari: the topic moves."
+    assert not any("Muted" in one.text for one in report_of(settings, store, "orders").incidents)
+    for one in report_of(settings, store, "orders", mutes=[mute]).incidents:
+        assert (muted in one.text) == (one.resolved_ms is None)
