@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,19 +17,34 @@ from connectors.database.rows import FoldResult
 from connectors.database.store import Store
 from connectors.notification import Notification
 from tests.servers.postgres import PostgresServer
-from tests.servers.receiver import Answer, Receiver
+from tests.servers.receiver import Answer, Receiver, Request
 
 ROOT = Path(__file__).resolve().parents[2]
 INCIDENTS, STEPS, KILLS = 20, 3, 6
 
+# A process that sends to a webhook, in groups or one notification at a time.
 SENDER = """
 import sys, threading
+from pydantic import SecretStr
 from connectors.database.store import Store
-from connectors.http_sink import HttpClient
-from connectors.webhook import WebhookSink
+from connectors.webhook import WebhookSettings
 from monitor.outbox import RetryPolicy, SinkQueue, wall_clock_ms
-store = Store.open(sys.argv[1])
-queue = SinkQueue("pager", WebhookSink(HttpClient("webhook", sys.argv[2])), store, policy=RetryPolicy(), lease_s=1.0)
+from monitor.pacing import Pace
+
+class Single:
+    def __init__(self, sink):
+        self.send = sink.send
+
+url, address, how, wait_ms = sys.argv[1:]
+sink = WebhookSettings(url=SecretStr(address), timeout_s=2).build()
+queue = SinkQueue(
+    "pager",
+    sink if how == "groups" else Single(sink),
+    Store.open(url),
+    policy=RetryPolicy(first_s=0.1, longest_s=0.5),
+    pace=Pace(group_wait_ms=int(wait_ms), group_interval_ms=0, most_per_minute=10_000),
+    lease_s=1.0,
+)
 never = threading.Event()
 print("sending", flush=True)
 while True:
@@ -52,44 +68,73 @@ def store(url: str) -> Iterator[Store]:
         yield opened
 
 
-def note(identity: str, incident: str) -> Notification:
+class Senders:
+    """Processes that send; all are killed at the end of the block."""
+
+    def __init__(self, url: str, address: str, *, how: str = "groups", wait_ms: int = 0) -> None:
+        self._command = [sys.executable, "-c", SENDER, url, address, how, str(wait_ms)]
+        self._processes = [self._start(), self._start()]
+        for process in self._processes:
+            assert process.stdout is not None and process.stdout.readline() == "sending\n"
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self._command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    def replace(self, number: int) -> None:
+        """Kill one, and start another."""
+        self._end(self._processes[number])
+        self._processes[number] = self._start()
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.communicate(timeout=30)
+
+    def __enter__(self) -> Senders:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for process in self._processes:
+            self._end(process)
+
+
+def note(identity: str, incident: str, revision: int = 1) -> Notification:
     return Notification(
-        *(identity, incident, "m/drift/input/", "firing", "page", "m", "drift", "input", "", "Drift", "It changed."),
+        *(identity, incident, f"m/drift/input/{incident}", "firing", "page", "m", "drift", "input", incident),
+        *("Drift", "It changed."),
         starts_ms=1_700_000_000_123,
         ends_ms=None,
-        values={},
+        values={"event": "opened", "revision": str(revision)},
     )
+
+
+def put(store: Store, notes: Sequence[Notification]) -> None:
+    with store.begin_fold("m") as fold:
+        fold.commit(FoldResult(fold.version + 1, [], [], [], [], [("pager", one) for one in notes]))
+
+
+def wait_until_told(store: Store) -> None:
+    deadline = time.monotonic() + 60
+    while store.outbox_waiting()[0]:
+        assert time.monotonic() < deadline, f"{store.outbox_waiting()[0]} notifications still wait"
+        time.sleep(0.02)
+
+
+def alerts(requests: Sequence[Request]) -> list[dict[str, Any]]:
+    return [alert for request in requests for alert in request.json["alerts"]]
 
 
 def test_killed_senders_lose_nothing_keep_the_order_and_repeat_only_what_was_on_its_way(url: str, store: Store) -> None:
     notes = [note(f"{step}-{number}", f"i{number}") for step in range(STEPS) for number in range(INCIDENTS)]
-    with store.begin_fold("m") as fold:
-        fold.commit(FoldResult(1, [], [], [], [], [("pager", one) for one in notes]))
+    put(store, notes)
     chance = random.Random(7)
     with Receiver(Answer(200)) as receiver:
-
-        def start() -> subprocess.Popen[str]:
-            command = [sys.executable, "-c", SENDER, url, receiver.url]
-            return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-        senders = [start(), start()]
-        try:
+        with Senders(url, receiver.url, how="single") as senders:
             for kill in range(KILLS):
                 # In the middle of its work: after some of what is left was sent.
                 receiver.wait_for((kill + 1) * len(notes) // (KILLS + 2), timeout_s=60)
-                victim = chance.randrange(2)
                 time.sleep(chance.random() * 0.01)
-                senders[victim].kill()
-                senders[victim].communicate(timeout=30)
-                senders[victim] = start()
-            deadline = time.monotonic() + 60
-            while store.outbox_waiting()[0]:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            for sender in senders:
-                sender.kill()
-                sender.communicate(timeout=30)
+                senders.replace(chance.randrange(2))
+            wait_until_told(store)
         arrived = [request.headers["Idempotency-Key"] for request in receiver.requests]
     assert set(arrived) == {one.id for one in notes}
     repeated = Counter(arrived) - Counter(set(arrived))
@@ -98,3 +143,48 @@ def test_killed_senders_lose_nothing_keep_the_order_and_repeat_only_what_was_on_
     for number in range(INCIDENTS):
         order = [first[f"{step}-{number}"] for step in range(STEPS)]
         assert order == sorted(order)
+
+
+def test_two_processes_send_one_message_about_all_that_came_within_the_wait(url: str, store: Store) -> None:
+    with Receiver(Answer(200)) as receiver, Senders(url, receiver.url, wait_ms=1_000):
+        for step in range(5):
+            put(store, [note(f"{step}-{number}", f"i{step}-{number}") for number in range(10)])
+        wait_until_told(store)
+        (request,) = receiver.requests
+    assert sorted(alert["annotations"]["notification_id"] for alert in request.json["alerts"]) == sorted(
+        f"{step}-{number}" for step in range(5) for number in range(10)
+    )
+
+
+def test_a_receiver_that_dies_with_messages_on_their_way_hears_of_every_incident_when_it_is_back(
+    url: str, store: Store
+) -> None:
+    requests: list[Request] = []
+    receiver = Receiver(Answer(200))
+    with Senders(url, receiver.url) as senders:
+        for step in range(STEPS):
+            with receiver:
+                put(store, [note(f"{step}-{n}-a", f"i{n}", 2 * step) for n in range(INCIDENTS)])
+                receiver.wait_for(1, timeout_s=60)
+                # It takes the next message, and dies before it has answered.
+                receiver.answer(Answer(hang=True))
+                before = len(receiver.requests)
+                put(store, [note(f"{step}-{n}-b", f"i{n}", 2 * step + 1) for n in range(INCIDENTS)])
+                receiver.wait_for(before + 1, timeout_s=60)
+                senders.replace(step % 2)
+            requests += receiver.requests
+            receiver = Receiver(Answer(200), port=receiver.port)
+        with receiver:
+            wait_until_told(store)
+        requests += receiver.requests
+    heard: dict[str, list[int]] = {}
+    said: dict[str, Any] = {}
+    for alert in alerts(requests):
+        words = alert["annotations"]
+        assert said.setdefault(words["notification_id"], alert) == alert, "the same id says the same"
+        heard.setdefault(words["incident"], []).append(int(words["revision"]))
+    assert set(heard) == {f"i{number}" for number in range(INCIDENTS)}
+    for revisions in heard.values():
+        assert max(revisions) == 2 * STEPS - 1, "the last that there is to tell"
+        first = list(dict.fromkeys(revisions))
+        assert first == sorted(first)

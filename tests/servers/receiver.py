@@ -42,11 +42,14 @@ class Request:
 class Receiver:
     """``with Receiver(Answer(503), Answer(200)) as receiver``: answers in turn, and the last one for ever.
 
+    Args:
+        port: of one that was closed, to stand for its restart; a free one by default.
+
     Attributes:
         requests: what came in, oldest first.
     """
 
-    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[Request] = []
         self._answers = deque(answers or [Answer()])
         self._changed = threading.Condition()
@@ -86,7 +89,7 @@ class Receiver:
             def handle_error(self, *args: object) -> None:
                 pass  # a client that leaves early, which several tests do
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         self.scheme = "http"
         if tls is not None:
             self.scheme = "https"

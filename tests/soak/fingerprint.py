@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import create_engine, select
 
 from connectors.database import schema
+from monitor.incidents import OPERATIONAL
 
 MUST_BE_EMPTY = ("summary_deltas", "thinned_keys", "pending_halves")
 # Table: the columns that identify a row, and those that must be the same too.
@@ -54,7 +55,6 @@ KEPT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gaps": (("model", "topic", "number", "from_offset", "to_offset", "reason"), ("detail",)),
     "formats": (("model", "topic"), ("format",)),
 }
-BY_THE_CLOCK = ("source", "dead_letter_wave", "stalled")  # kinds of incidents
 
 Row = tuple[tuple[Any, ...], dict[str, Any]]
 Fingerprint = dict[str, list[Row]]
@@ -67,7 +67,7 @@ def fingerprint(url: str) -> Fingerprint:
     try:
         with engine.connect() as connection:
             incidents = schema.incidents
-            query = select(incidents.c.id).where(incidents.c.kind.in_(BY_THE_CLOCK))
+            query = select(incidents.c.id).where(incidents.c.kind.in_(OPERATIONAL))
             left_out = set(connection.execute(query).scalars())
             for name, (key, values) in KEPT.items():
                 columns = schema.metadata.tables[name].c

@@ -29,6 +29,7 @@ from connectors.database.store import Store
 from connectors.kafka_probe import KafkaSecurity
 from connectors.kafka_scratch import ScratchTopic
 from detectors.errors import StoreError
+from monitor.incidents import OPERATIONAL
 from monitor.soak import (
     CHECKPOINT,
     MODEL,
@@ -164,6 +165,7 @@ class Deployment:
             checkpoint={**CHECKPOINT, "poll_records": poll_records},
             # One name of the sink in all runs: it stands in the outbox.
             sinks={"hook": {"kind": "console"} if receiver is None else {"kind": "webhook", "url": receiver.url}},
+            notify={"group_wait": 0, "group_interval": 0, "most_per_minute": 1000},
         )
         self.url = str(settings["database"])
         (folder / "driftd.yaml").write_text(yaml.safe_dump(settings))
@@ -239,14 +241,20 @@ class Deployment:
         with Store.open(self.url) as store:
             return compare(store, self.content.records, self.content.truth)
 
-    def told(self) -> dict[str, bytes]:
-        """What the receiver got, by notification id; the same id twice must have said the same."""
+    def told(self) -> dict[str, Any]:
+        """What the receiver heard last of each incident, as alerts; the same notification must have said the same."""
         assert self._receiver is not None
-        bodies: dict[str, bytes] = {}
-        for request in self._receiver.requests:
-            body = bodies.setdefault(request.headers["Idempotency-Key"], request.body)
-            assert body == request.body, "one notification id with two texts"
-        return bodies
+        alerts: dict[str, Any] = {}
+        newest: dict[str, Any] = {}
+        for alert in (alert for request in self._receiver.requests for alert in request.json["alerts"]):
+            said = alert["annotations"]
+            if alert["labels"]["kind"] in OPERATIONAL:
+                continue  # by the wall clock, so that it comes and goes with the disturbances
+            assert alerts.setdefault(said["notification_id"], alert) == alert, "one notification id with two texts"
+            before = newest.get(said["incident"])
+            if before is None or int(before["annotations"]["revision"]) < int(said["revision"]):
+                newest[said["incident"]] = alert
+        return newest
 
     def log(self) -> str:
         """What all workers said."""

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -67,7 +68,7 @@ def _scenarios(folder: Path, broker: KafkaServer, postgres: PostgresServer, aske
     return 0 if all(same) else 1
 
 
-Left = tuple[Fingerprint, dict[str, bytes]]
+Left = tuple[Fingerprint, dict[str, Any]]
 
 
 def _run(
@@ -108,7 +109,7 @@ def _run(
             "back_after_s": {server: [round(s, 1) for s in took] for server, took in report.recovery_s.items()},
             "seconds": round(seconds, 1),
             "records_per_second": round(len(content.records) / report.seconds),
-            "notifications": len(left[1]),
+            "incidents": len(left[1]),
             "identical": not wrong,
             **({"wrong": wrong[:3]} if wrong else {}),
         }
