@@ -144,6 +144,7 @@ def from_source(
     }
     rows = collector.build(settings.references, versions=versions, now_ms=now_ms(), progress=progress)
     store.commit(Checkpoint(name, [], references=rows))
+    store.close()
     return rows
 
 

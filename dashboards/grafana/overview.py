@@ -6,7 +6,7 @@ from dashboards.grafana.choices import ALL_MODELS, TO_INCIDENT, to_detail
 from dashboards.grafana.dashboard import Dashboard
 from dashboards.grafana.panels import CAUTION, FINE, NEUTRAL, PAGE, WARN, Column, Row, Stat, Table, Text, TimeSeries
 from dashboards.grafana.sql import ALL_MODELS as KNOWN
-from dashboards.grafana.sql import MODELS, bucket, loudest, moment, next_step, within
+from dashboards.grafana.sql import DEPLOYMENT, MODELS, bucket, loudest, moment, next_step, within
 from dashboards.grafana.targets import PromQL, Sql
 from dashboards.grafana.verdicts import (
     FRESH,
@@ -146,7 +146,7 @@ OPEN_INCIDENTS = Table(
                    {next_step()} AS next,
                    CASE kind WHEN 'drift' THEN 'driftd-drift' WHEN 'outlier_rate' THEN 'driftd-outliers'
                              ELSE 'driftd-pipeline' END AS dashboard
-            FROM incidents WHERE {MODELS} AND status = 'open'
+            FROM incidents WHERE ({MODELS} OR model = '{DEPLOYMENT}') AND status = 'open'
             ORDER BY severity, onset_ms DESC LIMIT 200
             """
         ),

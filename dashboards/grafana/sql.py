@@ -21,11 +21,14 @@ SEGMENTS = f"{SEGMENT} IN (${{segment:sqlstring}})"
 # With one model chosen, its name in every legend says nothing.
 MODEL_IF_SEVERAL = "CASE WHEN cardinality(ARRAY[${model:sqlstring}]) > 1 THEN model END"
 
+# Stands for the model in incidents that are about none, such as a sink that takes nothing.
+DEPLOYMENT = "driftd"
+
 # Every model that driftd knows of, also one whose source was never read.
-ALL_MODELS = """
+ALL_MODELS = f"""
 SELECT model FROM partitions
 UNION SELECT model FROM reference_versions
-UNION SELECT model FROM incidents WHERE status = 'open'
+UNION SELECT model FROM incidents WHERE status = 'open' AND model <> '{DEPLOYMENT}'
 """.strip()
 
 # The model in the worst state first: it is what a detail dashboard opens with.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dashboards.grafana import Dashboard, all_dashboards
+from dashboards.grafana import Dashboard, all_dashboards, sql
 from dashboards.grafana.__main__ import FOLDER, files
 from dashboards.grafana.dashboard import COLUMNS, TAG
 from dashboards.grafana.outliers import BITS
@@ -113,21 +113,21 @@ def test_sql_is_bounded_and_quotes_what_was_chosen(dashboard: Dashboard, panel: 
     for target in panel.targets:
         if not isinstance(target, Sql):
             continue
-        sql = target.to_json("A")["rawSql"]
-        for name, form in re.findall(r"\$\{(\w+)(:\w+)?\}", sql):
+        query = target.to_json("A")["rawSql"]
+        for name, form in re.findall(r"\$\{(\w+)(:\w+)?\}", query):
             assert form == ":sqlstring", f"{name} is not quoted"
             assert name in {variable.name for variable in dashboard.variables}
-        assert not re.search(r"\$(model|space|segment)\b", sql)
-        assert "${model:sqlstring}" in sql
+        assert not re.search(r"\$(model|space|segment)\b", query)
+        assert "${model:sqlstring}" in query
         if target.format == "time_series":
-            assert re.search(r"\bAS time\b", sql)
-            assert re.search(r"\bORDER BY (time|1|2)\b", sql), "Grafana joins series by ascending time"
-            if panel.kind != "stat" or "extract(epoch FROM now())" not in sql:
-                assert "$__unixEpochFrom()" in sql
-                assert "$__interval_ms" in sql, "a month must not be a million points"
+            assert re.search(r"\bAS time\b", query)
+            assert re.search(r"\bORDER BY (time|1|2)\b", query), "Grafana joins series by ascending time"
+            if panel.kind != "stat" or "extract(epoch FROM now())" not in query:
+                assert "$__unixEpochFrom()" in query
+                assert "$__interval_ms" in query, "a month must not be a million points"
         else:
-            aggregates = re.search(r"\bAS time\b|GROUP BY|count\(|max\(", sql)
-            assert re.search(r"\bLIMIT \d+$", sql) or (panel.kind == "stat" and aggregates)
+            aggregates = re.search(r"\bAS time\b|GROUP BY|count\(|max\(", query)
+            assert re.search(r"\bLIMIT \d+$", query) or (panel.kind == "stat" and aggregates)
 
 
 @every_asking_panel
@@ -201,7 +201,9 @@ def test_links_lead_to_dashboards_that_exist_and_keep_time_and_choices(dashboard
 
 def test_every_kind_of_incident_is_known_to_the_verdict() -> None:
     from monitor.incidents import OPERATIONAL
+    from monitor.operations import DEPLOYMENT
 
+    assert sql.DEPLOYMENT == DEPLOYMENT
     assert OPERATIONAL.isdisjoint(SEEN_KINDS), "the watching itself is in trouble: that is blind"
     assert len({verdict.word for verdict in VERDICTS}) == len(VERDICTS)
 
