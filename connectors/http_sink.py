@@ -324,7 +324,7 @@ class HttpClient:
         except requests.exceptions.Timeout:
             problem = f"no answer within {self._timeout_s:g} s"
         except requests.exceptions.ConnectionError as error:
-            problem = _connection_problem(error)
+            problem = connection_problem(error)
         except (requests.exceptions.RequestException, OSError, ValueError) as error:
             problem, retryable = f"the request cannot be made ({type(error).__name__})", False
             hint = "Check url, headers and ca_file of this sink."
@@ -346,7 +346,7 @@ def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest
     return request
 
 
-def _connection_problem(error: BaseException) -> str:
+def connection_problem(error: BaseException) -> str:
     """Why there is no connection, in the words of the operating system, from the depths of the library's error."""
     seen: set[int] = set()
     waiting: list[Any] = [error]

@@ -16,7 +16,8 @@
     │   ├── StoreBusy              another process holds the database's lock
     │   ├── StoreFull              no space left, or a read-only file
     │   └── OwnershipLost          another owner moved the offsets or the fold first
-    └── SinkError                  retryable: bool, retry_after_s
+    ├── SinkError                  retryable: bool, retry_after_s
+    └── GrafanaError               retryable: bool, retry_after_s, status
 
 This file is the one thing that `detectors` and `connectors` share: a foreign exception is translated once, in the file
 that calls the foreign library, with its cause kept.
@@ -132,5 +133,29 @@ class SinkError(RetryableError):
 
     def __init__(self, message: str, *, retryable: bool, retry_after_s: float | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+
+
+class GrafanaError(RetryableError):
+    """Grafana refused a call, or did not answer it.
+
+    Args:
+        status: of the HTTP answer; None where there was none, or none that could be read.
+        retryable: the same call may succeed later.
+        retry_after_s: seconds that Grafana asked us to wait, if it did.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None,
+        retryable: bool,
+        retry_after_s: float | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
         self.retryable = retryable
         self.retry_after_s = retry_after_s

@@ -1,0 +1,841 @@
+"""Grafana's HTTP API, from 9.2 to 12: what driftd publishes, and how the versions differ.
+
+The session and its authentication are grafana-api's (`GrafanaFace`), whose source is archived: everything that it does
+not do stands here, behind one class, and no other file imports it. A hook on its session reads every answer before the
+library does, so that its verbs and wrappers never see an error, an empty body or a page of HTML.
+
+* Each part of a path and each query parameter is quoted here.
+* A call is repeated only after 429, 502, 503, 504 or where there was no answer. A POST is repeated only after a look
+  whether the one before has made its object, which has a uid of ours.
+* Objects are named by uid, never by Grafana's numbers; only annotations have nothing else.
+* Errors hold the status and Grafana's words; never a token, a password or an URL with one. The HTTP library's
+  exceptions, which may quote them, are not kept as causes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+from connectors.http_sink import connection_problem, retry_after_s
+from detectors.errors import GrafanaError, InvalidInput, InvalidSettings
+
+if TYPE_CHECKING:
+    import requests
+    from grafana_api.grafana_face import GrafanaFace
+
+RETRYABLE = frozenset({429, 502, 503, 504})
+LONGEST_WAIT_S = 30.0  # a server that asks for more is left to the next run
+MOST_BYTES = 32 << 20  # of an answer; a dashboard has some 100 kB
+MOST_ANNOTATIONS = 1000  # asked for by one tag; the server's own limit is 100, which would hide the one looked for
+OWN_RECEIVER_FROM = 11  # the first version whose rules name their own contact point without a feature flag
+# Every rule of ours has this label; before 11, our route in the policy tree is known by it.
+ROUTE_LABEL = ("source", "driftd")
+POSTGRES_TYPES = ("grafana-postgresql-datasource", "postgres")  # the newer id first
+PROVISIONING = "/v1/provisioning"
+_UID = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_REFERRED = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+_EXPRESSIONS = ("__expr__", "-100")  # what stands for "no data source, but an expression"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedDashboard:
+    """A dashboard as Grafana has it.
+
+    Attributes:
+        content: its JSON.
+        folder_uid: "" for the general folder.
+        version: Grafana counts it up at each save.
+        provisioned: it comes from a file on Grafana's machine, and cannot be saved by a call.
+    """
+
+    content: Json
+    folder_uid: str
+    version: int
+    provisioned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A mark or a region on a dashboard. Times in milliseconds since 1970."""
+
+    id: int
+    text: str
+    tags: tuple[str, ...]
+    time_ms: int
+    end_ms: int
+    dashboard_uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Where Grafana is, and how to get in.
+
+    Attributes:
+        url: with a path where Grafana is served below one; a user name and a password in it are used without a token.
+        token: of a service account.
+        org_id: of several organisations, which one; a token knows its own.
+        timeout_s: for the connection, for each wait for bytes, and twice that for the whole answer.
+        verify: check the certificate; or a file of certificate authorities.
+        retries: how often a call is repeated that failed for a reason that passes.
+    """
+
+    url: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+    org_id: int | None = None
+    timeout_s: float = 10.0
+    verify: bool | str = True
+    retries: int = 3
+
+
+def token_of(token: str | None, token_file: Path | None, *, where: str) -> str | None:
+    """The token, from the file where one is named. ``where`` names the setting in errors.
+
+    Raises:
+        InvalidSettings: both are given, the file cannot be read, or the token is empty or has a space or line break.
+    """
+    if token is not None and token_file is not None:
+        raise InvalidSettings(f"{where}: token and token_file are both set.", hint="Keep one.")
+    if token_file is not None:
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise InvalidSettings(
+                f"{where}: token_file {token_file} cannot be read: {reason}.",
+                hint="Put the token of a service account there; docs/grafana.md says how to make one.",
+            ) from error
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise InvalidSettings(
+            f"{where}: the token is empty or has characters that no token has.",
+            hint="It is one line, such as glsa_...; docs/grafana.md says how to make one.",
+        )
+    return token
+
+
+class GrafanaClient:
+    """One organisation of one Grafana. Called from one thread.
+
+    Every method raises GrafanaError where Grafana refuses or does not answer.
+
+    Args:
+        access: address and credentials.
+        sleep: waits between repeated calls.
+        clock: seconds since 1970, for dates in Retry-After.
+        timer: seconds of a clock that never jumps, for the length of an answer.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._access = access
+        self._sleep = sleep
+        self._clock = clock
+        self._timer = timer
+        try:
+            parts = urlsplit(access.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or parts.query or parts.fragment:
+            raise InvalidInput("Grafana's address cannot be used.", hint="Expected: http://localhost:3000")
+        self._parts = parts
+        login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+        if access.token is None and login is None:
+            raise InvalidInput(
+                f"Nothing says who we are to Grafana at {self.place}.",
+                hint="Give the token of a service account; docs/grafana.md says how to make one.",
+            )
+        self._auth: str | tuple[str, str] = access.token if access.token is not None else login or ""
+        # What must never be in a message, in case that Grafana quotes it.
+        self._secrets = {secret for secret in (access.token, login[1] if login else None) if secret}
+        self._session: requests.Session | None = None
+
+    def __repr__(self) -> str:
+        return f"GrafanaClient({self.place})"
+
+    @property
+    def place(self) -> str:
+        """The address without user name and password."""
+        host = self._parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        port = "" if self._parts.port is None else f":{self._parts.port}"
+        return f"{self._parts.scheme}://{host}{port}{self._parts.path.rstrip('/')}"
+
+    def close(self) -> None:
+        """Release the connections."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+            self.__dict__.pop("_face", None)
+
+    def __enter__(self) -> GrafanaClient:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    # Who is there, and who are we?
+
+    @cached_property
+    def version(self) -> str:
+        """Such as "10.4.2"; "" where Grafana hides it. Asked once.
+
+        Raises:
+            GrafanaError: nothing answers, its database fails, or what answers is no Grafana.
+        """
+        health = self._call("GET", "/health")
+        if not isinstance(health, dict) or "database" not in health:
+            raise GrafanaError(
+                f"What answers at {self.place} is no Grafana.", status=200, retryable=False, hint="Check the address."
+            )
+        version = health.get("version")
+        if not version:
+            # Hidden from strangers only: who is known may see it here.
+            try:
+                settings = self._call("GET", "/frontend/settings")
+            except GrafanaError:
+                return ""
+            build = settings.get("buildInfo") if isinstance(settings, dict) else None
+            version = build.get("version") if isinstance(build, dict) else ""
+        return str(version or "")
+
+    @property
+    def major(self) -> int | None:
+        """The first number of the version; None where it is hidden."""
+        found = re.match(r"\d+", self.version)
+        return int(found.group()) if found else None
+
+    @property
+    def rules_name_receivers(self) -> bool:
+        """Whether a rule can name its contact point. A server that hides its version is treated as an old one."""
+        return (self.major or 0) >= OWN_RECEIVER_FROM
+
+    @cached_property
+    def organisation(self) -> Json:
+        """``id`` and ``name`` of the organisation that we work in. Asked once; refused without valid credentials."""
+        return self._object(self._call("GET", "/org"), "/org")
+
+    def actions(self) -> frozenset[str] | None:
+        """What we may do, such as "dashboards:create"; None where Grafana does not tell."""
+        try:
+            found = self._call("GET", "/access-control/user/permissions")
+        except GrafanaError as error:
+            if error.status in (403, 404, 500):
+                return None
+            raise
+        return frozenset(found) if isinstance(found, dict) else None
+
+    # Folders and dashboards
+
+    def folder(self, uid: str) -> Json | None:
+        """A folder; None if there is none with that uid."""
+        return self._get(f"/folders/{quoted(uid)}")
+
+    def create_folder(self, uid: str, title: str) -> None:
+        """Make a folder. It is fine if it is there by now: 9.2 says so by 412, later versions by 409."""
+        checked_uid(uid)
+        self._create("/folders", {"uid": uid, "title": title}, lambda: self.folder(uid) is not None)
+
+    def dashboard(self, uid: str) -> SavedDashboard | None:
+        """A dashboard; None if there is none with that uid."""
+        found = self._get(f"/dashboards/uid/{quoted(uid)}")
+        if found is None:
+            return None
+        content, meta = found.get("dashboard"), found.get("meta")
+        if not isinstance(content, dict) or not isinstance(meta, dict):
+            raise self._strange(f"/dashboards/uid/{uid}")
+        return SavedDashboard(
+            content, str(meta.get("folderUid") or ""), int(content.get("version") or 0), bool(meta.get("provisioned"))
+        )
+
+    def save_dashboard(
+        self, content: Mapping[str, Any], *, folder_uid: str, version: int | None, message: str = ""
+    ) -> None:
+        """Save a dashboard over the version that was looked at; None says that there is none yet.
+
+        Nothing is ever overwritten that was not looked at: what somebody saves in between is refused by the server, and
+        so is another dashboard of the same title, over which versions before 11.3 would write.
+
+        Raises:
+            GrafanaError: 412 for a version in between or a title that is taken; 400 or 404 for an unknown folder.
+        """
+        uid = checked_uid(str(content["uid"]))
+        if not content.get("title"):
+            raise InvalidInput(f"The dashboard {uid} has no title.")
+        dashboard = {name: value for name, value in content.items() if name not in ("id", "version")}
+        dashboard |= {"id": None} if version is None else {"id": None, "version": version}
+        body = {"dashboard": dashboard, "folderUid": folder_uid, "message": message, "overwrite": False}
+
+        def saved_after_all() -> bool:
+            found = self.dashboard(uid)
+            return found is not None and found.version != version
+
+        self._create("/dashboards/db", body, saved_after_all, exists=())
+
+    # Data sources
+
+    def data_source_types(self) -> frozenset[str]:
+        """Ids of the types that are installed. The server accepts a data source of any other, too."""
+        plugins = self._call("GET", "/plugins")
+        if not isinstance(plugins, list):
+            raise self._strange("/plugins")
+        return frozenset(str(plugin["id"]) for plugin in plugins if isinstance(plugin, dict) and "id" in plugin)
+
+    def postgres_type(self) -> str:
+        """The id under which this Grafana knows PostgreSQL.
+
+        Raises:
+            InvalidInput: it does not know it.
+        """
+        types = self.data_source_types()
+        for name in POSTGRES_TYPES:
+            if name in types:
+                return name
+        raise InvalidInput(
+            f"Grafana at {self.place} has no data source type for PostgreSQL.",
+            hint=f"Install its plugin {POSTGRES_TYPES[0]}.",
+        )
+
+    def data_source(self, uid: str) -> Json | None:
+        """A data source; None if there is none with that uid. Its secrets are left out by the server."""
+        return self._get(f"/datasources/uid/{quoted(uid)}")
+
+    def save_data_source(self, body: Mapping[str, Any]) -> None:
+        """Make a data source, or replace the one with the same ``uid``. ``secureJsonData`` holds its secrets."""
+        uid = checked_uid(str(body["uid"]))
+        self._secrets |= {str(secret) for secret in body.get("secureJsonData", {}).values() if secret}
+        if self.data_source(uid) is None and self._create(
+            "/datasources", body, lambda: self.data_source(uid) is not None
+        ):
+            return
+        self._call("PUT", f"/datasources/uid/{quoted(uid)}", body)
+
+    def ask_data_source(self, uid: str, kind: str) -> None:
+        """Run the smallest query, as a panel would: at 9.2 no data source of ours has a health check.
+
+        Raises:
+            GrafanaError: the data source does not answer, or refuses Grafana.
+        """
+        query: Json = {"refId": "A", "datasource": {"uid": uid, "type": kind}, "intervalMs": 1000, "maxDataPoints": 1}
+        if kind in POSTGRES_TYPES:
+            query |= {"rawSql": "SELECT 1 AS one", "format": "table"}
+        else:
+            query |= {"expr": "vector(1)", "instant": True}
+        found = self._call("POST", "/ds/query", {"queries": [query], "from": "now-5m", "to": "now"})
+        result = self._object(found, "/ds/query").get("results", {}).get("A", {})
+        if result.get("error"):
+            raise GrafanaError(
+                f"The data source {uid} does not answer: {self._clean(str(result['error']))}.",
+                status=400,
+                retryable=False,
+                hint="Look at its address and its credentials in Grafana, under Connections, Data sources.",
+            )
+
+    # Alert rules
+
+    def rule_group(self, folder_uid: str, name: str) -> Json | None:
+        """The group with its rules; None if there is none, or an empty one."""
+        group = self._get(_group_path(folder_uid, name))
+        return group if group is not None and group.get("rules") else None
+
+    def rule(self, uid: str) -> Json | None:
+        """One rule; None if there is none. 9.2 answers 500 then."""
+        return self._get(f"{PROVISIONING}/alert-rules/{quoted(uid)}", missing=(404, 500))
+
+    def _has_rule(self, uid: str) -> bool:
+        return self.rule(uid) is not None
+
+    def save_rule_group(self, group: Mapping[str, Any]) -> None:
+        """Make the group what it should be: missing rules made, all replaced, those that are left out deleted.
+
+        One way for every version, though only 9.2 needs all of it: there, a PUT of the group fails over a rule that it
+        does not know, is not repeatable without uids, and goes into folders that do not exist.
+
+        Args:
+            group: title, folderUid, interval in seconds, rules, each with its uid.
+
+        Raises:
+            InvalidInput: the group cannot work: see `check_rule_group`.
+        """
+        self.check_rule_group(group)
+        folder_uid, name = str(group["folderUid"]), str(group["title"])
+        # Without these three a single rule is refused.
+        place = {"orgID": self.organisation.get("id", 1), "folderUID": folder_uid, "ruleGroup": name}
+        rules = [{**rule, **place} for rule in group["rules"]]
+        present = self.rule_group(folder_uid, name) or {"rules": []}
+        there = {rule.get("uid") for rule in present["rules"]}
+        for rule in rules:
+            uid = rule["uid"]
+            if uid in there:
+                continue
+            if self.rule(uid) is not None:  # in another group or folder: somebody has moved it
+                self._call("PUT", f"{PROVISIONING}/alert-rules/{quoted(uid)}", rule)
+                continue
+            self._create(f"{PROVISIONING}/alert-rules", rule, partial(self._has_rule, uid))
+        self._call("PUT", _group_path(folder_uid, name), {**group, "rules": rules})
+        ours = {rule["uid"] for rule in rules}
+        for rule in (self.rule_group(folder_uid, name) or {"rules": []})["rules"]:
+            if rule.get("uid") not in ours:
+                self._delete(f"{PROVISIONING}/alert-rules/{quoted(str(rule.get('uid')))}")
+
+    def check_rule_group(self, group: Mapping[str, Any]) -> None:
+        """What the server would accept without a word, and then fire on or never evaluate.
+
+        Raises:
+            InvalidInput: the folder or a data source does not exist, a condition or an expression names no query, an
+                interval is no multiple of 10 s, or a uid or title is missing, too long, or there twice.
+        """
+        name, rules = group.get("title"), group["rules"]
+        interval = group.get("interval")
+        if not isinstance(interval, int) or interval <= 0 or interval % 10:
+            raise InvalidInput(f"The rule group {name} has an interval of {interval}; it must be a multiple of 10 s.")
+        if not rules:
+            raise InvalidInput(f"The rule group {name} has no rules.")
+        if self.folder(str(group["folderUid"])) is None:
+            raise InvalidInput(f"The folder {group['folderUid']} of the rule group {name} does not exist.")
+        for what in ("uid", "title"):
+            values = [rule.get(what) for rule in rules]
+            if len(set(values)) < len(values):
+                raise InvalidInput(f"Two rules of the group {name} have the same {what}.")
+        sources: set[str] = set()
+        for rule in rules:
+            checked_uid(str(rule.get("uid", "")))
+            if not 0 < len(str(rule.get("title", ""))) <= 190:
+                raise InvalidInput(f"The rule {rule['uid']} needs a title of at most 190 characters.")
+            sources |= _checked_queries(rule)
+        for uid in sorted(sources):
+            if self.data_source(uid) is None:
+                raise InvalidInput(
+                    f"The rules query the data source {uid}, which Grafana at {self.place} does not have.",
+                    hint="Let driftd make it: --prometheus URL",
+                )
+
+    # Contact points and who gets what
+
+    def contact_points(self) -> list[Json]:
+        """All contact points of the organisation; secrets are masked by the server."""
+        found = self._call("GET", f"{PROVISIONING}/contact-points")
+        if not isinstance(found, list):
+            raise self._strange(f"{PROVISIONING}/contact-points")
+        return [point for point in found if isinstance(point, dict)]
+
+    def save_contact_point(self, body: Mapping[str, Any]) -> None:
+        """Make a contact point, or replace the one with the same ``uid``: a second POST would be an error."""
+        uid = checked_uid(str(body["uid"]))
+        self._secrets |= {value for value in body.get("settings", {}).values() if isinstance(value, str) and value}
+
+        def is_there() -> bool:
+            return any(point.get("uid") == uid for point in self.contact_points())
+
+        if not is_there() and self._create(f"{PROVISIONING}/contact-points", body, is_there):
+            return
+        self._call("PUT", f"{PROVISIONING}/contact-points/{quoted(uid)}", body)
+
+    def delete_contact_point(self, uid: str) -> None:
+        """Delete a contact point. Our route to it goes first: one that is routed to cannot be deleted."""
+        names = {point.get("name") for point in self.contact_points() if point.get("uid") == uid}
+        if self.route() in names:
+            self.remove_route()
+        self._delete(f"{PROVISIONING}/contact-points/{quoted(uid)}")
+
+    def policies(self) -> Json:
+        """The organisation's whole tree of notification policies."""
+        return self._object(self._call("GET", f"{PROVISIONING}/policies"), f"{PROVISIONING}/policies")
+
+    def route(self) -> str | None:
+        """The contact point that our route in the policy tree leads to; None if there is no such route."""
+        for entry in self.policies().get("routes") or ():
+            if _is_ours(entry):
+                return str(entry.get("receiver"))
+        return None
+
+    def set_route(self, receiver: str) -> None:
+        """Lead what has our label to a contact point, and touch nothing else of the tree.
+
+        Our route comes first, since the first that matches takes it. The server knows no part of the tree, so all of it
+        is read and written back.
+        """
+        tree = self.policies()
+        routes = tree.get("routes") or []
+        entry = {"receiver": receiver, "object_matchers": [[ROUTE_LABEL[0], "=", ROUTE_LABEL[1]]]}
+        # Where somebody gave our route other timings, they stay.
+        kept: Json = next((old for old in routes if _is_ours(old)), {})
+        others = [old for old in routes if not _is_ours(old)]
+        self._write_policies({**tree, "routes": [{**kept, **entry}, *others]})
+
+    def remove_route(self) -> None:
+        """Take our route out of the policy tree; nothing happens if there is none."""
+        tree = self.policies()
+        routes = tree.get("routes") or []
+        others = [entry for entry in routes if not _is_ours(entry)]
+        if len(others) < len(routes):
+            self._write_policies({**tree, "routes": others})
+
+    def _write_policies(self, tree: Json) -> None:
+        tree.pop("provenance", None)
+        self._call("PUT", f"{PROVISIONING}/policies", tree)
+
+    # Annotations
+
+    def annotations(self, tag: str) -> list[Annotation]:
+        """All annotations with a tag, the oldest first."""
+        query = urlencode({"tags": tag, "limit": MOST_ANNOTATIONS}, quote_via=quote)
+        found = self._call("GET", f"/annotations?{query}")
+        if not isinstance(found, list):
+            raise self._strange("/annotations")
+        annotations = [
+            Annotation(
+                int(entry["id"]),
+                str(entry.get("text", "")),
+                tuple(map(str, entry.get("tags") or ())),
+                int(entry.get("time") or 0),
+                int(entry.get("timeEnd") or 0),
+                str(entry.get("dashboardUID") or ""),
+            )
+            for entry in found
+            if isinstance(entry, dict) and isinstance(entry.get("id"), int)
+        ]
+        return sorted((one for one in annotations if tag in one.tags), key=lambda one: one.id)
+
+    def add_annotation(
+        self, *, time_ms: int, end_ms: int | None, tags: Sequence[str], text: str, dashboard_uid: str
+    ) -> None:
+        """Put a mark, or a region where ``end_ms`` is given, onto a dashboard, or onto the organisation with "".
+
+        Never repeated here: nothing but a tag of the caller's own tells whether it is there already.
+        """
+        body: Json = {"time": time_ms, "tags": list(tags), "text": text}
+        body |= {"timeEnd": end_ms} if end_ms is not None else {}
+        body |= {"dashboardUID": dashboard_uid} if dashboard_uid else {}
+        self._call("POST", "/annotations", body)
+
+    def change_annotation(self, annotation: int, *, text: str, end_ms: int | None) -> bool:
+        """Give it another text, and an end if there is one. Never its tags: 9.2 on SQLite hangs over those.
+
+        Returns False if somebody has deleted it.
+        """
+        body: Json = {"text": text} | ({"timeEnd": end_ms} if end_ms is not None else {})
+        try:
+            self._call("PATCH", f"/annotations/{annotation}", body)
+        except GrafanaError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    def delete_annotation(self, annotation: int) -> None:
+        """Delete it; one that is gone is fine."""
+        self._delete(f"/annotations/{annotation}")
+
+    # The calls themselves
+
+    def _get(self, path: str, *, missing: Collection[int] = (404,)) -> Json | None:
+        try:
+            return self._object(self._call("GET", path), path)
+        except GrafanaError as error:
+            if error.status in missing:
+                return None
+            raise
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._call("DELETE", path)
+        except GrafanaError as error:
+            if error.status != 404:
+                raise
+
+    def _create(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        is_there: Callable[[], bool],
+        *,
+        exists: Collection[int] = (400, 409, 412, 500),
+    ) -> bool:
+        """POST once, and again only if the object is not there: an answer that is lost proves nothing.
+
+        Returns whether this made it; False if it is there, whoever made it. The versions say that it is there by one of
+        the statuses in ``exists``, as they say that the request is wrong.
+        """
+        for attempt in range(self._access.retries + 1):
+            try:
+                self._once("POST", path, body)
+                return True
+            except GrafanaError as error:
+                passing = error.retryable and attempt < self._access.retries
+                if error.status in exists and is_there():
+                    return False
+                wait_s = self._wait_s(error, attempt)
+                if not passing or wait_s is None:
+                    raise
+            self._sleep(wait_s)
+            if is_there():
+                return False
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """One call, repeated where that is harmless: always, but for POSTs that make something."""
+        repeatable = verb != "POST" or path == "/ds/query"
+        for attempt in range(self._access.retries + 1):
+            try:
+                return self._once(verb, path, body)
+            except GrafanaError as error:
+                wait_s = self._wait_s(error, attempt)
+                if not repeatable or not error.retryable or wait_s is None or attempt == self._access.retries:
+                    raise
+            self._sleep(wait_s)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _wait_s(self, error: GrafanaError, attempt: int) -> float | None:
+        """Seconds until the next attempt: what Grafana asks for, else 0.5, 1, 2, ...; None if that is too long."""
+        wait_s = 0.5 * 2**attempt if error.retry_after_s is None else error.retry_after_s
+        return wait_s if wait_s <= LONGEST_WAIT_S else None
+
+    def _once(self, verb: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        """One call. Our errors are raised outside of the except clauses, whose errors hold what must not show."""
+        import requests
+        import urllib3
+
+        retryable, hint = True, ""
+        headers = {"X-Disable-Provenance": "true"} if path.startswith(PROVISIONING) else None
+        refused: GrafanaError | None = None
+        try:
+            return getattr(self._face.api, verb)(path, json=body, headers=headers)
+        except GrafanaError as error:
+            refused = error
+        except requests.exceptions.SSLError:
+            problem, retryable = "its certificate or TLS version is refused", False
+            hint = "Name its certificate authority: ca_file, or --ca-file"
+        except requests.exceptions.ProxyError:
+            problem, hint = "the proxy does not let us through", "See HTTPS_PROXY and NO_PROXY in the environment."
+        except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
+            problem = f"no answer within {self._access.timeout_s:g} s"
+        except (requests.exceptions.ConnectionError, urllib3.exceptions.HTTPError) as error:
+            problem = connection_problem(error)
+        except requests.exceptions.ChunkedEncodingError:
+            problem = "the connection was lost"
+        except (requests.exceptions.RequestException, OSError, ValueError) as error:
+            problem, retryable = f"the request cannot be made ({type(error).__name__})", False
+            hint = "Check the address and the certificate authorities."
+        if refused is not None:
+            raise GrafanaError(
+                f"{verb} /api{path.partition('?')[0]}: {refused.message}",
+                status=refused.status,
+                retryable=refused.retryable,
+                retry_after_s=refused.retry_after_s,
+                hint=refused.hint,
+            )
+        self.close()  # the next attempt starts with a new connection
+        raise GrafanaError(
+            f"Grafana at {self.place} does not answer: {problem}.", status=None, retryable=retryable, hint=hint
+        )
+
+    @cached_property
+    def _face(self) -> GrafanaFace:
+        import urllib3
+        from grafana_api.grafana_face import GrafanaFace
+
+        path = self._parts.path.strip("/")
+        host = self._parts.hostname or ""
+        face = GrafanaFace(
+            auth=self._auth,
+            host=f"[{host}]" if ":" in host else host,
+            port=self._parts.port,
+            protocol=self._parts.scheme,
+            url_path_prefix=f"{path}/" if path else "",
+            verify=self._access.verify,
+            timeout=self._access.timeout_s,
+        )
+        if self._access.verify is False:
+            import warnings
+
+            # `driftd check` says so once; the library would say it at every request.
+            warnings.filterwarnings("ignore", category=urllib3.exceptions.InsecureRequestWarning)
+        session: requests.Session = face.api.s
+        session.headers.update({"User-Agent": "driftd", "Accept": "application/json"})
+        if self._access.org_id is not None:
+            session.headers["X-Grafana-Org-Id"] = str(self._access.org_id)
+        session.hooks["response"].append(self._read)
+        self._session = session
+        return face
+
+    def _read(self, response: requests.Response, **_options: object) -> None:
+        """Read an answer whole, within its time and size, before the library looks at it; raise what it says."""
+        status = response.status_code
+        try:
+            body = self._body_of(response)
+        except BaseException:
+            response.close()
+            raise
+        response._content = body or b"null"  # DELETE answers 204 and nothing
+        response._content_consumed = True  # type: ignore[attr-defined]
+        retry_s = retry_after_s(response.headers.get("Retry-After"), self._clock()) if status in RETRYABLE else None
+        if 300 <= status < 400:
+            login = "/login" in response.headers.get("Location", "")
+            problem = "to its login page" if login else "to another address"
+            raise GrafanaError(
+                f"Grafana at {self.place} redirects {problem} ({status}), which driftd does not follow.",
+                status=status,
+                retryable=False,
+                hint="Check the address: its scheme, and the path that Grafana is served below.",
+            )
+        value, words, page = None, "", False
+        try:
+            value = json.loads(body) if body else None
+            words = _words(value)
+        except (ValueError, RecursionError):
+            page = True
+        if status >= 400:
+            what = f"{status}: {self._clean(words)}" if words else f"{status}, without a reason that could be read"
+            raise GrafanaError(
+                f"Grafana at {self.place} answers {what}.",
+                status=status,
+                retryable=status in RETRYABLE,
+                retry_after_s=retry_s,
+                hint=_hint(status, value, page=page),
+            )
+        if page:
+            raise GrafanaError(
+                f"What answers at {self.place} sends {status} and a page instead of JSON.",
+                status=status,
+                retryable=False,
+                hint="A proxy or a login page may stand in between: check the address.",
+            )
+
+    def _body_of(self, response: requests.Response) -> bytes:
+        """The body, within twice the time-out: each wait has one of its own, and a trickle would go on for ever."""
+        import requests
+
+        deadline = self._timer() + 2 * self._access.timeout_s
+        parts, size = [], 0
+        while part := response.raw.read1(1 << 16, decode_content=True):
+            parts.append(part)
+            size += len(part)
+            if size > MOST_BYTES:
+                raise GrafanaError(
+                    f"Grafana at {self.place} answers with more than {MOST_BYTES >> 20} MiB.",
+                    status=response.status_code,
+                    retryable=False,
+                )
+            if self._timer() > deadline:
+                raise requests.exceptions.ReadTimeout
+        return b"".join(parts)
+
+    def _object(self, value: Any, path: str) -> Json:
+        if not isinstance(value, dict):
+            raise self._strange(path)
+        return value
+
+    def _strange(self, path: str) -> GrafanaError:
+        return GrafanaError(
+            f"Grafana at {self.place} answers /api{path} with JSON of another shape than expected.",
+            status=200,
+            retryable=False,
+            hint="Check the address; driftd knows Grafana 9.2 to 12.",
+        )
+
+    def _clean(self, words: str) -> str:
+        """Grafana's words on one line, without our secrets."""
+        for secret in self._secrets:
+            words = words.replace(secret, "***")
+        words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+        return (words if len(words) <= 300 else words[:299] + "…").rstrip(".")
+
+
+def quoted(part: str) -> str:
+    """A part of a path."""
+    return quote(part, safe="")
+
+
+def checked_uid(uid: str) -> str:
+    """The uid, if Grafana takes it.
+
+    Raises:
+        InvalidInput: it is empty, longer than 40 characters, or has others than letters, digits, - and _.
+    """
+    if not _UID.fullmatch(uid):
+        raise InvalidInput(f'"{uid}" is no uid: Grafana takes up to 40 letters, digits, - and _.')
+    return uid
+
+
+def _group_path(folder_uid: str, name: str) -> str:
+    return f"{PROVISIONING}/folder/{quoted(folder_uid)}/rule-groups/{quoted(name)}"
+
+
+def _checked_queries(rule: Mapping[str, Any]) -> set[str]:
+    """The data sources that a rule asks.
+
+    Raises:
+        InvalidInput: its condition or one of its expressions names a query that the rule does not have.
+    """
+    names = {str(query.get("refId")) for query in rule["data"]}
+    if rule.get("condition") not in names:
+        raise InvalidInput(f"The rule {rule['uid']} has the condition {rule.get('condition')}, which names no query.")
+    sources: set[str] = set()
+    for query in rule["data"]:
+        if query.get("datasourceUid") not in _EXPRESSIONS:
+            sources.add(str(query.get("datasourceUid")))
+            continue
+        model = query.get("model", {})
+        text = str(model.get("expression", ""))
+        named = set(_REFERRED.findall(text)) if model.get("type") == "math" else {text.removeprefix("$")}
+        if unknown := named - names:
+            raise InvalidInput(
+                f"Expression {query.get('refId')} of the rule {rule['uid']} names {', '.join(sorted(unknown))}, "
+                "which is no query of the rule."
+            )
+    return sources
+
+
+def _is_ours(route: Mapping[str, Any]) -> bool:
+    return route.get("object_matchers") == [[ROUTE_LABEL[0], "=", ROUTE_LABEL[1]]]
+
+
+def _words(value: Any) -> str:
+    """What an answer says in words. The key differs, and some answers are lists, or nothing."""
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_words, value[:3])))
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        return ""
+    results = value.get("results")
+    if isinstance(results, dict):  # of a query
+        return "; ".join(filter(None, map(_words, results.values())))
+    said = [str(value[key]) for key in ("message", "msg", "error") if isinstance(value.get(key), str) and value[key]]
+    return ": ".join(dict.fromkeys(said))
+
+
+_CONFLICTS = {
+    "version-mismatch": "Somebody has saved it in the meantime. Look at the difference, and publish again.",
+    "name-exists": "Another dashboard of that folder has the same title. Rename it or delete it.",
+    "plugin-dashboard": "A plugin owns it. Delete it, or the plugin.",
+}
+
+
+def _hint(status: int, value: Any, *, page: bool) -> str:
+    if page:
+        return "The answer is a page, not JSON: a proxy may stand in between."
+    if status == 412 and isinstance(value, dict) and value.get("status") in _CONFLICTS:
+        return _CONFLICTS[value["status"]]
+    return {
+        401: "The token is wrong, has expired, or was deleted. Make another: docs/grafana.md",
+        403: "The token needs the role Editor for dashboards and annotations, Admin for data sources and rules.",
+        409: "An object of that name or title is there already: rename it or delete it in Grafana.",
+        429: "Grafana asks for less. Try again later.",
+    }.get(status, "")
