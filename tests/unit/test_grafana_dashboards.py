@@ -227,9 +227,3 @@ def test_the_surprise_classes_are_those_of_the_database() -> None:
     from monitor.block_stats import SURPRISE_BELOW
 
     assert tuple(2.0**-bits for bits in BITS) == SURPRISE_BELOW
-
-
-def test_rules_point_to_dashboards_that_exist() -> None:
-    from dashboards.rules import RULES
-
-    assert {rule.dashboard for rule in RULES} <= set(DASHBOARDS)
