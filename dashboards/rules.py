@@ -329,7 +329,7 @@ RULES: tuple[Rule, ...] = (
         summary="{{ $labels.model }}: {{ $value | humanizePercentage }} of the records cannot be used",
         description=(
             "Senders have changed something, or the settings do not say what they send. Which, and why: driftd "
-            "deadletters."
+            "deadletters list."
         ),
         panel=("driftd-pipeline", "Records that cannot be used, by reason"),
     ),
