@@ -366,7 +366,12 @@ class Metrics:
             "driftd_false_pages_per_day", "pages per day", "Of these, pages that people called false.", "model"
         )
         self.open_incidents = gauge(
-            "driftd_open_incidents", "incidents", "Incidents open now.", "model", "kind", "severity"
+            "driftd_open_incidents",
+            "incidents",
+            "Incidents open now, but for those that must last before people are told.",
+            "model",
+            "kind",
+            "severity",
         )
         self.blind = gauge(
             "driftd_blind",

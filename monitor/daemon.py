@@ -26,6 +26,7 @@ from monitor.child import Parent
 from monitor.dead_letters import DeadLetterPublisher
 from monitor.folding import Outcome
 from monitor.health import Health
+from monitor.incident_list import alerted
 from monitor.log import configure, event
 from monitor.outbox import OutboxSender
 from monitor.pacing import Pace
@@ -393,8 +394,7 @@ class Daemon:
         self._show_incidents(worker)
 
     def _show_incidents(self, worker: Worker) -> None:
-        found = [(row.kind, row.severity, row.opened_ms / 1000) for row in worker.open_incidents]
-        self._metrics.incidents(worker.name, found)
+        self._metrics.incidents(worker.name, alerted(worker.open_incidents))
 
     def _show(self, worker: Worker) -> None:
         metrics, name = self._metrics, worker.name

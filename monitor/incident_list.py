@@ -10,6 +10,7 @@ from typing import Any
 from connectors.database.rows import IncidentRow, MuteRow
 from connectors.database.store import Store
 from detectors.errors import InvalidInput
+from monitor.incidents import is_held
 from monitor.priority import priority_of
 from monitor.times import text_of
 from monitor.wording import acknowledged_by, status_of
@@ -48,6 +49,11 @@ def mute_of(row: IncidentRow, mutes: Iterable[MuteRow]) -> MuteRow | None:
     """
     covering = [mute for mute in mutes if row.status == "open" and mute.covers(row)]
     return max(covering, key=lambda mute: (mute.until_ms, mute.id), default=None)
+
+
+def alerted(rows: Iterable[IncidentRow]) -> list[tuple[str, str, float]]:
+    """Kind, severity and time of opening (seconds since 1970) of those that rules may alert on: not what is held."""
+    return [(row.kind, row.severity, row.opened_ms / 1000) for row in rows if not is_held(row)]
 
 
 def table_of(rows: Sequence[IncidentRow], mutes: Sequence[MuteRow]) -> tuple[list[str], list[list[str]]]:

@@ -206,7 +206,7 @@ class _Board:
             wait_ms = self._policy.resolve_after_ms << min(_count(row, "flaps"), MOST_DOUBLINGS)
             if end_ms - _count(row, "last_active_ms") >= wait_ms:
                 over = replace(row, status="resolved", resolved_ms=end_ms, updated_ms=end_ms)
-                if "held" in row.detail:
+                if is_held(row):
                     # Whoever was told at all was told of its end before it came back.
                     self._count_revision(replace(over, detail={**_released(row.detail), "brief": True}))
                 else:
@@ -342,7 +342,7 @@ class _Board:
         segments in the list, in the cause and in the report.
         """
         whole = self._latest.get((row.model, row.kind, row.space, ""))
-        if not row.segment or whole is None or whole.status != "open" or "held" in whole.detail:
+        if not row.segment or whole is None or whole.status != "open" or is_held(whole):
             return False
         return whole.detail.get("severity_now") == "page" or row.detail.get("severity_now") != "page"
 
@@ -383,6 +383,11 @@ def notification_of(row: IncidentRow, name: EventName) -> Notification:
         ends_ms=row.resolved_ms,
         values={"event": name, "revision": str(row.revision), "priority": priority_of(row), **numbers_of(row)},
     )
+
+
+def is_held(row: IncidentRow) -> bool:
+    """Whether an open incident must last before people are told."""
+    return "held" in row.detail
 
 
 def incident_id(key: Key, block: int) -> str:

@@ -15,6 +15,7 @@ from connectors.database.rows import FoldResult, IncidentRow, MuteRow
 from connectors.database.store import Store
 from detectors.errors import InvalidInput
 from monitor.cli import app
+from monitor.incident_list import alerted
 from monitor.mute_cli import about, interval
 
 NOW = 1_800_000_000_000
@@ -172,3 +173,8 @@ def test_only_an_open_incident_that_is_there_can_be_acknowledged(folder: Path) -
     assert "resolved already" in refused("incidents", "--ack", "bbb", "--by", "kari")
     assert "no incident" in refused("incidents", "--ack", "zzz")
     assert "--ack ID" in refused("incidents", "--by", "kari")
+
+
+def test_rules_do_not_alert_on_what_must_last_before_it_is_told() -> None:
+    held = incident("b", detail={"held": "opened", "held_until_ms": 9})
+    assert alerted([incident("a"), held]) == [("drift", "page", 0.005)]
