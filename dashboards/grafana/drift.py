@@ -31,14 +31,15 @@ _LIMITS = (
 )
 
 
-def _strength(channel: str, title: str, what: str) -> TimeSeries:
+def _strength(channel: str, title: str, question: str, what: str) -> TimeSeries:
     return TimeSeries(
         title=title,
-        description=(
+        question=question,
+        reading=(
             f"{what} 10^strength blocks is the time in which such evidence appears once by chance. Above the red "
-            "dashed line it pages; warnings are judged by the same evidence since the last one. Next: the marks say "
-            "since when it has been so; the tables at the bottom say which records."
+            "dashed line it pages; warnings are judged by the evidence since the last one."
         ),
+        next_step="the marks say since when it has been so, and the tables at the bottom which records show it.",
         targets=(
             Sql(
                 loudest(
@@ -65,21 +66,33 @@ def _strength(channel: str, title: str, what: str) -> TimeSeries:
     )
 
 
-LEVEL = _strength("level", "Level: has the average moved?", "Evidence that the mean vector left that of the reference.")
+LEVEL = _strength(
+    "level",
+    "Level",
+    "Has the average record moved?",
+    "Evidence that the mean vector left that of the reference.",
+)
 SHAPE = _strength(
-    "shape", "Shape: are records further out?", "Evidence that the distances to the reference are others than usual."
+    "shape",
+    "Shape",
+    "Do records lie further out than they used to?",
+    "Evidence that the distances to the reference are others than usual.",
 )
 MIX = _strength(
-    "mix", "Mix: are the shares of kinds others?", "Evidence that kinds of records (prototypes) come in other shares."
+    "mix",
+    "Mix",
+    "Do the kinds of records come in other shares?",
+    "Evidence that prototypes (kinds of records) have other shares than in the reference.",
 )
 
 NEAREST = Stat(
     title="How near to a page",
-    description=(
-        "The newest strength of each channel, of its page threshold: at 100 % it pages. Strength is a logarithm: 50 % "
-        "is not half-way, but evidence that appears by chance far more often. Next: above 70 %, look at the graph "
-        "below."
+    question="How near is the model to a page?",
+    reading=(
+        "The newest strength of each channel as a share of its page threshold: at 100 % it pages. Strength is a "
+        "logarithm: 50 % is not half-way, but evidence that appears by chance far more often."
     ),
+    next_step="above 70 %, look at the graph of that channel below.",
     targets=(
         Sql(
             f"""
@@ -101,10 +114,12 @@ NEAREST = Stat(
 
 OPEN_DRIFT = Stat(
     title="Drift incidents",
-    description=(
-        "Pages and warnings of the chosen models and spaces, all segments: open now, and opened in the time range. "
-        "Next: the table below names them."
+    question="Has anybody been told?",
+    reading=(
+        "Pages and warnings of drift of the chosen models and spaces, all segments: open now, and opened in the time "
+        "range."
     ),
+    next_step="the table of incidents below names them.",
     targets=(
         Sql(
             f"""
@@ -127,11 +142,12 @@ OPEN_DRIFT = Stat(
 
 EFFECT = TimeSeries(
     title="Size of the change",
-    description=(
+    question="Is the change large enough to matter?",
+    reading=(
         "How far the window that speaks loudest lies from the reference, in standard deviations, for each channel. "
-        "Strength says how sure it is, this says how much: a sure change of 0.05 may be left alone (drift.tolerance), "
-        "one of 0.5 rarely."
+        "Strength says how sure it is, this says how much."
     ),
+    next_step="a sure change of 0.05 may be left alone (drift.tolerance); one of 0.5 rarely.",
     targets=(
         Sql(
             loudest(
@@ -151,10 +167,12 @@ EFFECT = TimeSeries(
 
 SAMPLE_SIZE = TimeSeries(
     title="Records behind the evidence",
-    description=(
+    question="On how many records does this rest?",
+    reading=(
         "Sample size n of the window that gave the strength. A short window means a sudden, strong change; a long one "
-        "means a slow, weak one that took many records to see. If it stays small, the model is too quiet to judge."
+        "a slow, weak one that took many records to see."
     ),
+    next_step="if it stays small, the model is too quiet to judge: choose a longer drift.block or fewer segments.",
     targets=(
         Sql(
             loudest(
@@ -173,11 +191,12 @@ SAMPLE_SIZE = TimeSeries(
 
 NEWEST = Table(
     title="Newest reading of each alarm",
-    description=(
-        "Every chosen space, segment and channel with its newest numbers, the nearest to a page first: statistic and "
-        "effect in the channel's own unit (docs/drift.md), n records in the window since 'window from'. Next: choose "
-        "the segment at the top to see its history."
+    question="What does every alarm measure right now?",
+    reading=(
+        "Every chosen space, segment and channel with its newest numbers, the nearest to a page first. Statistic and "
+        "effect are in the channel's own unit (docs/drift.md); n records in the window since 'window from'."
     ),
+    next_step="choose the first row's segment at the top to see its history.",
     targets=(
         Sql(
             f"""
@@ -223,10 +242,14 @@ told AS (
 
 INCIDENTS = Table(
     title="Incidents of drift in this range",
-    description=(
-        "Open ones first. 'since' is when the change began, as far as one can say: between 'earliest' and 'latest'. "
-        "Next: run the command in the last column for the classic tests and the examples; then decide: mend the input, "
-        "build a new reference, or call it false (driftd incidents --false ID)."
+    question="Since when, and is it over?",
+    reading=(
+        "Open incidents first. 'since' is when the change began, as far as one can say: between 'earliest' and "
+        "'latest'."
+    ),
+    next_step=(
+        "run the command in the last column for tests and examples; then mend the input, build a new reference, or "
+        "call it false (driftd incidents --false ID)."
     ),
     targets=(
         Sql(
@@ -263,11 +286,12 @@ INCIDENTS = Table(
 
 KINDS = Table(
     title="Cause: which kinds of records grew or shrank",
-    description=(
-        "Prototypes whose share changed most since the onset, against the reference: z standard errors. 'like' is a "
-        "record of the baseline that looks like it, 'now' are records of the stream. Next: open one of each side by "
-        "side: is it a new kind of input, or a broken one?"
+    question="What is there more of now?",
+    reading=(
+        "Prototypes whose share changed most since the onset, against the reference, in z standard errors. 'like' is a "
+        "record of the baseline that looks like it, 'now' are records of the stream."
     ),
+    next_step="open one of each side by side and see whether it is a new kind of input or a broken one.",
     targets=(
         Sql(
             f"""
@@ -297,10 +321,12 @@ KINDS = Table(
 
 PLACES = Table(
     title="Cause: which segments carry the change",
-    description=(
-        "'part' is how much of the change comes from the segment, 'share' and 'before' are its share of the traffic "
-        "now and before. A part far above the share: look there. Next: choose that segment at the top."
+    question="Where does the change come from?",
+    reading=(
+        "'part' is how much of the change comes from the segment; 'share' and 'before' are its share of the traffic "
+        "now and before."
     ),
+    next_step="where the part is far above the share, choose that segment at the top.",
     targets=(
         Sql(
             f"""
@@ -323,10 +349,12 @@ PLACES = Table(
 
 STRANGEST = Table(
     title="Cause: the strangest records since the onset",
-    description=(
+    question="Which records show it best?",
+    reading=(
         "Kept records of the incidents above, the strangest first; 'new kind' says that the record belongs to a kind "
-        "that grew. Next: look some of them up by their id in the system that made them."
+        "that grew."
     ),
+    next_step="look some of them up by their id in the system that made them.",
     targets=(
         Sql(
             f"""

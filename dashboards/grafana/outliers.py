@@ -35,11 +35,15 @@ _CELLS = ",\n".join(
 
 SURPRISE = Heatmap(
     title="Surprise: times as many records as usual",
-    description=(
+    question="Are a few records very strange, or all of them a little?",
+    reading=(
         "Each row is a class of p-values, the strangest at the top; the colour is how many times as many records fell "
-        "into it as in the reference (one record is added to both, so that a single one does not shine). Even and pale "
-        "is normal. Colour at the top only: a few very strange records, see the table below. Colour in the middle: all "
-        "traffic moves outwards, see the drift dashboard."
+        "into it as in the reference (one is added to both, so that a single record does not shine). Even and pale is "
+        "normal."
+    ),
+    next_step=(
+        "colour at the top only: see the table of flagged records. Colour in the middle: all traffic moves outwards, "
+        "see the drift dashboard."
     ),
     targets=(
         Sql(
@@ -60,11 +64,13 @@ SURPRISE = Heatmap(
 
 COUNTS = Stat(
     title="Outliers in this range",
-    description=(
+    question="How many records are strange?",
+    reading=(
         "Candidates are stranger than all but one in 1,024 of the reference; flagged are the strangest, as many as the "
         "budget allows (models.NAME.outliers.budget). 'share' is flagged of all records: it stays near the budget "
-        "unless the traffic changed. Next: the table below shows the flagged records."
+        "unless the traffic changed."
     ),
+    next_step="the tables below show the flagged records.",
     targets=(
         Sql(
             f"""
@@ -88,10 +94,12 @@ COUNTS = Stat(
 
 LIVE = Stat(
     title="Flagged now, of all records",
-    description=(
-        "Records flagged as outliers, of all that were counted, over the last minutes of wall-clock time. It comes "
-        "with closed blocks, so a quiet model shows nothing. Next: compare it with outliers.budget."
+    question="Is the budget kept at this moment?",
+    reading=(
+        "Records flagged as outliers, of all that were counted, by the clock on the wall. It comes with closed blocks, "
+        "so a quiet model shows nothing."
     ),
+    next_step="compare it with outliers.budget; far above it, look at the evidence below.",
     targets=(
         PromQL(
             'sum by (model, space) (rate(driftd_outliers_total{model=~"$model", space=~"$space"}[$__rate_interval]))'
@@ -111,11 +119,12 @@ LIVE = Stat(
 
 RATE = TimeSeries(
     title="Strange records against the expected share",
-    description=(
-        "Share of candidates in each block. The dashed line is what the reference has: one in 1,024. Noise around it "
-        "is normal; a line that stays at several times as much is an outlier-rate incident. Next: the alarm beside it "
-        "says how sure that is."
+    question="Are there more than usual?",
+    reading=(
+        "Share of candidates in each block; the dashed line is what the reference has, one in 1,024. Noise around it "
+        "is normal."
     ),
+    next_step="if it stays at several times as much, the alarm beside it says how sure that is.",
     targets=(
         Sql(
             loudest(
@@ -144,11 +153,12 @@ RATE = TimeSeries(
 
 RATE_ALARM = TimeSeries(
     title="Evidence that there are too many",
-    description=(
+    question="Is the excess more than chance?",
+    reading=(
         "Strength of the outlier-rate alarm of each chosen segment: 10^strength blocks is the time in which such "
-        "evidence appears once by chance; above the dashed line it pages. Next: if it is one segment, choose it at the "
-        "top; if all, look for what changed for everybody."
+        "evidence appears once by chance. Above the dashed line it pages."
     ),
+    next_step="if it is one segment, choose it at the top; if it is all, look for what changed for everybody.",
     targets=(
         Sql(
             loudest(
@@ -176,12 +186,13 @@ RATE_ALARM = TimeSeries(
 
 EXEMPLARS = Table(
     title="The strangest flagged records",
-    description=(
+    question="What do the strange records look like?",
+    reading=(
         "Flagged records of this range, the strangest first: smaller p is stranger. 'position' is "
         "topic/partition/offset; 'read it', with your brokers added, fetches the raw record. 'ask' explains the "
-        "incident that was open then, if there was one. Next: look at the first ten; if they are one kind, it is a "
-        "cause, not chance."
+        "incident that was open then."
     ),
+    next_step="look at the first ten; if they are of one kind, it is a cause and not chance.",
     targets=(
         Sql(
             f"""
@@ -219,10 +230,9 @@ EXEMPLARS = Table(
 
 BY_PREDICTION = Table(
     title="Flagged records by what the model said",
-    description=(
-        "Which answers of the model the flagged records have, and how sure it was of them. Many flagged records with "
-        "one answer and high confidence are the dangerous ones: the model does not know that it does not know."
-    ),
+    question="Does the model know that these are strange?",
+    reading="Which answers of the model the flagged records have, and how sure it was of them.",
+    next_step="many of one answer with high confidence are the dangerous ones: check that answer by hand.",
     targets=(
         Sql(
             f"""

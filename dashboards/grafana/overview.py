@@ -41,10 +41,9 @@ _COUNTS = ", ".join(
 
 VERDICT_COUNTS = Stat(
     title="Models by verdict",
-    description=(
-        "How many models are in each state; the words are explained at the bottom. Next: a model that is blind or "
-        "drifted stands first in the table below; click its name."
-    ),
+    question="How many models are in trouble, and how badly?",
+    reading="The models in each state; the words are explained at the bottom.",
+    next_step="a model that is blind or drifted stands first in the table below; click its name.",
     targets=(
         Sql(
             f"""
@@ -62,10 +61,14 @@ VERDICT_COUNTS = Stat(
 
 PAGES = Stat(
     title="Pages in 30 days: promised and real",
-    description=(
-        "The alarm budget promises at most so many false pages (drift and outlier rate, whole deployment, 30 days of "
-        "event time). Beside it: the pages that came, and those that people called false. More called false than "
-        "promised: raise tolerance or alarms.page_every_days. Call one: driftd incidents --false ID."
+    question="Does driftd keep its promise about false alarms?",
+    reading=(
+        "The alarm budget allows at most so many false pages (drift and outlier rate, whole deployment, 30 days of "
+        "event time); beside it are the pages that came and those that people called false."
+    ),
+    next_step=(
+        "call false ones: driftd incidents --false ID. More of them than promised: raise drift.tolerance or "
+        "alarms.page_every_days."
     ),
     targets=(
         PromQL("30 * max(driftd_expected_false_pages_per_day)", legend="false ones, at most"),
@@ -80,10 +83,9 @@ PAGES = Stat(
 
 WAITING = Stat(
     title="Notifications that wait",
-    description=(
-        "Not delivered yet, over all sinks. It should go back to 0 within a minute or two. If it grows, a sink does "
-        "not take them: look at the pipeline dashboard, row Notifications."
-    ),
+    question="Do alerts get out?",
+    reading="Notifications that are not delivered yet, over all sinks. It goes back to 0 within a minute or two.",
+    next_step="if it grows, a sink does not take them: the pipeline dashboard says which, in the row of alerts.",
     targets=(PromQL("max(driftd_outbox_depth)", legend="waiting"),),
     steps=((None, FINE), (20, CAUTION), (100, PAGE)),
     decimals=0,
@@ -94,10 +96,12 @@ WAITING = Stat(
 
 MODEL_TABLE = Table(
     title="Verdict of each model",
-    description=(
-        "One row for each model, the worst first. blind outranks all: then the other numbers rest on nothing. 'why' is "
-        "the worst open incident. Next: click a model to see its drift, or its incident below."
+    question="Which model needs me first?",
+    reading=(
+        "One row for each model, the worst first. blind outranks all, because the other numbers rest on nothing then. "
+        "'why' is the worst open incident."
     ),
+    next_step="click a model to see its drift, or its incident below.",
     targets=(
         Sql(
             f"""
@@ -130,9 +134,11 @@ MODEL_TABLE = Table(
 
 OPEN_INCIDENTS = Table(
     title="Open incidents",
-    description=(
-        "Everything a person should know of that is not over, pages first. Empty is good. Next: click the incident for "
-        "its evidence, or do what the last column says; driftd mute keeps it quiet while you work on it."
+    question="What is wrong right now?",
+    reading="Everything that a person should know of and that is not over, pages first. Empty is good.",
+    next_step=(
+        "click the incident for its evidence, or do what its last column says. driftd mute keeps it quiet while you "
+        "work on it."
     ),
     targets=(
         Sql(
@@ -170,9 +176,10 @@ OPEN_INCIDENTS = Table(
 
 TRAFFIC = TimeSeries(
     title="Traffic by event time",
-    description=(
-        "Records per second of each model, by the time in the records; the 20 busiest. A line that ends is a model "
-        "that is silent, or a driftd that lags: compare with the lag beside it."
+    question="Does every model still have traffic?",
+    reading="Records per second of each model, by the time in the records; the 20 busiest.",
+    next_step=(
+        "a line that ends is a model that is silent or a driftd that is behind: compare it with the lag beside it."
     ),
     targets=(
         Sql(
@@ -195,10 +202,14 @@ TRAFFIC = TimeSeries(
 
 LAG = TimeSeries(
     title="Behind the stream",
-    description=(
+    question="How late would an alarm come?",
+    reading=(
         "Age of the last record that was read, where more wait; the 20 models that are furthest behind. Seconds are "
-        "normal, ten minutes are an alarm. If it grows: add workers (driftd run --workers N), or see the pipeline "
-        "dashboard for the phase that takes the time."
+        "normal, ten minutes are an alarm."
+    ),
+    next_step=(
+        "if it grows, add workers (driftd run --workers N), or find the phase that takes the time on the pipeline "
+        "dashboard."
     ),
     targets=(PromQL('topk(20, max by (model) (driftd_lag_seconds{model=~"$model"}))', legend="{{model}}"),),
     unit="s",
@@ -209,11 +220,12 @@ LAG = TimeSeries(
 
 INCIDENTS_OPENED = TimeSeries(
     title="Incidents opened",
-    description=(
-        "How many incidents began to be told in each stretch of time. A wave over many models at once is usually one "
-        "cause outside of them: a deployment, a source, an encoder. Compare with the new versions on the stale "
-        "dashboard."
+    question="Is this one trouble or a wave of them?",
+    reading=(
+        "How many incidents opened in each stretch of time. A wave over many models at once usually has one cause "
+        "outside of them: a deployment, a source, an encoder."
     ),
+    next_step="compare with the new versions on the dashboard of stale models.",
     targets=(
         Sql(
             f"""
@@ -235,7 +247,8 @@ INCIDENTS_OPENED = TimeSeries(
 
 WORDS = Text(
     title="What the verdicts mean",
-    description="The words of the tables above, the worst first.",
+    question="What do the words say?",
+    next_step="do what the last column says.",
     content=as_markdown(),
 )
 

@@ -1,6 +1,7 @@
 """The kinds of panels, as Grafana 9.2 and everything after it reads them.
 
-Each panel says how to read it and what to do next in its ``description``. Nothing here is newer than Grafana 9.2: later
+Each panel says which question it answers, how to read it, and what to do next; together that is its description in
+Grafana, and docs/dashboards.md. Nothing here is newer than Grafana 9.2: later
 versions bring old dashboards up to date when they load them, by their schemaVersion.
 """
 
@@ -94,7 +95,9 @@ class Panel:
 
     Attributes:
         title: unique in its dashboard.
-        description: how to read it, and what to do next.
+        question: what a person wants to know who looks at it.
+        reading: how to read it.
+        next_step: what to do then.
         targets: what it asks; all of one data source.
         unit: one of Grafana's units; in a table, of the columns that have no unit of their own.
         steps: thresholds, where they mean something.
@@ -109,7 +112,9 @@ class Panel:
     colours_by: ClassVar[str] = "thresholds"
 
     title: str
-    description: str
+    question: str
+    reading: str
+    next_step: str
     targets: tuple[Target, ...]
     unit: str = "short"
     decimals: int | None = None
@@ -122,6 +127,11 @@ class Panel:
     empty: str | None = None
     width: int = 12
     height: int = 8
+
+    @property
+    def description(self) -> str:
+        """What Grafana shows behind the panel's small i."""
+        return f"{self.question} {self.reading} Next: {self.next_step}"
 
     def options(self) -> dict[str, Any]:
         """Of the kind of panel."""
@@ -297,7 +307,8 @@ class Text:
     kind: ClassVar[str] = "text"
 
     title: str
-    description: str
+    question: str
+    next_step: str
     content: str
     width: int = 24
     height: int = 6
@@ -308,7 +319,7 @@ class Text:
             "id": number,
             "type": self.kind,
             "title": self.title,
-            "description": self.description,
+            "description": f"{self.question} Next: {self.next_step}",
             "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
             "options": {"mode": "markdown", "content": self.content},
         }

@@ -22,9 +22,11 @@ def _increase(metric: str) -> str:
 
 WORKERS = Stat(
     title="Processes that answer",
-    description=(
-        "Workers of driftd whose metrics were there at the last scrape, of all machines. Fewer than you started: look "
-        "at the log of the one that is missing; the others read its partitions meanwhile."
+    question="Does driftd run?",
+    reading="Workers whose metrics were there at the last scrape, of all machines.",
+    next_step=(
+        "if there are fewer than you started, look at the log of the one that is missing; the others read its "
+        "partitions meanwhile."
     ),
     targets=(PromQL("sum(driftd_worker_up) or count(driftd_build_info)", legend="processes"),),
     decimals=0,
@@ -35,10 +37,9 @@ WORKERS = Stat(
 
 SPEED = Stat(
     title="Records read",
-    description=(
-        "Records per second that were scored and written, by the clock on the wall. 0 while the lag is above 0 means "
-        "that reading stands still: look at the incidents of kind source or dead_letter_wave."
-    ),
+    question="Does it work right now?",
+    reading="Records per second that were scored and written, by the clock on the wall. 0 is well where nothing waits.",
+    next_step="0 while records wait means that reading stands still: look at the open incidents of the overview.",
     targets=(PromQL(f"sum(rate(driftd_records_total{_OF}[$__rate_interval]))", legend="records"),),
     unit="si:rec/s",
     low=0,
@@ -49,10 +50,12 @@ SPEED = Stat(
 
 BEHIND = Stat(
     title="Records that wait",
-    description=(
-        "Records in the topics that were not read yet, of the chosen models together. It may jump at a start or a "
-        "backfill and must then fall. If it grows for minutes: add workers."
+    question="Does it keep up?",
+    reading=(
+        "Records in the topics that were not read yet, of the chosen models together. It may jump at a start and must "
+        "then fall."
     ),
+    next_step="if it grows for minutes, add workers: driftd run --workers N.",
     targets=(PromQL(f"sum(driftd_lag_records{_OF})", legend="records"),),
     low=0,
     graph=True,
@@ -62,10 +65,12 @@ BEHIND = Stat(
 
 DATABASE = Stat(
     title="Since the database was last in order",
-    description=(
-        "Seconds since the last transaction that worked, of the worst process. Above a minute nothing is written and "
-        "nothing is lost: driftd reads the same records again. Look at the database, then at driftd doctor."
+    question="Does the database take the results?",
+    reading=(
+        "Seconds since the last transaction that worked, of the worst process. Above a minute nothing is written, and "
+        "nothing is lost: the same records are read again."
     ),
+    next_step="look at the database, then at driftd doctor.",
     targets=(PromQL(f"max(time() - driftd_database_last_ok_timestamp_seconds{_OF})", legend="seconds"),),
     unit="s",
     low=0,
@@ -76,10 +81,12 @@ DATABASE = Stat(
 
 POLL = Stat(
     title="Since the source last answered",
-    description=(
+    question="Does the source answer?",
+    reading=(
         "Seconds since the last poll of the source came back, of the slowest process. Polls return within a second or "
-        "two, also without records. Above two minutes the worker hangs; its watchdog ends it."
+        "two, also without records."
     ),
+    next_step="above two minutes the worker hangs, and its watchdog ends it: its log says where it stood.",
     targets=(PromQL(f"max(time() - driftd_last_poll_timestamp_seconds{_OF})", legend="seconds"),),
     unit="s",
     low=0,
@@ -90,10 +97,9 @@ POLL = Stat(
 
 LAG_RECORDS = TimeSeries(
     title="Records that wait, by model",
-    description=(
-        "The 20 models with the most records that were not read yet. Next: one model alone has a slow embedder or a "
-        "burst; all of them together have a slow database or too few workers."
-    ),
+    question="Which model is behind?",
+    reading="The 20 models with the most records that were not read yet.",
+    next_step="one alone has a slow embedder or a burst; all of them together have a slow database or too few workers.",
     targets=(PromQL(f"topk(20, sum by (model) (driftd_lag_records{_OF}))", legend="{{model}}"),),
     low=0,
     width=8,
@@ -101,10 +107,9 @@ LAG_RECORDS = TimeSeries(
 
 LAG_SECONDS = TimeSeries(
     title="Age of the last record read",
-    description=(
-        "By the broker's clock, where more records wait; the oldest partition of each model. This is how late an alarm "
-        "comes. Above ten minutes: add workers, or look at the phases below."
-    ),
+    question="How late do alarms come?",
+    reading="By the broker's clock, where more records wait; the oldest partition of each model.",
+    next_step="above ten minutes, add workers, or look for the widest phase below.",
     targets=(PromQL(f"topk(20, max by (model) (driftd_lag_seconds{_OF}))", legend="{{model}}"),),
     unit="s",
     low=0,
@@ -114,9 +119,11 @@ LAG_SECONDS = TimeSeries(
 
 WATERMARK = TimeSeries(
     title="Age of the newest judged block",
-    description=(
-        "Event time up to which blocks are closed, against now. It is a block or two when all is well. Growing without "
-        "lag: a partition is silent or ahead of its time; see the partitions below and docs/event_time.md."
+    question="Up to when has the stream been judged?",
+    reading="Event time up to which blocks are closed, against now. It is a block or two when all is well.",
+    next_step=(
+        "if it grows without lag, a partition is silent or ahead of its time: see the partitions below and "
+        "docs/event_time.md."
     ),
     targets=(
         PromQL(
@@ -131,10 +138,9 @@ WATERMARK = TimeSeries(
 
 PHASES = TimeSeries(
     title="Where the time goes",
-    description=(
-        "Share of one core that each phase takes: poll is mostly waiting, the others are work. The widest band is what "
-        "more workers would share, or what to make faster: embed, a smaller model; commit, a nearer database."
-    ),
+    question="What would make it faster?",
+    reading="Share of one core that each phase takes; poll is mostly waiting, the others are work.",
+    next_step="make the widest band smaller: embed with a smaller model, commit to a nearer database; or add workers.",
     targets=(PromQL(_rate("driftd_phase_seconds_total", "phase"), legend="{{phase}}"),),
     unit="percentunit",
     low=0,
@@ -145,10 +151,9 @@ PHASES = TimeSeries(
 
 CHECKPOINTS = TimeSeries(
     title="Duration of checkpoints",
-    description=(
-        "Median and 99th percentile of the database transactions that write results and offsets together. Above a "
-        "second the database is slow or waits for locks: pg_stat_activity says who."
-    ),
+    question="Is the database slow?",
+    reading="Median and 99th percentile of the transactions that write results and offsets together.",
+    next_step="above a second it is slow or waits for locks: pg_stat_activity says who holds them.",
     targets=(
         PromQL(f"histogram_quantile(0.99, {_rate('driftd_checkpoint_seconds_bucket', 'le')})", legend="99 %"),
         PromQL(f"histogram_quantile(0.5, {_rate('driftd_checkpoint_seconds_bucket', 'le')})", legend="median"),
@@ -161,10 +166,9 @@ CHECKPOINTS = TimeSeries(
 
 BY_WORKER = TimeSeries(
     title="Records per second of each process",
-    description=(
-        "Each worker's part of the work. Very unequal lines: fewer partitions than workers, or keys that all go to one "
-        "partition. A line that ends: that process ended or lost its partitions."
-    ),
+    question="Is the work shared out?",
+    reading="Each worker's part of the work. A line that ends is a process that ended or lost its partitions.",
+    next_step="if lines are very unequal, give the topic more partitions or spread its keys.",
     targets=(
         PromQL(
             f"topk(20, {_rate('driftd_records_total', 'instance', 'worker')})",
@@ -179,10 +183,9 @@ BY_WORKER = TimeSeries(
 
 DEAD_LETTERS = TimeSeries(
     title="Records that cannot be used, by reason",
-    description=(
-        "Dead letters per second. A few are normal; a new reason that begins all at once is a change of the sender's "
-        "format. Next: driftd deadletters list, mend models.NAME.record, driftd deadletters retry."
-    ),
+    question="Did a sender change its format?",
+    reading="Dead letters per second. A few are normal; a new reason that begins all at once is not.",
+    next_step="driftd deadletters list; mend models.NAME.record; driftd deadletters retry.",
     targets=(PromQL(f"topk(20, {_rate('driftd_dead_letters_total', 'reason')})", legend="{{reason}}"),),
     unit="si:rec/s",
     low=0,
@@ -192,10 +195,14 @@ DEAD_LETTERS = TimeSeries(
 
 LATE = TimeSeries(
     title="Late and lost records",
-    description=(
+    question="Do records come too late to count?",
+    reading=(
         "late: after their block was closed, scored but in no drift. closed late: of them, because the wall clock "
-        "closed the block. lost: gone before they could be read. Late ones: raise drift.lateness; lost ones: see the "
-        "table of gaps below, and give the topic a longer retention."
+        "closed the block. lost: gone before they could be read."
+    ),
+    next_step=(
+        "for late ones raise drift.lateness; for lost ones see the table of lost records, and give the topic a longer "
+        "retention."
     ),
     targets=(
         PromQL(_increase("driftd_late_records_total"), legend="late"),
@@ -210,11 +217,12 @@ LATE = TimeSeries(
 
 MOVES = TimeSeries(
     title="Rebalances, rebuilds, refusals",
-    description=(
+    question="Do the workers get in each other's way?",
+    reading=(
         "How often partitions moved, the Kafka client was built anew, a checkpoint was rolled back because another "
-        "worker had the partition, or the database refused one. Single ones while workers start and stop are normal; "
-        "every minute is not: docs/operations.md says what to look for."
+        "worker had the partition, or the database refused one. Single ones while workers start and stop are normal."
     ),
+    next_step="if they come every minute, docs/operations.md says what to look for.",
     targets=(
         PromQL(_increase("driftd_rebalances_total"), legend="rebalances"),
         PromQL(_increase("driftd_client_rebuilds_total"), legend="clients rebuilt"),
@@ -228,10 +236,12 @@ MOVES = TimeSeries(
 
 PARTITIONS = TimeSeries(
     title="Partitions that do not flow",
-    description=(
+    question="Is a part of the traffic missing?",
+    reading=(
         "silent: records wait and none come. stalled: they stand still, so that blocks are closed without them. held: "
-        "they wait because they run ahead of the slowest, which is normal while catching up. Next: driftd check."
+        "they run ahead of the slowest, which is normal while catching up."
     ),
+    next_step="driftd check says what the broker answers for silent and stalled ones.",
     targets=(
         PromQL(f"sum(driftd_silent_partitions{_OF})", legend="silent"),
         PromQL(f"sum(max by (model) (driftd_stalled_partitions{_OF}))", legend="stalled"),
@@ -249,10 +259,12 @@ PARTITIONS = TimeSeries(
 
 DEAD_LETTER_TABLE = Table(
     title="Dead letters since the beginning",
-    description=(
-        "Exact counts by model and reason, over all restarts, with their share of all records of the model. The "
-        "largest share first. Next: driftd deadletters list shows what was wrong with each."
+    question="How much of the stream cannot be judged?",
+    reading=(
+        "Exact counts by model and reason, over all restarts, with their share of all records of the model, the "
+        "largest first."
     ),
+    next_step="driftd deadletters list shows what was wrong with each.",
     targets=(
         Sql(
             f"""
@@ -281,10 +293,12 @@ DEAD_LETTER_TABLE = Table(
 
 GAPS = Table(
     title="Records that were lost",
-    description=(
+    question="Was anything gone before it was read?",
+    reading=(
         "Stretches of a partition that were gone before they could be read, the newest first. They are in no count and "
-        "no alarm. Next: retention means that driftd was down or too slow; recreated, ask who deleted the topic."
+        "no alarm."
     ),
+    next_step="retention: driftd was down or too slow, keep the topic longer; recreated: ask who deleted the topic.",
     targets=(
         Sql(
             f"""
@@ -305,10 +319,9 @@ GAPS = Table(
 
 WAITING = TimeSeries(
     title="Notifications that wait, all sinks",
-    description=(
-        "Not delivered yet. It rises with a wave of incidents and falls within minutes; if it only rises, a sink does "
-        "not take them: the graph beside it says which."
-    ),
+    question="Do alerts get out in time?",
+    reading="Not delivered yet. It rises with a wave of incidents and falls within minutes.",
+    next_step="if it only rises, a sink does not take them: the graph beside it says which.",
     targets=(
         PromQL("max(driftd_outbox_depth)", legend="notifications"),
         PromQL("max(driftd_dead_letters_waiting)", legend="dead letters for their topic"),
@@ -319,10 +332,12 @@ WAITING = TimeSeries(
 
 OLDEST = TimeSeries(
     title="How long sinks refuse",
-    description=(
+    question="Which sink does not take alerts?",
+    reading=(
         "Seconds since a sink began to refuse notifications, 0 while it takes them; and how long the oldest "
-        "notification has waited. Other sinks and the scoring go on. Next: driftd check says what the sink answers."
+        "notification has waited. Other sinks and the scoring go on."
     ),
+    next_step="driftd check says what the sink answers.",
     targets=(
         PromQL("max by (sink) (driftd_outbox_age_seconds)", legend="{{sink}}"),
         PromQL("max(driftd_outbox_oldest_seconds)", legend="oldest of all"),
@@ -335,9 +350,13 @@ OLDEST = TimeSeries(
 
 SENT = TimeSeries(
     title="Notifications by what came of them",
-    description=(
-        "In each stretch of time: taken by a sink, tried again, given up, and held back by a mute. 'given up' was told "
-        "to nobody: see the table beside it. Many retries mean a sink that limits its rate: raise "
+    question="What became of the alerts?",
+    reading=(
+        "In each stretch of time: taken by a sink, tried again, given up, and held back by a mute. What was given up, "
+        "nobody heard."
+    ),
+    next_step=(
+        "the table of sinks says why they were given up; many retries mean a sink that limits its rate: raise "
         "notify.group_interval."
     ),
     targets=(
@@ -358,10 +377,10 @@ SENT = TimeSeries(
 
 MESSAGES = TimeSeries(
     title="Messages per minute to people",
-    description=(
-        "What sinks that people read were sent, after grouping by model: one message may hold many notifications. More "
-        "than a few a minute for long is noise that gets switched off: mute what is known, or raise "
-        "notify.group_interval."
+    question="Is it too much for people?",
+    reading="What sinks that people read were sent, after grouping by model: one message may hold many notifications.",
+    next_step=(
+        "more than a few a minute for long gets switched off: mute what is known, or raise notify.group_interval."
     ),
     targets=(PromQL("60 * sum by (sink) (rate(driftd_messages_total[$__rate_interval]))", legend="{{sink}}"),),
     low=0,
@@ -372,10 +391,12 @@ MESSAGES = TimeSeries(
 
 OUTBOX = Table(
     title="Sinks, and what they were sent",
-    description=(
+    question="Did every alert arrive?",
+    reading=(
         "Rows of the outbox by sink and state, dead and pending ones first, with the newest error. dead: given up "
-        "after many tries. Next: mend the sink's settings, then driftd check."
+        "after many tries."
     ),
+    next_step="mend the sink's settings, then driftd check.",
     targets=(
         Sql(
             f"""
@@ -402,10 +423,9 @@ OUTBOX = Table(
 
 MUTES = Table(
     title="Mutes",
-    description=(
-        "What nobody is told of now or later, and until when; empty fields stand for all. A mute that was forgotten is "
-        "a silent monitor: driftd mute lists them and ends them."
-    ),
+    question="What are people not told of?",
+    reading="What nobody is told of now or later, and until when; empty fields stand for all.",
+    next_step="end what was forgotten, because it is a silent monitor: driftd mute end ID.",
     targets=(
         Sql(
             f"""
@@ -426,10 +446,9 @@ MUTES = Table(
 
 MEMORY = TimeSeries(
     title="Memory of each process",
-    description=(
-        "Resident memory. It rises while references load and is flat afterwards: every cache has a cap. A line that "
-        "rises for hours is a defect worth a report, with driftd doctor."
-    ),
+    question="Is the memory bounded?",
+    reading="Resident memory. It rises while references load and is flat afterwards: every cache has a cap.",
+    next_step="a line that rises for hours is a defect worth a report, with what driftd doctor says.",
     targets=(
         PromQL(
             "topk(20, process_resident_memory_bytes and on (instance) driftd_build_info)",
@@ -443,9 +462,11 @@ MEMORY = TimeSeries(
 
 CPU = TimeSeries(
     title="Cores used by each process",
-    description=(
-        "A worker uses one core at most. Near 1 with lag: add workers up to the number of partitions. Near 0 with lag: "
-        "it waits, for the broker or the database; see the phases."
+    question="Is it work or waiting?",
+    reading="A worker uses one core at most.",
+    next_step=(
+        "near 1 with lag: add workers, up to the number of partitions. Near 0 with lag: it waits for the broker or the "
+        "database, see the phases."
     ),
     targets=(
         PromQL(

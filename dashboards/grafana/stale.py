@@ -27,11 +27,12 @@ _SERIES = f"concat_ws(' ', {MODEL_IF_SEVERAL}, space)"
 
 REFERENCE_AGE = Stat(
     title="Age of the reference",
-    description=(
+    question="How old is what we compare with?",
+    reading=(
         "How long ago the active reference of each space was built. There is no right age: an old reference of a "
-        "stream that has not drifted is a good one. Next: where it is old and the mix has changed for good, build a "
-        "new one: driftd reference build."
+        "stream that has not drifted is a good one."
     ),
+    next_step="where it is old and the mix has changed for good, build a new one: driftd reference build.",
     targets=(
         PromQL(
             "time() - max by (model, space)"
@@ -48,9 +49,14 @@ REFERENCE_AGE = Stat(
 
 VERSION_AGE = Stat(
     title="Since the newest model version",
-    description=(
+    question="Was something deployed lately?",
+    reading=(
         "How long the version of the watched model that came last has been on the stream, by the time in its records. "
-        "Drift that began with it is the deployment's; drift long after it is the world's. Needs record.version."
+        "Needs record.version."
+    ),
+    next_step=(
+        "drift that began with it is the deployment's, so roll it back or tell its owner; drift long after it is the "
+        "world's."
     ),
     targets=(
         Sql(
@@ -71,11 +77,12 @@ VERSION_AGE = Stat(
 
 DRIFT_AGE = Stat(
     title="Drift has been open for",
-    description=(
-        "Time since the onset of the oldest drift that is still open, of each model. Hours are an incident; a day or "
-        "more means that the new data have come to stay. Next: decide whether to train anew or to build a new "
-        "reference."
+    question="Has the change come to stay?",
+    reading=(
+        "Time since the onset of the oldest drift that is still open, of each model. Hours are an incident, days are a "
+        "new normal."
     ),
+    next_step="after a day or more, decide whether to train anew or to build a new reference.",
     targets=(
         Sql(
             f"""
@@ -97,10 +104,13 @@ DRIFT_AGE = Stat(
 
 TIMELINE = StateTimeline(
     title="Verdict over time",
-    description=(
-        "The worst incident that was open at each time, as a word for the whole model (the overview explains the "
-        "words). An incident that came back shows as one long stretch. Next: a long band of 'drifted' or 'mix changed' "
-        "is a stale model; short ones are incidents."
+    question="How long has the model been in which state?",
+    reading=(
+        "The worst incident that was open at each time, as a word for the whole model; the overview explains the "
+        "words. An incident that came back shows as one long stretch."
+    ),
+    next_step=(
+        "a long band of 'drifted' or 'mix changed' is a stale model: see the rows below; short ones are incidents."
     ),
     targets=(
         Sql(
@@ -126,11 +136,13 @@ TIMELINE = StateTimeline(
 
 CONFIDENCE = TimeSeries(
     title="How sure the model is, against its own past",
-    description=(
-        "Mean confidence that the model states, with that of the week before this range as a dashed line. A model that "
-        "grows unsure while its records drift is probably getting worse; one that stays sure may be wrong with "
-        "confidence. Next: check it on fresh labels. Needs record.confidence."
+    question="Does the model itself grow unsure?",
+    reading=(
+        "Mean confidence that the model states, with that of the week before this range as a dashed line. Unsure while "
+        "its records drift: it is probably getting worse. Sure all the same: it may be wrong with confidence. Needs "
+        "record.confidence."
     ),
+    next_step="check the model on fresh labels.",
     targets=(
         Sql(
             f"""
@@ -164,11 +176,12 @@ CONFIDENCE = TimeSeries(
 
 MIX = TimeSeries(
     title="Mix of the whole traffic",
-    description=(
+    question="Does the world move slowly?",
+    reading=(
         "Evidence that kinds of records come in other shares than in the reference: 10^strength blocks is the time in "
-        "which it appears once by chance. A slow rise over weeks is a world that moves. Next: above the dashed line, "
-        "the drift dashboard names the kinds that grew."
+        "which it appears once by chance. A slow rise over weeks is a world that moves."
     ),
+    next_step="above the dashed line, the drift dashboard names the kinds that grew.",
     targets=(
         Sql(
             f"""
@@ -194,9 +207,10 @@ MIX = TimeSeries(
 
 LASTING = Table(
     title="Drift that is open, the longest first",
-    description=(
-        "Each open incident of drift with its age since the onset. Next: for the first row, decide: mend the input, "
-        "train the model anew, or accept the change and build a new reference."
+    question="Which drift has nobody dealt with?",
+    reading="Each open incident of drift with its age since the onset.",
+    next_step=(
+        "decide the first row: mend the input, train the model anew, or accept the change and build a new reference."
     ),
     targets=(
         Sql(
@@ -228,11 +242,12 @@ LASTING = Table(
 
 REFERENCES = Table(
     title="References",
-    description=(
+    question="What is each space compared with?",
+    reading=(
         "Every version of each space, the newest first: what it was built from, and which one is active. Below 50,000 "
-        "records an alarm may only warn. Next: driftd reference diff compares two; promote or rollback moves the "
-        "pointer."
+        "records an alarm may only warn."
     ),
+    next_step="driftd reference diff compares two of them; promote and rollback move the pointer.",
     targets=(
         Sql(
             f"""
@@ -259,10 +274,12 @@ REFERENCES = Table(
 
 VERSIONS = Table(
     title="Versions of the watched model",
-    description=(
-        "Each version that the stream named, with the first block that holds records of it. Compare with the onset of "
-        "drift: a change at the same time is the deployment's. Needs record.version in the settings."
+    question="Which version brought the change?",
+    reading=(
+        "Each version that the stream named, with the first block that holds records of it. Needs record.version in "
+        "the settings."
     ),
+    next_step="compare with the onset of drift: a change at the same time is the deployment's.",
     targets=(
         Sql(
             f"""

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from dashboards.grafana import Dashboard, all_dashboards, sql
-from dashboards.grafana.__main__ import FOLDER, files
+from dashboards.grafana.__main__ import DOCUMENT, FOLDER, files
 from dashboards.grafana.dashboard import COLUMNS, TAG
+from dashboards.grafana.documentation import documentation
 from dashboards.grafana.outliers import BITS
 from dashboards.grafana.panels import AnyPanel, Panel
 from dashboards.grafana.targets import PromQL, Sql
@@ -37,6 +38,8 @@ every_asking_panel = pytest.mark.parametrize(
 def test_the_committed_files_are_what_the_python_makes() -> None:
     found = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
     assert found == files(), "write them anew: python -m dashboards.grafana"
+    written = DOCUMENT.read_text(encoding="utf-8")
+    assert written == documentation(all_dashboards()), "write it anew: python -m dashboards.grafana"
 
 
 def test_titles_and_uids_are_unique_and_prefixed() -> None:
@@ -85,12 +88,15 @@ def test_titles_of_panels_are_unique(dashboard: Dashboard) -> None:
 
 
 @every_panel
-def test_a_panel_says_how_to_read_it_and_what_to_do_next(dashboard: Dashboard, panel: AnyPanel) -> None:
-    assert panel.title
-    assert panel.title[0].isupper()
-    assert len(panel.title) <= 60
-    assert len(panel.description) >= 40 or not isinstance(panel, Panel), panel.description
-    assert panel.description.endswith((".", "?"))
+def test_a_panel_says_what_it_answers_how_to_read_it_and_what_to_do_next(dashboard: Dashboard, panel: AnyPanel) -> None:
+    assert re.fullmatch(r"[A-Z].{2,59}", panel.title)
+    assert re.fullmatch(r"[A-Z].{8,80}\?", panel.question)
+    assert re.fullmatch(r".{10,300}\.", panel.next_step)
+    if isinstance(panel, Panel):
+        assert re.fullmatch(r"\S.{20,400}\.", panel.reading)
+    made = panel.to_json(1, 0, 0)
+    assert panel.question in made["description"]
+    assert "Next: " in made["description"]
 
 
 @every_asking_panel
