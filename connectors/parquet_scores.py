@@ -138,8 +138,8 @@ class ParquetScores:
 
     def sweep(self, committed: Collection[str], now_ms: int) -> None:
         """Delete files that a crash has left behind a week ago, and whose transaction was rolled back."""
-        for name in _names(self._pending):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for name in _names(self._pending):
                 age_s = now_ms / 1000 - (self._pending / name).stat().st_mtime
                 if name not in committed and age_s > STRAY_S:
                     self.discard(name)
@@ -165,7 +165,7 @@ class ParquetScores:
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MOST_ROWS = 50_000  # of a checkpoint; the caller writes it before more are collected
 MOST_VECTOR_BYTES = 64 << 20  # likewise
 RETRY_MS = 5_000  # after a failure, before the next attempt
+REMEMBER_MS = 60_000  # between attempts it is still a failure
 RETRY_DROPPED_MS = 60_000  # likewise, where scoring goes on: an attempt may take 10 s, in which nothing is scored
 
 
@@ -42,18 +43,17 @@ class Scores:
 
     Attributes:
         written, dropped: records of the checkpoint that is being written; see `write`.
-        failure: why they cannot be written, in words; "" if they can.
     """
 
     def __init__(self, model: str, writer: ScoresWriter, *, vectors: Vectors = False, required: bool = True) -> None:
         self.written = self.dropped = 0
-        self.failure = ""
         self._model = model
         self._writer = writer
         self._dtype = np.dtype(vectors) if vectors else None
         self._required = required
         self._failed_ms: int | None = None
-        self._failure = RepeatingFailure(log, "scores wait" if required else "scores dropped")
+        self._reason = ""
+        self._log = RepeatingFailure(log, "scores wait" if required else "scores dropped")
         self.clear()
 
     def clear(self) -> None:
@@ -125,6 +125,10 @@ class Scores:
     def waits(self, now_ms: int) -> bool:
         """Whether an attempt has failed just now, so that no record need be scored yet."""
         return self._required and self._cools_down(now_ms, RETRY_MS)
+
+    def failure(self, now_ms: int) -> str:
+        """Why no checkpoint can be written, in words; "" if one can, or if none was tried for a minute."""
+        return self._reason if self._required and self._cools_down(now_ms, REMEMBER_MS) else ""
 
     def write(self, now_ms: int) -> str:
         """Write what was taken since `clear`. Returns the receipt for the transaction; "" where there is none.
@@ -198,12 +202,11 @@ class Scores:
 
     def _fail(self, error: SinkError, now_ms: int) -> None:
         self._failed_ms = now_ms
-        self.failure = str(error)
-        self._failure.happened(describe(error), model=self._model)
+        self._reason = str(error)
+        self._log.happened(describe(error), model=self._model)
         if self._required:
             raise error
 
     def _over(self) -> None:
         self._failed_ms = None
-        self.failure = ""
-        self._failure.over(model=self._model)
+        self._log.over(model=self._model)

@@ -375,7 +375,7 @@ class Worker:
                 raise
             self._start_over()
             return replace(self._told(records, seconds), failure=str(error), refused=True, ownership_lost=lost)
-        failure = self._reader.failure or self._scores_failure(now_ms)
+        failure = self._reader.failure or ("" if self.scores is None else self.scores.failure(now_ms))
         at_end = self.source.finished and not batches and not failure and self.pipeline is not None
         finished = at_end and not self._pending
         return replace(self._told(records, seconds), finished=finished, failure=failure, folded=folded)
@@ -612,10 +612,6 @@ class Worker:
         if self.scores is not None and self._unsettled:
             self.scores.settle(self._store.partition_states(self.name), now_ms)
             self._unsettled = False
-
-    def _scores_failure(self, now_ms: int) -> str:
-        """Why nothing is scored now, in words: the scores that others want cannot be written; "" if they can."""
-        return self.scores.failure if self.scores is not None and self.scores.waits(now_ms) else ""
 
     def _write(self, checkpoint: Checkpoint, now_ms: int) -> None:
         began = time.perf_counter()

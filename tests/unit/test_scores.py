@@ -18,7 +18,7 @@ from connectors.parquet_scores import DAY_MS, MOST_DAYS, ParquetScores, ParquetS
 from connectors.records import Partition
 from connectors.scores import ScoredRecords, SpaceScores
 from detectors.errors import InvalidSettings, SinkError
-from monitor.scores import RETRY_DROPPED_MS, RETRY_MS, Scores
+from monitor.scores import REMEMBER_MS, RETRY_DROPPED_MS, RETRY_MS, Scores
 from monitor.settings import load_settings
 from tests.unit.test_pipeline import batch_of, pipeline_of, stream
 from tests.unit.test_pipeline import reference as reference
@@ -263,14 +263,15 @@ def test_required_scores_stop_the_checkpoint_and_are_tried_again_after_a_while()
     assert not scores.waits(0)
     with pytest.raises(SinkError):
         scores.write(1_000)
-    assert (scores.failure, scores.written, scores.dropped) == ("It is down.", 0, 0)
+    assert (scores.failure(1_000 + RETRY_MS), scores.written, scores.dropped) == ("It is down.", 0, 0)
+    assert scores.failure(1_000 + REMEMBER_MS) == "", "as where its partitions went to another worker"
     assert scores.waits(1_000 + RETRY_MS - 1)
     assert not scores.waits(1_000 + RETRY_MS)
     assert not scores.waits(0), "a clock that was set back"
     writer.refuses = False
     assert scores.write(1_000 + RETRY_MS) == "receipt-1"
     assert not scores.waits(1_000 + RETRY_MS)
-    assert scores.failure == ""
+    assert scores.failure(1_000 + RETRY_MS) == ""
 
 
 def test_scores_that_are_not_required_are_dropped_and_counted(reference: Any) -> None:
