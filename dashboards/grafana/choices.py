@@ -48,8 +48,8 @@ def to_detail(title: str, uid: str) -> Link:
     return Link(title, f"/d/{uid}?{_OF_ROW}")
 
 
-# From an incident to the dashboard that shows it; the row says which (column ``dashboard``).
-TO_INCIDENT = Link("Look at the evidence", f"/d/${{__data.fields.dashboard}}?{_OF_ROW}")
+# To the dashboard that shows why; the row says which one that is (column ``dashboard``).
+TO_EVIDENCE = Link("Look at the evidence", f"/d/${{__data.fields.dashboard}}?{_OF_ROW}")
 
 
 def onsets(chosen: str) -> Annotation:

@@ -177,7 +177,8 @@ SAMPLE_SIZE = TimeSeries(
         Sql(
             loudest(
                 f"""
-                SELECT {bucket("start_ms")} AS time, concat_ws(' ', {_SERIES}, channel) AS metric, max(n) AS value
+                SELECT {bucket("start_ms")} AS time, concat_ws(' ', {_SERIES}, channel) AS metric,
+                       nullif(max(n), 0) AS value
                 FROM readings WHERE {_CHOSEN} AND channel IN ('level', 'shape', 'mix') GROUP BY 1, 2
                 """
             ),
@@ -249,7 +250,7 @@ INCIDENTS = Table(
     ),
     next_step=(
         "run the command in the last column for tests and examples; then mend the input, build a new reference, or "
-        "call it false (driftd incidents --false ID)."
+        "call it false (`driftd incidents --false ID`)."
     ),
     targets=(
         Sql(
@@ -385,7 +386,7 @@ DRIFT = Dashboard(
     uid="driftd-drift",
     title="driftd 2: drift",
     question="Has the traffic of a model changed: since when, how much, where, and which records show it?",
-    next_step="Read the newest incident's cause, then type its driftd explain command.",
+    next_step="Read the newest incident's cause, then type its `driftd explain` command.",
     variables=(ONE_MODEL, SPACE, SEGMENT_OF_TRAFFIC),
     annotations=(onsets(f"{MODELS} AND {SPACES} AND {SEGMENTS}"), DEPLOYMENTS),
     rows=(

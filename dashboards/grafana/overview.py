@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.grafana.choices import ALL_MODELS, TO_INCIDENT, to_detail
+from dashboards.grafana.choices import ALL_MODELS, TO_EVIDENCE
 from dashboards.grafana.dashboard import Dashboard
 from dashboards.grafana.panels import CAUTION, FINE, NEUTRAL, PAGE, WARN, Column, Row, Stat, Table, Text, TimeSeries
 from dashboards.grafana.sql import ALL_MODELS as KNOWN
@@ -67,7 +67,7 @@ PAGES = Stat(
         "event time); beside it are the pages that came and those that people called false."
     ),
     next_step=(
-        "call false ones: driftd incidents --false ID. More of them than promised: raise drift.tolerance or "
+        "call false ones: `driftd incidents --false ID`. More of them than promised: raise drift.tolerance or "
         "alarms.page_every_days."
     ),
     targets=(
@@ -101,7 +101,7 @@ MODEL_TABLE = Table(
         "One row for each model, the worst first. blind outranks all, because the other numbers rest on nothing then. "
         "'why' is the worst open incident."
     ),
-    next_step="click a model to see its drift, or its incident below.",
+    next_step="click a model: its drift, or the pipeline where it is blind; or click its incident below.",
     targets=(
         Sql(
             f"""
@@ -113,7 +113,9 @@ MODEL_TABLE = Table(
             SELECT {word_of("rank")} AS verdict, model, coalesce(title, '') AS why, incidents,
                    {moment("onset_ms")} AS since,
                    {moment("CASE WHEN newest_ms > 0 THEN newest_ms END")} AS "newest record",
-                   records, dead / nullif(records, 0)::double precision AS unusable
+                   records, dead / nullif(records, 0)::double precision AS unusable,
+                   CASE rank WHEN 1 THEN 'driftd-pipeline' WHEN {LEARNING} THEN 'driftd-pipeline'
+                             ELSE 'driftd-drift' END AS dashboard
             FROM states LEFT JOIN read USING (model)
             ORDER BY rank, onset_ms, model LIMIT 500
             """
@@ -121,12 +123,13 @@ MODEL_TABLE = Table(
     ),
     columns=(
         Column(name="verdict", colours=WORD_COLOURS, width=110),
-        Column(name="model", width=200, link=to_detail("Drift of this model", "driftd-drift")),
+        Column(name="model", width=200, link=TO_EVIDENCE),
         Column(name="incidents", width=90, decimals=0),
         Column(name="since", unit="dateTimeAsIso", width=170),
         Column(name="newest record", unit="dateTimeAsIso", width=170),
         Column(name="records", width=100),
         Column(name="unusable", unit="percentunit", width=100, steps=((None, FINE), (0.01, CAUTION), (0.05, PAGE))),
+        Column(name="dashboard", hidden=True),
     ),
     width=24,
     height=10,
@@ -137,7 +140,7 @@ OPEN_INCIDENTS = Table(
     question="What is wrong right now?",
     reading="Everything that a person should know of and that is not over, pages first. Empty is good.",
     next_step=(
-        "click the incident for its evidence, or do what its last column says. driftd mute keeps it quiet while you "
+        "click the incident for its evidence, or do what its last column says. `driftd mute` keeps it quiet while you "
         "work on it."
     ),
     targets=(
@@ -151,6 +154,7 @@ OPEN_INCIDENTS = Table(
                              AND extract(epoch FROM now()) * 1000 BETWEEN from_ms AND until_ms) AS muted,
                    {next_step()} AS next,
                    CASE kind WHEN 'drift' THEN 'driftd-drift' WHEN 'outlier_rate' THEN 'driftd-outliers'
+                             WHEN 'fraud_wave' THEN 'driftd-outliers'
                              ELSE 'driftd-pipeline' END AS dashboard
             FROM incidents WHERE ({MODELS} OR model = '{DEPLOYMENT}') AND status = 'open'
             ORDER BY severity, onset_ms DESC LIMIT 200
@@ -160,7 +164,7 @@ OPEN_INCIDENTS = Table(
     columns=(
         Column(name="severity", colours=(("page", PAGE), ("warn", WARN)), width=80),
         Column(name="model", width=160),
-        Column(name="incident", link=TO_INCIDENT),
+        Column(name="incident", link=TO_EVIDENCE),
         Column(name="since", unit="dateTimeAsIso", width=170),
         Column(name="opened", unit="dateTimeAsIso", width=170),
         Column(name="kind", width=120),
@@ -208,7 +212,7 @@ LAG = TimeSeries(
         "normal, ten minutes are an alarm."
     ),
     next_step=(
-        "if it grows, add workers (driftd run --workers N), or find the phase that takes the time on the pipeline "
+        "if it grows, add workers (`driftd run --workers N`), or find the phase that takes the time on the pipeline "
         "dashboard."
     ),
     targets=(PromQL('topk(20, max by (model) (driftd_lag_seconds{model=~"$model"}))', legend="{{model}}"),),

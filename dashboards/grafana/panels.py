@@ -249,7 +249,7 @@ class Heatmap(Panel):
     kind: ClassVar[str] = "heatmap"
     colours_by: ClassVar[str] = "palette-classic"
 
-    scheme: str = "Oranges"
+    low: float = 0
 
     def options(self) -> dict[str, Any]:
         return {
@@ -258,14 +258,13 @@ class Heatmap(Panel):
             "cellValues": {"unit": self.unit, "decimals": self.decimals},
             "color": {
                 "mode": "scheme",
-                "scheme": self.scheme,
+                "scheme": "Oranges",
                 "scale": "exponential",
                 "exponent": 0.5,
                 "fill": "dark-orange",
                 "steps": 64,
                 "reverse": False,
                 "min": self.low,
-                "max": self.high,
             },
             "exemplars": {"color": "rgba(255,0,255,0.7)"},
             "filterValues": {"le": 1e-9},

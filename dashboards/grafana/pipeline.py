@@ -55,7 +55,7 @@ BEHIND = Stat(
         "Records in the topics that were not read yet, of the chosen models together. It may jump at a start and must "
         "then fall."
     ),
-    next_step="if it grows for minutes, add workers: driftd run --workers N.",
+    next_step="if it grows for minutes, add workers: `driftd run --workers N`.",
     targets=(PromQL(f"sum(driftd_lag_records{_OF})", legend="records"),),
     low=0,
     graph=True,
@@ -70,7 +70,7 @@ DATABASE = Stat(
         "Seconds since the last transaction that worked, of the worst process. Above a minute nothing is written, and "
         "nothing is lost: the same records are read again."
     ),
-    next_step="look at the database, then at driftd doctor.",
+    next_step="look at the database, then at `driftd doctor`.",
     targets=(PromQL(f"max(time() - driftd_database_last_ok_timestamp_seconds{_OF})", legend="seconds"),),
     unit="s",
     low=0,
@@ -185,7 +185,7 @@ DEAD_LETTERS = TimeSeries(
     title="Records that cannot be used, by reason",
     question="Did a sender change its format?",
     reading="Dead letters per second. A few are normal; a new reason that begins all at once is not.",
-    next_step="driftd deadletters list; mend models.NAME.record; driftd deadletters retry.",
+    next_step="`driftd deadletters list`; mend models.NAME.record; `driftd deadletters retry`.",
     targets=(PromQL(f"topk(20, {_rate('driftd_dead_letters_total', 'reason')})", legend="{{reason}}"),),
     unit="si:rec/s",
     low=0,
@@ -241,7 +241,7 @@ PARTITIONS = TimeSeries(
         "silent: records wait and none come. stalled: they stand still, so that blocks are closed without them. held: "
         "they run ahead of the slowest, which is normal while catching up."
     ),
-    next_step="driftd check says what the broker answers for silent and stalled ones.",
+    next_step="`driftd check` says what the broker answers for silent and stalled ones.",
     targets=(
         PromQL(f"sum(driftd_silent_partitions{_OF})", legend="silent"),
         PromQL(f"sum(max by (model) (driftd_stalled_partitions{_OF}))", legend="stalled"),
@@ -264,7 +264,7 @@ DEAD_LETTER_TABLE = Table(
         "Exact counts by model and reason, over all restarts, with their share of all records of the model, the "
         "largest first."
     ),
-    next_step="driftd deadletters list shows what was wrong with each.",
+    next_step="`driftd deadletters list` shows what was wrong with each.",
     targets=(
         Sql(
             f"""
@@ -337,7 +337,7 @@ OLDEST = TimeSeries(
         "Seconds since a sink began to refuse notifications, 0 while it takes them; and how long the oldest "
         "notification has waited. Other sinks and the scoring go on."
     ),
-    next_step="driftd check says what the sink answers.",
+    next_step="`driftd check` says what the sink answers.",
     targets=(
         PromQL("max by (sink) (driftd_outbox_age_seconds)", legend="{{sink}}"),
         PromQL("max(driftd_outbox_oldest_seconds)", legend="oldest of all"),
@@ -425,7 +425,7 @@ MUTES = Table(
     title="Mutes",
     question="What are people not told of?",
     reading="What nobody is told of now or later, and until when; empty fields stand for all.",
-    next_step="end what was forgotten, because it is a silent monitor: driftd mute end ID.",
+    next_step="end what was forgotten, because it is a silent monitor: `driftd mute end ID`.",
     targets=(
         Sql(
             f"""
@@ -448,7 +448,7 @@ MEMORY = TimeSeries(
     title="Memory of each process",
     question="Is the memory bounded?",
     reading="Resident memory. It rises while references load and is flat afterwards: every cache has a cap.",
-    next_step="a line that rises for hours is a defect worth a report, with what driftd doctor says.",
+    next_step="a line that rises for hours is a defect worth a report, with what `driftd doctor` says.",
     targets=(
         PromQL(
             "topk(20, process_resident_memory_bytes and on (instance) driftd_build_info)",

@@ -32,7 +32,7 @@ REFERENCE_AGE = Stat(
         "How long ago the active reference of each space was built. There is no right age: an old reference of a "
         "stream that has not drifted is a good one."
     ),
-    next_step="where it is old and the mix has changed for good, build a new one: driftd reference build.",
+    next_step="where it is old and the mix has changed for good, build a new one: `driftd reference build`.",
     targets=(
         PromQL(
             "time() - max by (model, space)"
@@ -247,7 +247,7 @@ REFERENCES = Table(
         "Every version of each space, the newest first: what it was built from, and which one is active. Below 50,000 "
         "records an alarm may only warn."
     ),
-    next_step="driftd reference diff compares two of them; promote and rollback move the pointer.",
+    next_step="where the active one is small or old, `driftd reference build` makes another.",
     targets=(
         Sql(
             f"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dashboards.grafana.panels import BLIND, CAUTION, FINE, NEUTRAL, PAGE, WARN
+from dashboards.grafana.panels import BLIND, CAUTION, FINE, PAGE, WARN
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ VERDICTS = (
     ),
     Verdict(
         "learning",
-        NEUTRAL,
+        "blue",
         "there is no reference yet",
         "wait until enough records came, or `driftd reference build`",
     ),

@@ -233,3 +233,20 @@ def test_the_surprise_classes_are_those_of_the_database() -> None:
     from monitor.block_stats import SURPRISE_BELOW
 
     assert tuple(2.0**-bits for bits in BITS) == SURPRISE_BELOW
+
+
+def test_commands_that_the_texts_name_exist() -> None:
+    from typer.main import get_command
+
+    from monitor.cli import app
+
+    named = set(re.findall(r"`driftd ([^`]+)`", documentation(all_dashboards())))
+    named |= set(re.findall(r"'driftd (\w+) '", json.dumps([dashboard.to_json() for dashboard in DASHBOARDS.values()])))
+    assert len(named) > 10
+    for words in named:
+        command: Any = get_command(app)
+        for word in words.split():
+            if word.startswith("-"):
+                assert any(word in option.opts for option in command.params), words
+            elif hasattr(command, "commands"):
+                command = command.commands[word]
