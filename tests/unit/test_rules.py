@@ -66,6 +66,10 @@ LAG = 'driftd_lag_records{model="orders"}'
 LAG_S = 'driftd_lag_seconds{model="orders"}'
 POLL = 'driftd_last_poll_timestamp_seconds{model="orders"}'
 WATCHED = 'driftd_model_watched{model="orders"}'
+OUTLIERS = 'driftd_open_incidents{model="orders",kind="outlier_rate",severity="page"}'
+OUTLIERS_WARN = 'driftd_open_incidents{model="orders",kind="outlier_rate",severity="warn"}'
+DEAD_PAGE = 'driftd_open_incidents{model="orders",kind="dead_letters",severity="page"}'
+SOURCE = 'driftd_open_incidents{model="orders",kind="source",severity="page"}'
 REFERENCE = 'driftd_reference_version{model="orders",space="input"}'
 CREATED = 'driftd_reference_created_timestamp_seconds{model="orders",space="input"}'
 BLOCK = 'driftd_block_seconds{model="orders"}'
@@ -111,27 +115,62 @@ CASES: dict[str, list[Case]] = {
             minute=5,
             fires=[ORDERS, {"job": "staging", "model": "orders"}],
         ),
+        Case(
+            what="one of two machines has heard of it",
+            series={of(PAGE, instance="a"): "1x9", of(PAGE, instance="b"): "0x9"},
+            minute=5,
+            fires=[ORDERS],
+        ),
+        Case(what="a page of something else", series={PAGE: "0x9", DEAD_PAGE: "1x9"}, minute=5),
     ],
     "EmbeddingDriftWarning": [
         Case(what="a warning is open", series={PAGE: "0x20", WARN: "1x20"}, minute=12, fires=[ORDERS], value="1"),
         Case(what="a page is open as well, and says it all", series={PAGE: "1x20", WARN: "1x20"}, minute=12),
         Case(what="nothing is open", series={PAGE: "0x20", WARN: "0x20"}, minute=12),
         Case(what="there never was a page, so no series", series={WARN: "1x20"}, minute=12, fires=[ORDERS]),
+        Case(what="a restart", series={PAGE: "0x9 _x3 0x9", WARN: "1x9 _x3 1x9"}, minute=12, fires=[ORDERS]),
+        Case(what="a restart, with a page", series={PAGE: "1x9 _x3 1x9", WARN: "1x9 1x3 1x9"}, minute=12),
+        Case(
+            what="two machines, and each has heard of one of them",
+            series={
+                of(WARN, instance="a"): "1x9",
+                of(WARN, instance="b"): "0x9",
+                of(PAGE, instance="a"): "0x9",
+                of(PAGE, instance="b"): "1x9",
+            },
+            minute=5,
+        ),
+        Case(
+            what="two machines, one has heard of it",
+            series={of(WARN, instance="a"): "1x9", of(WARN, instance="b"): "0x9"},
+            minute=5,
+            fires=[ORDERS],
+        ),
+        Case(what="a page of something else", series={WARN: "1x9", DEAD_PAGE: "1x9"}, minute=5, fires=[ORDERS]),
+        Case(what="a warning of something else", series={WARN: "0x9", OUTLIERS_WARN: "1x9"}, minute=5),
     ],
     "OutlierRateHigh": [
         Case(
             what="a page is open",
-            series={'driftd_open_incidents{model="orders",kind="outlier_rate",severity="page"}': "1x9"},
+            series={OUTLIERS: "1x9"},
             minute=5,
             fires=[ORDERS],
             value="1",
         ),
         Case(what="drift is another matter", series={PAGE: "1x9"}, minute=5),
+        Case(what="a warning is no page", series={OUTLIERS_WARN: "1x9"}, minute=5),
+        Case(what="a restart", series={OUTLIERS: "1x9 _x3 1x9"}, minute=12, fires=[ORDERS]),
+        Case(
+            what="one of two machines has heard of it",
+            series={of(OUTLIERS, instance="a"): "1x9", of(OUTLIERS, instance="b"): "0x9"},
+            minute=5,
+            fires=[ORDERS],
+        ),
     ],
     "OutlierRateWarning": [
         Case(
             what="a warning is open",
-            series={'driftd_open_incidents{model="orders",kind="outlier_rate",severity="warn"}': "1x9"},
+            series={OUTLIERS_WARN: "1x9"},
             minute=5,
             fires=[ORDERS],
             value="1",
@@ -139,32 +178,70 @@ CASES: dict[str, list[Case]] = {
         Case(
             what="a page is open as well",
             series={
-                'driftd_open_incidents{model="orders",kind="outlier_rate",severity="warn"}': "1x9",
-                'driftd_open_incidents{model="orders",kind="outlier_rate",severity="page"}': "1x9",
+                OUTLIERS_WARN: "1x9",
+                OUTLIERS: "1x9",
             },
             minute=5,
+        ),
+        Case(what="a restart", series={OUTLIERS_WARN: "1x9 _x3 1x9"}, minute=12, fires=[ORDERS]),
+        Case(what="a restart, with a page", series={OUTLIERS: "1x9 _x3 1x9", OUTLIERS_WARN: "1x30"}, minute=12),
+        Case(
+            what="two machines, and each has heard of one of them",
+            series={
+                of(OUTLIERS_WARN, instance="a"): "1x9",
+                of(OUTLIERS_WARN, instance="b"): "0x9",
+                of(OUTLIERS, instance="a"): "0x9",
+                of(OUTLIERS, instance="b"): "1x9",
+            },
+            minute=5,
+        ),
+        Case(
+            what="two machines, one has heard of it",
+            series={of(OUTLIERS_WARN, instance="a"): "1x9", of(OUTLIERS_WARN, instance="b"): "0x9"},
+            minute=5,
+            fires=[ORDERS],
         ),
     ],
     "ModelStale": [
         Case(
             what="a page of drift for 25 hours",
-            series={WATERMARK: "0+60x2000", SINCE: "0x2000"},
-            minute=25 * 60,
+            series={WATERMARK: "0+600x200", SINCE: "0x200"},
+            minute=150,
             fires=[ORDERS],
             value="1.042",
         ),
-        Case(what="a page for 23 hours", series={WATERMARK: "0+60x2000", SINCE: "0x2000"}, minute=23 * 60),
-        Case(what="resolved long ago", series={WATERMARK: "0+60x2000", SINCE: "0x60 _x1900"}, minute=25 * 60),
+        Case(what="a page for 23 hours", series={WATERMARK: "0+600x200", SINCE: "0x200"}, minute=138),
+        Case(what="resolved long ago", series={WATERMARK: "0+600x200", SINCE: "0x60 _x190"}, minute=150),
         Case(
             what="a process that has just started again",
-            series={WATERMARK: "0+60x1499 _x3 90000", SINCE: "0x1499 _x3 0"},
-            minute=1502,
+            series={WATERMARK: "0+600x149 _x3 91800", SINCE: "0x149 _x3 0"},
+            minute=152,
             fires=[ORDERS],
         ),
         Case(
             what="a stream that stands proves nothing more",
-            series={WATERMARK: "0+60x600 36000x1500", SINCE: "0x2100"},
-            minute=2000,
+            series={WATERMARK: "0+600x60 36000x1500", SINCE: "0x2100"},
+            minute=1600,
+        ),
+        Case(
+            what="two machines, one of which folds",
+            series={
+                of(WATERMARK, instance="a"): "0+600x200",
+                of(WATERMARK, instance="b"): "0x200",
+                of(SINCE, instance="a"): "0x200",
+                of(SINCE, instance="b"): "80000x200",
+            },
+            minute=150,
+            fires=[ORDERS],
+        ),
+        Case(
+            what="a warning of drift, and a page of something else",
+            series={
+                WATERMARK: "0+600x200",
+                SINCE.replace("page", "warn"): "0x200",
+                SINCE.replace('"drift"', '"outlier_rate"'): "0x200",
+            },
+            minute=150,
         ),
     ],
     "ReferenceOld": [
@@ -181,11 +258,23 @@ CASES: dict[str, list[Case]] = {
             series={of(CREATED, instance="a"): f"-{91 * 86400}x20", of(CREATED, instance="b"): "0x20"},
             minute=1,
         ),
+        Case(
+            what="a restart",
+            series={CREATED: f"-{91 * 86400}x5 _x5 -{91 * 86400}x5"},
+            minute=8,
+            fires=[{**ORDERS, "space": "input"}],
+        ),
     ],
     "ReferenceMissing": [
-        Case(what="collecting for two days", series={WATCHED: "1x2900"}, minute=2 * DAY, fires=[ORDERS], value="1"),
-        Case(what="collecting for half a day", series={WATCHED: "1x2900"}, minute=DAY // 2),
-        Case(what="there is one", series={WATCHED: "1x2900", REFERENCE: "3x2900"}, minute=2 * DAY),
+        Case(what="collecting for a day", series={WATCHED: "1x1500"}, minute=DAY + 9, fires=[ORDERS], value="1"),
+        Case(what="collecting for half a day", series={WATCHED: "1x1500"}, minute=DAY // 2),
+        Case(what="there is one", series={WATCHED: "1x1500", REFERENCE: "3x1500"}, minute=DAY + 9),
+        Case(
+            what="one worker collects, one cannot begin",
+            series={of(WATCHED, worker="0"): "1x1500", of(WATCHED, worker="1"): "0x1500"},
+            minute=DAY + 9,
+            fires=[ORDERS],
+        ),
     ],
     "MonitorBlind": [
         Case(
@@ -220,10 +309,10 @@ CASES: dict[str, list[Case]] = {
         Case(
             what="one of two workers counts, the other waits for its turn",
             series={
-                of(LAG, worker="0"): "50x50",
-                of(RECORDS, worker="0"): "0x50",
-                of(LAG, worker="1"): "50x50",
-                of(RECORDS, worker="1"): "0+600x50",
+                of(LAG, instance="a"): "50x50",
+                of(RECORDS, instance="a"): "0x50",
+                of(LAG, instance="b"): "50x50",
+                of(RECORDS, instance="b"): "0+600x50",
                 REFERENCE: "1x50",
             },
             minute=40,
@@ -247,18 +336,18 @@ CASES: dict[str, list[Case]] = {
         ),
         Case(
             what="blocks of an hour",
-            series={MOVED: "0x59 3600x59 7200x59", RECORDS: "0+600x180", BLOCK: "3600x180"},
-            minute=110,
+            series={MOVED: "0x180", RECORDS: "0+600x180", BLOCK: "3600x180"},
+            minute=150,
         ),
         Case(
             what="the source cannot be read, says an incident",
-            series={'driftd_open_incidents{model="orders",kind="source",severity="page"}': "0x9 1x20"},
+            series={SOURCE: "0x9 1x20"},
             minute=20,
             fires=blind("source"),
         ),
         Case(
             what="it is over",
-            series={'driftd_open_incidents{model="orders",kind="source",severity="page"}': "1x9 0x20"},
+            series={SOURCE: "1x9 0x20"},
             minute=20,
         ),
         Case(what="drift does not make blind", series={PAGE: "1x20"}, minute=15),
@@ -270,6 +359,46 @@ CASES: dict[str, list[Case]] = {
             },
             minute=20,
             fires=[*blind("poll"), *blind("silent")],
+        ),
+        Case(
+            what="records wait, and none is counted, nor after a restart",
+            series={LAG: "50x50", RECORDS: "5400x28 0x30", REFERENCE: "1x50"},
+            minute=35,
+            fires=blind("unread"),
+        ),
+        Case(
+            what="records have waited for eight minutes",
+            series={LAG: "50x50", RECORDS: "0+600x30 18000x30", REFERENCE: "1x60"},
+            minute=38,
+        ),
+        Case(
+            what="one of two workers cannot begin",
+            series={of(WATCHED, worker="0"): "1x20", of(WATCHED, worker="1"): "0x20"},
+            minute=10,
+            fires=blind("start"),
+        ),
+        Case(
+            what="event time stands, and the process was started anew",
+            series={MOVED: "0x140", RECORDS: "0+600x80 0+600x80", BLOCK: "10x150"},
+            minute=90,
+            fires=blind("watermark"),
+        ),
+        Case(what="event time stands for half an hour", series={MOVED: "0x50", RECORDS: "0+600x50"}, minute=40),
+        Case(
+            what="one of two machines has not folded for long",
+            series={
+                of(MOVED, instance="a"): "0x140",
+                of(MOVED, instance="b"): "0+60x140",
+                RECORDS: "0+600x150",
+                BLOCK: "10x150",
+            },
+            minute=90,
+        ),
+        Case(
+            what="one of two machines knows of an incident, and is started anew",
+            series={of(SOURCE, instance="a"): "1x20 _x4", of(SOURCE, instance="b"): "0x30"},
+            minute=23,
+            fires=blind("source"),
         ),
     ],
     "MonitorDown": [
@@ -289,7 +418,7 @@ CASES: dict[str, list[Case]] = {
             },
             minute=20,
         ),
-        Case(what="a restart of two minutes", series={"up": "1x9 0x1 1x20", BUILD: "1x9 _x1 1x20"}, minute=12),
+        Case(what="a restart of two minutes", series={"up": "1x9 0x1 1x20", BUILD: "1x9 _x1 1x20"}, minute=11),
         Case(what="its target is gone", series={"up": "1x9 _x30", BUILD: "1x9 _x30"}, minute=25, fires=[{}]),
         Case(
             what="one of two machines is down",
@@ -316,24 +445,27 @@ CASES: dict[str, list[Case]] = {
         Case(
             what="partitions move from one worker to the other, and all lag less and less",
             series={
-                of(LAG, worker="0"): "5000-50x29 _x40",
-                of(LAG_S, worker="0"): "3600x29 _x40",
-                of(LAG, worker="1"): "5000-50x29 7000-50x40",
-                of(LAG_S, worker="1"): "3600x70",
+                of(LAG, instance="a"): "5000-50x29 _x40",
+                of(LAG_S, instance="a"): "3600x29 _x40",
+                of(LAG, instance="b"): "5000-50x29 7000-50x40",
+                of(LAG_S, instance="b"): "3600x70",
             },
             minute=40,
         ),
         Case(
             what="two workers, one is behind",
             series={
-                of(LAG, worker="0"): "0x60",
-                of(LAG_S, worker="0"): "0x60",
-                of(LAG, worker="1"): "0+100x60",
-                of(LAG_S, worker="1"): "0+60x60",
+                of(LAG, instance="a"): "0x60",
+                of(LAG_S, instance="a"): "0x60",
+                of(LAG, instance="b"): "0+100x60",
+                of(LAG_S, instance="b"): "0+60x60",
             },
             minute=40,
             fires=[ORDERS],
         ),
+        Case(what="a quarter of an hour behind", series={LAG: "0+10x60", LAG_S: "900x60"}, minute=40, fires=[ORDERS]),
+        Case(what="eight minutes behind", series={LAG: "0+10x60", LAG_S: "480x60"}, minute=40),
+        Case(what="it grows for five minutes", series={LAG: "9000x40 9000+10x20", LAG_S: "900x60"}, minute=46),
     ],
     "DeadLettersHigh": [
         Case(
@@ -357,6 +489,34 @@ CASES: dict[str, list[Case]] = {
             minute=20,
             fires=[ORDERS],
         ),
+        Case(what="four in a hundred", series={RECORDS: "0+1000x30", DEAD: "0+40x30"}, minute=20),
+        Case(what="for three minutes", series={RECORDS: "0+1000x40", DEAD: "0x20 0+200x20"}, minute=25),
+        Case(
+            what="only those of one machine, four in a hundred of all",
+            series={
+                of(RECORDS, instance="a"): "0+1000x30",
+                of(RECORDS, instance="b"): "0+1000x30",
+                of(DEAD, instance="a"): "0+80x30",
+            },
+            minute=20,
+        ),
+        Case(
+            what="a few on each of two machines",
+            series={
+                of(RECORDS, instance="a"): "0+10x30",
+                of(RECORDS, instance="b"): "0+10x30",
+                of(DEAD, instance="a"): "0+1x30",
+                of(DEAD, instance="b"): "0+1x30",
+            },
+            minute=20,
+            fires=[ORDERS],
+        ),
+        Case(
+            what="a process that was started anew with many before",
+            series={RECORDS: "90000+1000x14 0+1000x20", DEAD: "9000+100x14 0+100x20"},
+            minute=20,
+            fires=[ORDERS],
+        ),
     ],
     "RecordsLost": [
         Case(what="a gap in a series that was there", series={GAPS: "0x70 1x60"}, minute=75, fires=[ORDERS]),
@@ -371,6 +531,7 @@ CASES: dict[str, list[Case]] = {
         Case(what="after a restart that found one", series={GAPS: "0x70 _x2 1x30"}, minute=75, fires=[ORDERS]),
         Case(what="a restart that found none", series={GAPS: "3x120 _x2 0x30"}, minute=135),
         Case(what="Prometheus itself was away", series={GAPS: "3x120 _x70 3x60"}, minute=200),
+        Case(what="a restart that found one, after many", series={GAPS: "3x70 1x60"}, minute=75, fires=[ORDERS]),
     ],
     "SinkFailing": [
         Case(
@@ -383,7 +544,13 @@ CASES: dict[str, list[Case]] = {
             fires=[{"job": "driftd", "sink": "pager"}],
             value="20m 0s",
         ),
-        Case(what="for five minutes", series={'driftd_outbox_age_seconds{sink="pager"}': "0+60x30"}, minute=5),
+        Case(what="for eight minutes", series={'driftd_outbox_age_seconds{sink="pager"}': "0+60x30"}, minute=8),
+        Case(
+            what="for twelve minutes",
+            series={'driftd_outbox_age_seconds{sink="pager"}': "0+60x30"},
+            minute=12,
+            fires=[{"job": "driftd", "sink": "pager"}],
+        ),
         Case(
             what="two workers send, one cannot",
             series={
@@ -410,6 +577,13 @@ CASES: dict[str, list[Case]] = {
             value="3",
         ),
         Case(what="a restart", series={'driftd_outbox_dead_total{sink="pager"}': "4x80 0x60"}, minute=90),
+        Case(
+            what="one, after a restart",
+            series={'driftd_outbox_dead_total{sink="pager"}': "4x80 1x60"},
+            minute=90,
+            fires=[{"job": "driftd", "sink": "pager"}],
+        ),
+        Case(what="an old one", series={'driftd_outbox_dead_total{sink="pager"}': "_x9 3x120"}, minute=90),
     ],
     "DatabaseFailing": [
         Case(
@@ -432,6 +606,24 @@ CASES: dict[str, list[Case]] = {
                 of(REFUSED, worker="0"): "0x40",
                 of(DB_OK, worker="1"): "0+60x9 540x30",
                 of(REFUSED, worker="1"): "0x9 0+60x30",
+            },
+            minute=19,
+            fires=[ORDERS],
+        ),
+        Case(what="for a minute", series={DB_OK: "0+60x9 540x20", REFUSED: "0x9 0+60x20"}, minute=10),
+        Case(
+            what="for three minutes, after a restart",
+            series={DB_OK: "0+60x9 540x20", REFUSED: "900x9 0+10x20"},
+            minute=12,
+            fires=[ORDERS],
+        ),
+        Case(
+            what="two machines, one is cut off",
+            series={
+                of(DB_OK, instance="a"): "0+60x40",
+                of(REFUSED, instance="a"): "0x40",
+                of(DB_OK, instance="b"): "0+60x9 540x30",
+                of(REFUSED, instance="b"): "0x9 0+60x30",
             },
             minute=19,
             fires=[ORDERS],
@@ -459,6 +651,7 @@ CASES: dict[str, list[Case]] = {
             minute=30,
             fires=[{**HERE, "worker": "1"}],
         ),
+        Case(what="two restarts", series={STARTED: "0x20 1260x10 1920x20", BUILD: "1x50"}, minute=40),
     ],
     "WorkerDown": [
         Case(
@@ -489,6 +682,16 @@ CASES: dict[str, list[Case]] = {
             minute=DAY + 200,
         ),
         Case(what="another program", series={MEMORY: f"2e9x{DAY} 6e9x{DAY}", STARTED: "0x3000"}, minute=DAY + 200),
+        Case(
+            what="half as much again",
+            series={MEMORY: f"2e9x{DAY} 3e9x{DAY}", STARTED: "0x3000", BUILD: "1x3000"},
+            minute=DAY + 200,
+        ),
+        Case(
+            what="for half an hour",
+            series={MEMORY: f"2e9x{DAY + 150} 6e9x{DAY}", STARTED: "0x3000", BUILD: "1x3000"},
+            minute=DAY + 180,
+        ),
     ],
     "FalsePagesAboveBudget": [
         Case(
@@ -517,6 +720,37 @@ CASES: dict[str, list[Case]] = {
                 for name, value in (("driftd_false_pages_per_day", 0.05), ("driftd_observed_seconds", 20 * 86400))
             }
             | {of(EXPECTED, instance="x"): "0.0111x90", of(EXPECTED, instance="y"): "0.0111x90"},
+            minute=80,
+            fires=[{"job": "driftd"}],
+        ),
+        Case(
+            what="three in ninety days",
+            series={FALSE: "0.0333x90", OBSERVED: f"{90 * 86400}x90", EXPECTED: "0.0111x90"},
+            minute=80,
+            fires=[{"job": "driftd"}],
+        ),
+        Case(
+            what="half an hour ago nobody had said so",
+            series={FALSE: "0x60 0.1x30", OBSERVED: f"{30 * 86400}x90", EXPECTED: "0.0111x90"},
+            minute=80,
+        ),
+        Case(
+            what="as many as allowed, on two machines",
+            series={
+                **{of(FALSE, instance=name): "0.0133x90" for name in ("a", "b")},
+                **{of(OBSERVED, instance=name): f"{90 * 86400}x90" for name in ("a", "b")},
+                **{of(EXPECTED, instance=name): "0.0111x90" for name in ("a", "b")},
+            },
+            minute=80,
+        ),
+        Case(
+            what="one machine has looked back already",
+            series={
+                of(FALSE, instance="a"): "0.1x90",
+                of(FALSE, instance="b"): "0x90",
+                **{of(OBSERVED, instance=name): f"{30 * 86400}x90" for name in ("a", "b")},
+                **{of(EXPECTED, instance=name): "0.0111x90" for name in ("a", "b")},
+            },
             minute=80,
             fires=[{"job": "driftd"}],
         ),
@@ -549,7 +783,7 @@ def healthy(minutes: int) -> dict[str, str]:
         gauge(BLOCK, 10)
         gauge(REFERENCE, 1)
         gauge(CREATED, -3 * 86400)
-        for series in (PAGE, WARN, 'driftd_open_incidents{model="orders",kind="source",severity="page"}'):
+        for series in (PAGE, WARN, SOURCE):
             gauge(series, 0)
         for series, value in ((FALSE, 0.0), (OBSERVED, 90.0 * 86400), (EXPECTED, 0.0111)):
             gauge(series, value)
