@@ -21,6 +21,7 @@ from connectors.database.rows import (
     BlockStatRow,
     Checkpoint,
     Closure,
+    DeploymentRow,
     FoldResult,
     FoldState,
     GapRow,
@@ -1354,3 +1355,13 @@ def test_only_an_open_incident_can_be_acknowledged(store: Store) -> None:
     with pytest.raises(InvalidInput, match="no incident i9"):
         store.acknowledge_incident("i9", "kari", 77)
     assert "acknowledged" not in store.incidents()[0].detail
+
+
+def test_a_version_is_deployed_in_its_first_block_whatever_comes_later(store: Store) -> None:
+    first = [DeploymentRow("2.0 \0 é", 7, 70_000), DeploymentRow("2.1", 7, 70_000)]
+    later = [DeploymentRow("2.1", 9, 90_000), DeploymentRow("1.9", 8, 80_000)]
+    for deployments in (first, later):
+        with store.begin_fold("m") as step:
+            step.commit(FoldResult(10, [], [], [], [], [], deployments=deployments))
+    assert store.deployments("m") == [dataclasses.replace(first[0], version="2.0 \ufffd é"), first[1], later[1]]
+    assert store.deployments("other") == []

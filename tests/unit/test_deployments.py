@@ -6,16 +6,21 @@ import random
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.database.rows import Advance, Checkpoint, DeploymentRow, FoldResult, SummaryDelta
+from connectors.database.rows import Advance, Checkpoint, DeploymentRow, FoldResult, IncidentRow, SummaryDelta
 from connectors.database.store import Store
+from connectors.notification import Notification
 from connectors.records import Partition
-from monitor.deployments import MOST_DEPLOYMENTS, MOST_KNOWN, grace_end_ms, nearest, present, take_in
+from detectors.reference import STANDARD, Reference
+from detectors.summary import summarise
+from monitor.deployments import MOST_DEPLOYMENTS, MOST_KNOWN, as_known_at, grace_end_ms, nearest, present, take_in
+from monitor.embedders.number import NumberEmbedder, NumberSettings
 from monitor.folding import Folder
-from monitor.pipeline import MAX_VERSIONS, RecordCounts
+from monitor.pipeline import MAX_VERSIONS, RecordCounts, Space
 from monitor.settings import Settings
 
 P0 = Partition("orders", 0)
@@ -198,3 +203,60 @@ def test_the_state_holds_a_bounded_number_of_deployments(tmp_path: Path) -> None
         rows, states = stream.end()
     held = msgspec.msgpack.decode(states[0])
     assert len(rows) == 39 and held["deployments"] == [list(row[:2]) for row in rows[-MOST_DEPLOYMENTS:]]
+
+
+def test_a_block_knows_the_last_deployments_up_to_itself_however_many_are_folded_with_it() -> None:
+    rows = [DeploymentRow(f"v{number}", number, number * BLOCK_MS) for number in range(40)]
+    assert as_known_at(rows, 30) == rows[31 - MOST_DEPLOYMENTS : 31]
+    assert as_known_at(rows[31 - MOST_DEPLOYMENTS :], 30) == as_known_at(rows, 30)
+
+
+# --- with drift -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    embedder: NumberEmbedder = NumberSettings(field="/score").build()
+    baseline = np.random.default_rng(0).normal(size=4_000).tolist()
+    embedder.fit([baseline])
+    vectors = embedder.embed([baseline]).vectors
+    return Space("confidence", embedder, Reference.build(vectors, geometry=STANDARD, block=100), 1, {})
+
+
+def drifting(path: Path, space: Space, cuts: set[int]) -> tuple[list[IncidentRow], list[Notification]]:
+    """A stream whose records change with version 2: the incident, and what a sink is told."""
+    with Store.open(f"sqlite:///{path}") as store:
+        store.migrate()
+        folder = Folder("m", settings(), spaces=[space])
+        for number in range(100):
+            new = number >= 5
+            values = np.random.default_rng(number).normal(4.0 if new else 0.0, size=100).tolist()
+            scored = space.reference.score(space.embedder.embed([values]).vectors)
+            summary = summarise(np.zeros(100, np.int64), scored)[0].to_bytes()
+            counts = RecordCounts(100, 0, {}, {"2" if new else "1": 100}).to_bytes()
+            block, offset = 100 + number, 100 * number
+            advance = Advance(P0, offset or None, offset + 100, block * BLOCK_MS + 5_000, 100, 0, 0)
+            deltas = [
+                SummaryDelta("confidence", "", block, 1, P0, offset, summary),
+                SummaryDelta("", "", block, 0, P0, offset, counts),
+            ]
+            store.commit(Checkpoint("m", [advance], deltas))
+            if number in cuts:
+                folder.step(store, 0, partitions=frozenset([P0]))
+        folder.close_all(store, 0)
+        told = [row.notification for row in store.outbox_due(0, 100)]
+        return store.incidents(), told
+
+
+def test_drift_that_comes_with_a_version_is_told_after_its_grace_period_for_any_cut(
+    tmp_path: Path, space: Space
+) -> None:
+    whole = drifting(tmp_path / "whole.db", space, set())
+    rows, told = whole
+    drift = next(row for row in rows if row.kind == "drift" and row.space == "confidence")
+    grace_end_ms = 105 * BLOCK_MS + 900_000
+    assert drift.opened_ms < 115 * BLOCK_MS and drift.detail["deployment"] == {"version": "2", "start_ms": 1_050_000}
+    first = next(note for note in told if note.incident == drift.id)
+    assert first.values["event"] == "opened" and drift.detail["last_told_ms"] == grace_end_ms
+    assert "version 2 was deployed" in first.text
+    assert drifting(tmp_path / "cut.db", space, set(range(0, 100, 7))) == whole
