@@ -149,7 +149,7 @@ class Troubles:
         self._lag = Lag(after_s)
         self._recent = Recent(math.ceil(FEW / most_bad))
         self._reads_since: float | None = None  # monotonic clock since which the source has answered
-        self._limit: tuple[int, float, tuple[Silences, ...]] | None = None  # since when it is silent, and may be
+        self._limit: tuple[int, float, tuple[Silences, Silences]] | None = None  # since when silent, and the limit
         self._ahead_s = 0.0  # of the brokers' clock, as the last records show it
         self._seen: dict[str, float] = {}  # since when a kind that must last is seen
         self._told: dict[str, IncidentRow] = {}  # open ones, by kind
