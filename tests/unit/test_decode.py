@@ -66,6 +66,7 @@ def test_every_column_comes_out_of_a_record() -> None:
         "ts": NOW + 5,
         "out": {"label": "cat", "p": 0.75},
         "truth": True,
+        "model": {"version": 21},
         "country": "NO",
         "vector": [1.0, 2.5],
         "more": {"deep": {"er": 7}},
@@ -78,13 +79,14 @@ def test_every_column_comes_out_of_a_record() -> None:
         prediction="/out/label",
         confidence="/out/p",
         label="/truth",
+        version="/model/version",
         segments={"country": "/country"},
         keep={"why": "/more"},
     )
     assert events.ids == ["a1"]
     assert events.time_ms.tolist() == [NOW + 5]
     assert events.predictions == ["cat"]
-    assert events.labels == ["true"]
+    assert events.labels == ["true"] and events.versions == ["21"]
     assert events.confidence is not None and events.confidence.tolist() == [0.75]
     assert events.segments == {"country": ["NO"]}
     assert events.fields == {"/vector": [[1.0, 2.5]], "/more/deep/er": [7]}
