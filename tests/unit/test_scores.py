@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -150,6 +151,7 @@ def test_a_file_is_seen_when_its_transaction_was_committed_and_not_before(tmp_pa
     writer, other = ParquetScores(tmp_path, model="m", token="a"), ParquetScores(tmp_path, model="m", token="b")
     receipt = writer.write([scored()], 0)
     assert seen(tmp_path) == []
+    assert ds.dataset(tmp_path, format="parquet", partitioning="hive").count_rows() == 0
     other.publish(receipt)  # the next owner of the partition
     first = seen(tmp_path)
     assert len(first) == 1
