@@ -33,6 +33,11 @@ class JsonlSettings(BaseModel, frozen=True, extra="forbid"):
         return JsonlSink(self.path, fsync=self.fsync)
 
 
+def notification_json(notification: Notification) -> bytes:
+    """A notification as one JSON object on one line; its keys are the fields of `Notification`."""
+    return json.dumps(asdict(notification)).encode()
+
+
 class JsonlSink:
     """Appends notifications to a file. Called from one thread.
 
@@ -50,7 +55,7 @@ class JsonlSink:
         Raises:
             SinkError: the file cannot be opened or written; retryable, since a person can mend that.
         """
-        line = json.dumps(asdict(notification)).encode() + b"\n"
+        line = notification_json(notification) + b"\n"
         try:
             file = self._current()
             data = line if self._ends_with_a_line(file) else b"\n" + line

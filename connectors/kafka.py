@@ -30,7 +30,7 @@ import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, Field, field_validator
 
 from connectors.kafka_fetcher import DamageCount, UndecodableBatch, mend_fetcher
-from connectors.kafka_probe import KafkaSecurity, TopicFound, find_topic, split_address
+from connectors.kafka_probe import KafkaSecurity, TopicFound, broker_addresses, find_topic
 from connectors.log_throttle import throttle
 from connectors.records import Gap, Headers, Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
 from detectors.errors import (
@@ -114,15 +114,12 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     @field_validator("brokers")
     @classmethod
     def _are_addresses(cls, value: str | list[str]) -> str | list[str]:
-        for address in _addresses(value):
-            split_address(address)
-        if not _addresses(value):
-            raise ValueError('expected at least one address, such as "localhost:9092"')
+        broker_addresses(value)
         return value
 
     @property
     def addresses(self) -> list[str]:
-        return _addresses(self.brokers)
+        return broker_addresses(self.brokers)
 
     def build(self, *, client_id: str, group: str = "driftd") -> KafkaSource:
         """The source.
@@ -1118,11 +1115,6 @@ def require_codecs() -> None:
     missing = [name for name, present in known.items() if not present()]
     if missing:
         raise MissingCodec(f"Packages to decompress Kafka batches are missing: {', '.join(missing)}.", hint=_CODEC_HINT)
-
-
-def _addresses(brokers: str | list[str]) -> list[str]:
-    parts = brokers.split(",") if isinstance(brokers, str) else brokers
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _listener(on_assigned: Callable[[Iterable[TopicPartition]], None]) -> Any:

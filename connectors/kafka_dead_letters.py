@@ -9,13 +9,12 @@ far as settings allow; what was wrong stands in the headers:
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from connectors.kafka_probe import KafkaSecurity, find_topic
-from connectors.log_throttle import throttle
+from connectors.kafka_producer import leave, open_producer
 from connectors.records import DeadLetter
 from detectors.errors import SinkError, SourceError
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 _IN_FLIGHT = 1000  # letters sent before waiting: the client's own buffer has no bound
 _MAX_PAYLOAD = 512 << 10  # brokers take 1 MB with key and headers unless told otherwise
-_CLOSE_S = 4.5
 
 
 class KafkaDeadLetterTopic:
@@ -91,7 +89,7 @@ class KafkaDeadLetterTopic:
         """Leave within 5 seconds, whatever the broker does. Nothing is waiting: `send` has waited for all."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            _leave(producer)
+            leave(producer)
 
     def _send_some(self, letters: Sequence[DeadLetter], deadline: float) -> None:
         producer = self._producer if self._producer is not None else self._connect()
@@ -110,7 +108,7 @@ class KafkaDeadLetterTopic:
         except Exception as error:
             # What is still in this producer's buffer must not come out later, out of order with the next try.
             self._producer = None
-            _leave(producer)
+            leave(producer)
             self.check()  # says it better, where it can
             retryable = bool(getattr(error, "retriable", False))
             raise SinkError(
@@ -122,26 +120,14 @@ class KafkaDeadLetterTopic:
 
     def _connect(self) -> KafkaProducer:
         self.check()
-        from kafka import KafkaProducer
-
-        from connectors.kafka import client_factory
-
-        throttle("kafka")
-        timeout_ms = int(self._timeout_s * 1000)
         try:
-            self._producer = KafkaProducer(
-                bootstrap_servers=self._brokers,
+            self._producer = open_producer(
+                self._brokers,
                 client_id=f"{self._client_id}-dead-letters",
-                acks="all",
-                enable_idempotence=True,
+                security=self._security,
+                timeout_s=self._timeout_s,
+                connect_timeout_s=self._connect_timeout_s,
                 linger_ms=5,
-                max_block_ms=timeout_ms,
-                request_timeout_ms=timeout_ms,
-                delivery_timeout_ms=timeout_ms + 5,
-                kafka_client=client_factory([]),  # never makes the topic
-                reconnect_backoff_max_ms=1000,
-                bootstrap_timeout_ms=int(self._connect_timeout_s * 1000),
-                **self._security.client_options(),
             )
         except Exception as error:
             raise SinkError(
@@ -149,7 +135,6 @@ class KafkaDeadLetterTopic:
                 retryable=bool(getattr(error, "retriable", False)),
                 hint="Check dead_letters.brokers and its security.",
             ) from error
-        throttle("kafka")
         return self._producer
 
 
@@ -173,9 +158,3 @@ def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     if letter.row >= 0:
         values["source_row"] = letter.row
     return [(name, str(value).encode()) for name, value in values.items()]
-
-
-def _leave(producer: KafkaProducer) -> None:
-    thread = threading.Thread(target=lambda: producer.close(timeout=1.0), name="kafka-close", daemon=True)
-    thread.start()
-    thread.join(_CLOSE_S)

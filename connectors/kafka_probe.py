@@ -166,6 +166,21 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def broker_addresses(brokers: str | list[str]) -> list[str]:
+    """The addresses of "host:port,host:port" or of a list.
+
+    Raises:
+        ValueError: there is none, or one of them is no address.
+    """
+    parts = brokers.split(",") if isinstance(brokers, str) else brokers
+    addresses = [part.strip() for part in parts if part.strip()]
+    for address in addresses:
+        split_address(address)
+    if not addresses:
+        raise ValueError('expected at least one address, such as "localhost:9092"')
+    return addresses
+
+
 def find_topic(
     brokers: Sequence[str], topic: str, *, security: KafkaSecurity, timeout_s: float, client_id: str = "driftd"
 ) -> TopicFound:

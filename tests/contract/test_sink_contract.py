@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import secrets
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,8 +16,11 @@ import pytest
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from connectors import SinkSettings
+from connectors.kafka_probe import split_address
 from connectors.notification import Notification, Sink
 from detectors.errors import SinkError
+from tests.servers.grafana import PROXY_PAGE, Fault, Grafana
+from tests.servers.kafka import KafkaServer
 from tests.servers.receiver import Answer, Receiver
 from tests.servers.smtp import MailServer
 
@@ -72,6 +78,14 @@ def outside(
                 lambda: receiver.answer(Answer(503)),
                 lambda: (receiver.answer(well), receiver.requests.clear())[0],
             )
+    elif kind == "grafana":
+        with Grafana() as grafana:
+            yield Outside(
+                {"kind": kind, "url": grafana.url, "token": grafana.token("Editor"), "timeout_s": 2},
+                lambda: [call.body["text"].splitlines()[0] for call in grafana.writes if call.status == 200],
+                lambda: grafana.fail(Fault(503, PROXY_PAGE), times=99),
+                lambda: (grafana.mend(), grafana.calls.clear())[0],
+            )
     elif kind == "email":
         with MailServer() as server:
             yield Outside(
@@ -86,6 +100,16 @@ def outside(
                 lambda: [mail.message["Subject"].split(" ", 2)[2] for mail in server.mails],
                 lambda: server.answers.update(MAIL="451 try later"),
                 server.answers.clear,
+            )
+    elif kind == "kafka":
+        broker: KafkaServer = request.getfixturevalue("kafka")
+        topic = broker.create_topic(f"contract-{secrets.token_hex(6)}")
+        with ExitStack() as frozen:
+            yield Outside(
+                {"kind": kind, "brokers": broker.brokers, "topic": topic, "timeout_s": 1},
+                lambda: [json.loads(value)["title"] for value in values_of(broker, topic)],
+                lambda: freeze(broker, frozen),
+                frozen.close,
             )
     elif kind == "jsonl":
         path, away = tmp_path / "out" / "alerts.jsonl", tmp_path / "away"
@@ -122,7 +146,37 @@ def outside(
         pytest.fail(f"sink kind {kind} has no real other end in this test; add one")
 
 
-every_kind = pytest.mark.parametrize("outside", sorted(KINDS), indirect=True)
+def freeze(broker: KafkaServer, until: ExitStack) -> None:
+    """Returns when it stands still: a moment passes until the kernel has stopped all of its threads."""
+    until.enter_context(broker.frozen())
+    with socket.create_connection(split_address(broker.brokers), timeout=0.2) as connection:
+        while True:
+            try:
+                connection.sendall(bytes.fromhex("0000000c 0012 0000 00000001 0002 6162"))  # "which versions?"
+                connection.recv(1000)
+            except TimeoutError:
+                return
+
+
+def values_of(broker: KafkaServer, topic: str) -> list[bytes]:
+    """All that is in a topic of one partition."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    consumer = KafkaConsumer(bootstrap_servers=broker.brokers, auto_offset_reset="earliest")
+    place = TopicPartition(topic, 0)
+    consumer.assign([place])
+    end, got = consumer.end_offsets([place])[place], []
+    while consumer.position(place) < end:
+        got += [message.value for messages in consumer.poll(1000).values() for message in messages]
+    consumer.close()
+    return got
+
+
+every_kind = pytest.mark.parametrize(
+    "outside",
+    [pytest.param(kind, marks=pytest.mark.kafka) if kind == "kafka" else kind for kind in sorted(KINDS)],
+    indirect=True,
+)
 
 
 def build(outside: Outside) -> Sink:
