@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +14,16 @@ from types import ModuleType
 import msgspec
 import pytest
 
+from connectors.alertmanager import AlertmanagerSettings
 from connectors.database.store import Store
+from monitor.operations import silent_incident
+from tests.acceptance.command import wait_until
+from tests.servers.alertmanager import AlertmanagerServer
 from tests.servers.kafka import KafkaServer
 from tests.servers.postgres import PostgresServer
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+NOW_MS = int(time.time() * 1000)  # Alertmanager goes by its own clock
 
 
 @pytest.mark.postgres
@@ -53,6 +61,51 @@ def test_the_reader_of_grafana_reads_every_table_and_writes_none(postgres: Postg
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 reader.execute(statement)
             reader.rollback()
+
+
+def test_alertmanager_passes_on_what_driftd_says_and_not_the_same_again_from_the_rules(
+    alertmanager: Callable[..., AlertmanagerServer],
+) -> None:
+    server = alertmanager(config=DEPLOY / "alertmanager/alertmanager.yml")
+    sink = AlertmanagerSettings.model_validate({"urls": [server.url]}).build()
+    _, silent = silent_incident(
+        "orders",
+        since_ms=NOW_MS - 900_000,
+        now_ms=NOW_MS,
+        limit_s=600,
+        longest_s=10,
+        span_s=864_000,
+        every_s=7_776_000,
+    )
+    sink.send(silent)
+    rules = [
+        {"alertname": "MonitorBlind", "reason": "silent", "about": "driftd", "model": "orders"},
+        {"alertname": "MonitorBlind", "reason": "silent", "about": "driftd", "model": "other"},
+        {"alertname": "MonitorBlind", "reason": "poll", "about": "driftd", "model": "orders"},
+        {"alertname": "EmbeddingDriftPage", "about": "model", "model": "orders"},
+    ]
+    body = json.dumps([{"labels": labels} for labels in rules]).encode()
+    request = urllib.request.Request(
+        f"{server.url}/api/v2/alerts", data=body, headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert answer.status == 200
+
+    def people() -> set[tuple[str, str, str]] | None:
+        found = server.alerts()
+        if len(found) < 5 or not any(alert["status"]["inhibitedBy"] for alert in found):
+            return None
+        return {
+            (alert["labels"]["alertname"], alert["labels"].get("reason", ""), alert["labels"]["model"])
+            for alert in found
+            if not alert["status"]["inhibitedBy"] and alert["receivers"] == [{"name": "people"}]
+        }
+
+    assert wait_until(people, "the rule's alert is held back") == {
+        ("SourceSilent", "", "orders"),
+        ("MonitorBlind", "silent", "other"),
+        ("MonitorBlind", "poll", "orders"),
+    }
 
 
 def feed_module() -> ModuleType:

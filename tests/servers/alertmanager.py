@@ -35,10 +35,17 @@ class AlertmanagerServer(BinaryServer):
         webhook: URL that all alerts are passed on to; "" for none.
         group_by: labels; alerts that have them in common are passed on together.
         resolve_timeout: after which an alert is over that came without an end and comes no more.
+        config: a settings file that is taken as it is, instead of all of these.
     """
 
     def __init__(
-        self, directory: Path, *, webhook: str = "", group_by: tuple[str, ...] = (), resolve_timeout: str = "5m"
+        self,
+        directory: Path,
+        *,
+        webhook: str = "",
+        group_by: tuple[str, ...] = (),
+        resolve_timeout: str = "5m",
+        config: Path | None = None,
     ) -> None:
         super().__init__(directory, self._command_line)
         receiver: dict[str, Any] = {"name": "tests"}
@@ -55,6 +62,8 @@ class AlertmanagerServer(BinaryServer):
             },
             "receivers": [receiver],
         }
+        if config is not None:
+            self._settings = yaml.safe_load(config.read_text(encoding="utf-8"))
 
     def _command_line(self, port: int) -> list[str]:
         settings = self.directory / "alertmanager.yml"
