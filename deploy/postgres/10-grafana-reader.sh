@@ -2,7 +2,7 @@
 # Makes the role with which Grafana reads: SELECT on driftd's tables, on those to come as well, and nothing else.
 set -eu
 psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --username="$POSTGRES_USER" --dbname="$POSTGRES_DB" <<'SQL'
-\getenv password GRAFANA_READER_PASSWORD
+\getenv password DRIFTD_GRAFANA_POSTGRES_PASSWORD
 \getenv owner POSTGRES_USER
 \getenv database POSTGRES_DB
 CREATE ROLE grafana_reader LOGIN NOINHERIT CONNECTION LIMIT 20 PASSWORD :'password';

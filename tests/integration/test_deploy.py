@@ -43,7 +43,7 @@ def test_the_reader_of_grafana_reads_every_table_and_writes_none(postgres: Postg
         "PGHOST": host,
         "POSTGRES_USER": user,
         "POSTGRES_DB": database,
-        "GRAFANA_READER_PASSWORD": "it's\"secret",
+        "DRIFTD_GRAFANA_POSTGRES_PASSWORD": "it's\"secret",
     }
     script = DEPLOY / "postgres/10-grafana-reader.sh"
     done = subprocess.run(["sh", str(script)], env=environment, capture_output=True, text=True, check=False)

@@ -221,14 +221,14 @@ def test_grafana_finds_its_data_sources_and_every_dashboard() -> None:
     from dashboards.grafana import all_dashboards
 
     assert inside("grafana", "/etc/grafana/provisioning") == DEPLOY / "grafana/provisioning"
-    sources = {each["type"]: each for each in read("grafana/provisioning/datasources/driftd.yml")["datasources"]}
-    assert set(sources) == {"grafana-postgresql-datasource", "prometheus"}
-    postgres = sources["grafana-postgresql-datasource"]
+    sources = {each["type"]: each for each in read("grafana/provisioning/datasources/driftd.yaml")["datasources"]}
+    assert set(sources) == {"postgres", "prometheus"}
+    postgres = sources["postgres"]
     assert postgres["url"] == "postgres:5432" and postgres["jsonData"]["database"] == "driftd"
     password = postgres["secureJsonData"]["password"].removeprefix("$")
     assert password in SERVICES["grafana"]["environment"] and password in SERVICES["postgres"]["environment"]
     assert postgres["user"] in (DEPLOY / "postgres/10-grafana-reader.sh").read_text()
-    (provider,) = read("grafana/provisioning/dashboards/driftd.yml")["providers"]
+    (provider,) = read("grafana/provisioning/dashboards/driftd.yaml")["providers"]
     files = {file.name for file in inside("grafana", provider["options"]["path"]).iterdir()}
     assert {f"{dashboard.uid}.json" for dashboard in all_dashboards()} == files
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
