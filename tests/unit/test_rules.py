@@ -383,7 +383,11 @@ CASES: dict[str, list[Case]] = {
             minute=90,
             fires=blind("watermark"),
         ),
-        Case(what="event time stands for half an hour", series={MOVED: "0x50", RECORDS: "0+600x50"}, minute=40),
+        Case(
+            what="event time stands for half an hour",
+            series={MOVED: "0x50", RECORDS: "0+600x50", BLOCK: "10x50"},
+            minute=40,
+        ),
         Case(
             what="one of two machines has not folded for long",
             series={
@@ -393,6 +397,14 @@ CASES: dict[str, list[Case]] = {
                 BLOCK: "10x150",
             },
             minute=90,
+        ),
+        Case(
+            what="event time stands on two machines",
+            series={of(MOVED, instance=name): "0x140" for name in ("a", "b")}
+            | {of(BLOCK, instance=name): "10x140" for name in ("a", "b")}
+            | {of(RECORDS, instance="a"): "0+600x140", of(RECORDS, instance="b"): "0x140"},
+            minute=90,
+            fires=blind("watermark"),
         ),
         Case(
             what="one of two machines knows of an incident, and is started anew",
@@ -610,7 +622,7 @@ CASES: dict[str, list[Case]] = {
             minute=19,
             fires=[ORDERS],
         ),
-        Case(what="for a minute", series={DB_OK: "0+60x9 540x20", REFUSED: "0x9 0+60x20"}, minute=10),
+        Case(what="for two minutes", series={DB_OK: "0+60x9 540x20", REFUSED: "0x9 0+60x20"}, minute=11),
         Case(
             what="for three minutes, after a restart",
             series={DB_OK: "0+60x9 540x20", REFUSED: "900x9 0+10x20"},
@@ -734,14 +746,17 @@ CASES: dict[str, list[Case]] = {
             series={FALSE: "0x60 0.1x30", OBSERVED: f"{30 * 86400}x90", EXPECTED: "0.0111x90"},
             minute=80,
         ),
-        Case(
-            what="as many as allowed, on two machines",
-            series={
-                **{of(FALSE, instance=name): "0.0133x90" for name in ("a", "b")},
-                **{of(OBSERVED, instance=name): f"{90 * 86400}x90" for name in ("a", "b")},
-                **{of(EXPECTED, instance=name): "0.0111x90" for name in ("a", "b")},
-            },
-            minute=80,
+        *(
+            Case(
+                what=f"{pages:g} pages in {days} days, as two machines say",
+                series={
+                    **{of(FALSE, instance=name): f"{pages / days}x90" for name in ("a", "b")},
+                    **{of(OBSERVED, instance=name): f"{days * 86400}x90" for name in ("a", "b")},
+                    **{of(EXPECTED, instance=name): "0.0111x90" for name in ("a", "b")},
+                },
+                minute=80,
+            )
+            for pages, days in ((1, 7), (1.2, 90), (1.6, 90))
         ),
         Case(
             what="one machine has looked back already",
