@@ -117,21 +117,22 @@ class AlertmanagerSink:
             client.close()
 
     def _post(self, body: bytes) -> None:
-        errors: dict[str, SinkError] = {}
+        errors: list[SinkError] = []
+        failing = set()
         for client in self._clients:
             try:
                 client.post(body, {}, path="/api/v2/alerts", hints=_HINTS)
             except SinkError as error:
-                errors[client.place] = error
+                errors.append(error)
+                failing.add(client.place)
+                if client.place not in self._failing and len(self._clients) > 1:
+                    _log.warning("one Alertmanager of several does not take alerts: %s", error)
+        for place in self._failing - failing:
+            _log.info("Alertmanager takes alerts again: place=%s", place)
+        self._failing = frozenset(failing)
         if len(errors) == len(self._clients):
             # What may pass is worth another try, whatever the others say.
-            raise min(errors.values(), key=lambda error: not error.retryable)
-        if errors.keys() != self._failing:
-            for place in errors.keys() - self._failing:
-                _log.warning("one Alertmanager of several does not take alerts: %s", errors[place])
-            for place in self._failing - errors.keys():
-                _log.info("Alertmanager takes alerts again: place=%s", place)
-            self._failing = frozenset(errors)
+            raise min(errors, key=lambda error: not error.retryable)
 
 
 def alert_of(notification: Notification, now_ms: int, *, external_url: str = "") -> dict[str, Any]:

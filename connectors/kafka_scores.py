@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import math
-import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,8 +20,8 @@ import numpy as np
 from pydantic import BaseModel, Field, field_validator
 
 from connectors.kafka import KafkaSettings
-from connectors.kafka_probe import KafkaSecurity, find_topic, split_address
-from connectors.log_throttle import throttle
+from connectors.kafka_probe import KafkaSecurity, broker_addresses, find_topic
+from connectors.kafka_producer import leave, open_producer
 from connectors.scores import ScoredRecords, SpaceScores, Vectors, cleaned
 from detectors.errors import SinkError, SourceError
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 SCHEMA = b"driftd-scores-1"
 _IN_FLIGHT = 5000  # messages sent before waiting: the client's own buffer has no bound
 _SLOWEST = 2000.0  # messages a second; a checkpoint of many gets so much longer than the time-out
-_CLOSE_S = 4.5
 
 
 class KafkaScoresSettings(BaseModel, frozen=True, extra="forbid"):
@@ -55,11 +53,7 @@ class KafkaScoresSettings(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _are_addresses(cls, value: str | list[str] | None) -> str | list[str] | None:
         if value is not None:
-            addresses = _addresses(value)
-            for address in addresses:
-                split_address(address)
-            if not addresses:
-                raise ValueError('expected at least one address, such as "localhost:9092"')
+            broker_addresses(value)
         return value
 
     def beside(self, source: KafkaSettings) -> KafkaScoresSettings:
@@ -73,7 +67,7 @@ class KafkaScoresSettings(BaseModel, frozen=True, extra="forbid"):
     def build(self, *, model: str, client_id: str) -> KafkaScores:
         """The writer. Connects with the first `check` or `write`."""
         return KafkaScores(
-            _addresses(self.brokers or []),
+            broker_addresses(self.brokers) if self.brokers else [],
             self.topic,
             model=model,
             client_id=client_id,
@@ -157,7 +151,7 @@ class KafkaScores:
         """Leave within 5 seconds, whatever the broker does. Nothing is waiting: `write` has waited for all."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            _leave(producer)
+            leave(producer)
 
     def _send(self, records: ScoredRecords, first: int, after: int, *, now_ms: int, deadline: float) -> None:
         producer = self._producer if self._producer is not None else self._connect()
@@ -180,7 +174,7 @@ class KafkaScores:
                 future.get(0)
         except Exception as error:
             self._producer = None
-            _leave(producer)
+            leave(producer)
             self.check()  # says it better, where it can
             raise SinkError(
                 f"Topic {self._topic} did not take the scores of model {self._model} in time: "
@@ -191,28 +185,16 @@ class KafkaScores:
 
     def _connect(self) -> KafkaProducer:
         self.check()
-        from kafka import KafkaProducer
-
-        from connectors.kafka import client_factory
-
-        throttle("kafka")
-        timeout_ms = int(self._timeout_s * 1000)
         try:
-            self._producer = KafkaProducer(
-                bootstrap_servers=self._brokers,
+            self._producer = open_producer(
+                self._brokers,
                 client_id=self._client_id,
-                acks="all",
-                enable_idempotence=True,
+                security=self._security,
+                timeout_s=self._timeout_s,
+                connect_timeout_s=min(self._timeout_s, 5.0),
                 compression_type="lz4",
                 batch_size=1 << 18,
                 linger_ms=5,
-                max_block_ms=timeout_ms,
-                request_timeout_ms=timeout_ms,
-                delivery_timeout_ms=timeout_ms + 5,
-                kafka_client=client_factory([]),  # never makes the topic
-                reconnect_backoff_max_ms=1000,
-                bootstrap_timeout_ms=int(min(self._timeout_s, 5.0) * 1000),
-                **self._security.client_options(),
             )
         except Exception as error:
             raise SinkError(
@@ -220,7 +202,6 @@ class KafkaScores:
                 retryable=True,
                 hint=f"Check models.{self._model}.scores: brokers and security.",
             ) from error
-        throttle("kafka")
         return self._producer
 
 
@@ -310,14 +291,3 @@ def _dicts(columns: dict[str, Sequence[Any]], n: int) -> list[dict[str, Any]]:
         return [{}] * n
     names = list(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _addresses(brokers: str | list[str]) -> list[str]:
-    parts = brokers.split(",") if isinstance(brokers, str) else brokers
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _leave(producer: KafkaProducer) -> None:
-    thread = threading.Thread(target=lambda: producer.close(timeout=1.0), name="kafka-close", daemon=True)
-    thread.start()
-    thread.join(_CLOSE_S)

@@ -174,8 +174,15 @@ def test_one_of_a_cluster_is_enough_and_the_others_are_named_in_the_log(caplog: 
         sink.send(NOTE)
         sink.send(NOTE)
         sink.close()
-    assert [record.levelname for record in caplog.records] == ["WARNING"], "once, not at each of them"
-    assert "refused" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO"], "each thing once"
+    assert "refused" in caplog.text and "answers 400" in caplog.text and "again" in caplog.records[2].getMessage()
+
+
+def test_two_at_one_address_that_both_fail_are_a_failure() -> None:
+    with Receiver(Answer(503)) as receiver:
+        sink = sink_for(f"{receiver.url}/a", f"{receiver.url}/b")
+        with pytest.raises(SinkError, match="503"):
+            sink.send(NOTE)
 
 
 def test_many_alerts_go_in_several_requests() -> None:
