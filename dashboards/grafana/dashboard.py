@@ -201,12 +201,14 @@ _DATA_SOURCES = (
     _data_source("prometheus", "Prometheus", PROMETHEUS["type"], "the Prometheus that scrapes driftd's /metrics"),
 )
 
+# Annotations that somebody wrote into Grafana, such as the sink grafana does: a switch at the top shows them. They know
+# nothing of the chosen model, and the marks out of the database say the same.
 _BUILT_IN = {
     "builtIn": 1,
     "name": "Annotations & Alerts",
     "datasource": {"type": "grafana", "uid": "-- Grafana --"},
-    "enable": True,
-    "hide": True,
+    "enable": False,
+    "hide": False,
     "iconColor": "rgba(0, 211, 255, 1)",
     "type": "dashboard",
     "target": {"limit": 100, "matchAny": False, "tags": [], "type": "dashboard"},

@@ -43,7 +43,9 @@ stay empty; `driftd report` shows the same as one HTML file.
   with the greatest values, so that 200 segments stay readable, and the tables beside it name them all.
 * **Time** is the time in the records, wherever a graph comes from the database; a backfill fills the past.
   Graphs have about 1,000 points, however long the range is.
-* **Marks** on the graphs: since when drift has been there, and new versions of the model (`record.version`).
+* **Marks** on the graphs come from the database, for what is chosen: since when drift has been there, and new versions
+  of the model (`record.version`). The annotations that the sink `grafana` writes say the same for all models at once;
+  a switch at the top shows them.
 * Links lead from a model or an incident to its evidence and keep the time range. What a table says under "next" or
   "ask" is a command to type, mostly `driftd explain ID`.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,10 +161,21 @@ def watched(
             wait_until(
                 lambda: everything_judged(connection, truth), f"the whole stream is judged: {daemon.log()[-3000:]}"
             )
+            as_a_reader(connection)
             yield Watched(connection, daemon, truth.start_ms + 10 * truth.block_ms, truth.end_ms)
     finally:
         daemon.kill()
         store.close()
+
+
+def as_a_reader(connection: psycopg.Connection[Any]) -> None:
+    """From here on the connection has the rights that docs/grafana.md gives Grafana, and no others."""
+    name = f"reader_{secrets.token_hex(4)}"
+    connection.execute(f"CREATE ROLE {name}")
+    connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
+    connection.execute(f"SET ROLE {name}")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute("DELETE FROM kept")
 
 
 def started(kafka: KafkaServer, folder: Path, truth: DemoTruth, database: str) -> Running:
