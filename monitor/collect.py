@@ -7,6 +7,7 @@ build` (a time range of the source).
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +25,14 @@ from detectors.reference import EmbedderState, Reference
 from detectors.seasons import Trial
 from detectors.segments import MIN_SEGMENT_RECORDS
 from monitor.decode import Decoder
-from monitor.embedders import Embedder
+from monitor.embedders import Embedder, embed_all
 from monitor.event import EventBatch
+from monitor.log import RepeatingFailure
 from monitor.pairing import Pairing, StoredHalves, none_stored, pairing_of
 from monitor.settings import ReferenceSettings
 from monitor.thinning import SeenKeys, key_hashes
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 
@@ -98,6 +102,7 @@ class Collector:
         self._ids: list[str] = []
         self._kept: list[dict[str, Any] | None] = []
         self._segments: dict[str, list[str]] = {}
+        self._embedder_fails = RepeatingFailure(log, "embedder failed")
 
     @property
     def wanted(self) -> int:
@@ -128,7 +133,8 @@ class Collector:
         for space, embedder in self._embedders.items():
             if embedder.learns:
                 continue
-            result = embedder.embed([events.fields[name] for name in embedder.fields])
+            columns_of = [events.fields[name] for name in embedder.fields]
+            result = embed_all(embedder, columns_of, len(events), failed=self._embedder_fails.happened)
             embedded[space] = result.vectors
             for problem in result.problems:
                 problems.setdefault(problem.row, (problem.reason, problem.detail))

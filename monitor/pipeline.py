@@ -20,13 +20,12 @@ import numpy.typing as npt
 from connectors.database.rows import Advance, Checkpoint, KeptRecord, PartitionState, SummaryDelta
 from connectors.records import DeadLetter, Gap, Partition, RawBatch
 from detectors.conformal import p_bins, position_uniforms
-from detectors.errors import DriftdError
 from detectors.reference import Reference, Scored
 from detectors.segments import OTHER as OTHER
 from detectors.segments import segment_codes, segment_names, thresholds_of
 from detectors.summary import BlockSummary, at_most, merge_counts, summarise
 from monitor.decode import MAX_ROWS, Decoder
-from monitor.embedders import Embedded, Embedder, Problem
+from monitor.embedders import Embedded, Embedder, embed_all
 from monitor.event import EventBatch
 from monitor.log import RepeatingFailure, event
 from monitor.pairing import PairCounts, Pairing, StoredHalves, none_stored, pairing_of
@@ -496,30 +495,13 @@ class Pipeline:
         `driftd deadletters retry` reads them again.
         """
         columns = [events.fields[name] for name in space.embedder.fields]
-        try:
-            return space.embedder.embed(columns)
-        except DriftdError:
-            raise
-        except Exception:  # whatever a model's runtime raises
-            return self._embed_each(space, columns, len(events))
-
-    def _embed_each(self, space: Space, columns: Sequence[Sequence[object]], n: int) -> Embedded:
-        vectors = np.zeros((n, space.reference.dimension), dtype=np.float32)
-        problems: list[Problem] = []
-        for row in range(n):
-            try:
-                alone = space.embedder.embed([column[row : row + 1] for column in columns])
-            except DriftdError:
-                raise
-            except Exception as error:
-                # The kind of error only: its text may quote the record.
-                kind = type(error).__name__
-                self._embedder_fails.happened(kind, model=self.model, space=space.name)
-                problems.append(Problem(row, "embedder_failed", f"The embedder of {space.name} failed: {kind}."))
-                continue
-            vectors[row] = alone.vectors[0]
-            problems += [Problem(row, problem.reason, problem.detail) for problem in alone.problems]
-        return Embedded(vectors, problems)
+        return embed_all(
+            space.embedder,
+            columns,
+            len(events),
+            dimension=space.reference.dimension,
+            failed=lambda kind: self._embedder_fails.happened(kind, model=self.model, space=space.name),
+        )
 
     def _blocks(self, events: EventBatch, position: _Position) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The block of every event, and the newest time of its partition before each event and after the last.

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from monitor.embedders.category import CategorySettings
-from monitor.embedders.embedder import Columns, Embedded, Embedder, Problem
+from monitor.embedders.embedder import Columns, Embedded, Embedder, Problem, embed_all
 from monitor.embedders.number import NumberSettings
 from monitor.embedders.pixels import PixelsSettings
 from monitor.embedders.tabular import TabularSettings
@@ -19,4 +19,4 @@ EmbedderSettings = Annotated[
     Field(discriminator="kind"),
 ]
 
-__all__ = ["Columns", "Embedded", "Embedder", "EmbedderSettings", "Problem"]
+__all__ = ["Columns", "Embedded", "Embedder", "EmbedderSettings", "Problem", "embed_all"]

@@ -7,7 +7,7 @@ was learned from the baseline, to the last bit: not on the rows around it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from detectors.errors import InvalidReference
+from detectors.errors import DriftdError, InvalidReference
 from detectors.reference import Geometry
 
 Floats = npt.NDArray[np.float32]
@@ -29,7 +29,7 @@ class Problem:
 
     Attributes:
         row: its row in the batch.
-        reason: missing_field, bad_value, bad_vector, wrong_dimension, not_finite or zero_vector.
+        reason: missing_field, bad_value, bad_vector, wrong_dimension, not_finite, zero_vector or embedder_failed.
         detail: one sentence on what was found, without the content.
     """
 
@@ -99,6 +99,46 @@ class Embedder(Protocol):
         Raises:
             InvalidReference: nothing was learned yet, and something must be.
         """
+
+
+def embed_all(
+    embedder: Embedder, columns: Columns, n: int, *, dimension: int = 0, failed: Callable[[str], None]
+) -> Embedded:
+    """The vectors of n records; where the embedder raises, of those at which it does not when each is alone.
+
+    A model's runtime may raise anything at a single record. That record has the problem embedder_failed, and stops no
+    other.
+
+    Args:
+        dimension: of the vectors; needed where it raises at every record, and they are looked at.
+        failed: told the kind of each such error: its text may quote the record.
+
+    Raises:
+        DriftdError: as `Embedder.embed`.
+    """
+    try:
+        return embedder.embed(columns)
+    except DriftdError:
+        raise
+    except Exception:
+        pass
+    vectors = np.zeros((n, dimension), dtype=np.float32)
+    problems: list[Problem] = []
+    for row in range(n):
+        try:
+            alone = embedder.embed([column[row : row + 1] for column in columns])
+        except DriftdError:
+            raise
+        except Exception as error:
+            kind = type(error).__name__
+            failed(kind)
+            problems.append(Problem(row, "embedder_failed", f"The embedder failed: {kind}."))
+            continue
+        if vectors.shape[1] == 0:
+            vectors = np.zeros((n, alone.vectors.shape[1]), dtype=np.float32)
+        vectors[row] = alone.vectors[0]
+        problems += [Problem(row, problem.reason, problem.detail) for problem in alone.problems]
+    return Embedded(vectors, problems)
 
 
 def fingerprint(kind: str, settings: object, state: bytes) -> str:

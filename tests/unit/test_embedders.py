@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from detectors.errors import InvalidInput, InvalidReference, MissingExtra
 from detectors.reference import ANGULAR, STANDARD, Geometry
+from monitor.embedders import Columns, Embedded, embed_all
 from monitor.embedders.pixels import PixelsSettings
 from monitor.embedders.projection import Projection
 from monitor.embedders.tabular import CLIP, TabularSettings
 from monitor.embedders.text import TextSettings
-from monitor.embedders.vector import VectorSettings
+from monitor.embedders.vector import VectorEmbedder, VectorSettings
 
 VALUES = [[0.5, -1.25, 3.0], [0.0, 2.0, -8.0]]
 
@@ -242,3 +243,21 @@ def test_texts_of_like_meaning_lie_close() -> None:
     assert a @ b > a @ c + 0.1
     long = embedder.embed([["x" * 40 + " first", "x" * 40 + " second"]]).vectors
     assert long[0].tobytes() == long[1].tobytes()
+
+
+def test_an_embedder_that_raises_is_asked_for_each_record_alone() -> None:
+    inner = VectorSettings(field="/v", dimension=2).build()
+
+    class Failing(VectorEmbedder):
+        def embed(self, columns: Columns) -> Embedded:
+            if "poison" in columns[0]:
+                raise RuntimeError(columns[0])
+            return inner.embed(columns)
+
+    failing, told = Failing(VectorSettings(field="/v", dimension=2)), list[str]()
+    found = embed_all(failing, [[[1.0, 2.0], "poison", [3.0], [4.0, 5.0]]], 4, failed=told.append)
+    assert found.vectors.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [4.0, 5.0]]
+    assert reasons(found) == [(1, "embedder_failed"), (2, "wrong_dimension")]
+    assert told == ["RuntimeError"] and found.problems[0].detail == "The embedder failed: RuntimeError."
+    nothing = embed_all(failing, [["poison"] * 3], 3, dimension=2, failed=told.append)
+    assert nothing.vectors.shape == (3, 2) and len(nothing.problems) == 3

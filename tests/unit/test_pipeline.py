@@ -283,7 +283,7 @@ def test_a_record_at_which_the_embedder_fails_is_a_dead_letter_and_stops_no_othe
     (checkpoint,) = run(pipeline, values, [], checkpoints=False)
     dead = [letter for letter in checkpoint.dead_letters if letter.reason == "embedder_failed"]
     assert [letter.offset for letter in dead] == [100, 101]
-    assert dead[0].detail == "The embedder of input failed: RuntimeError."
+    assert dead[0].detail == "The embedder failed: RuntimeError."
     assert "quotes" not in caplog.text and caplog.text.count("embedder failed") == 1
     (usual,) = run(pipeline_of(reference), values, [], checkpoints=False)
     assert sum(advance.records for advance in usual.advances) == sum(advance.records for advance in checkpoint.advances)
