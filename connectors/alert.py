@@ -22,7 +22,7 @@ ALERT_NAMES = {
     "stalled": "PartitionsStalled",
     "gap": "RecordsLost",
     "silent": "SourceSilent",
-    "lag": "SourceLagging",
+    "lag": "LagGrowing",
     "embedder": "EmbedderFailing",
     "vectors": "VectorsDegenerate",
     "clock": "ClockSkew",
@@ -30,12 +30,18 @@ ALERT_NAMES = {
 }
 
 
+RUNBOOKS = "docs/runbooks.md"  # in the sources; dashboards/rules.py says the same
 _NOT_IN_NAMES = re.compile(r"^(?=[0-9])|[^a-zA-Z0-9_]")
 
 
 def alert_name(kind: str) -> str:
     """The name of the alert that incidents of this kind raise."""
     return ALERT_NAMES.get(kind, kind)
+
+
+def runbook_url(kind: str) -> str:
+    """Where docs/runbooks.md says what such an incident means, and what to do."""
+    return f"{RUNBOOKS}#{alert_name(kind).lower()}"
 
 
 def labels_of(notification: Notification) -> dict[str, str]:
@@ -57,6 +63,7 @@ def annotations_of(notification: Notification) -> dict[str, str]:
         **{_NOT_IN_NAMES.sub("_", name): value for name, value in notification.values.items() if name},
         "summary": notification.title,
         "description": notification.text,
+        **({"runbook_url": runbook_url(notification.kind)} if notification.kind in ALERT_NAMES else {}),
         "incident": notification.incident,
         "notification_id": notification.id,
     }

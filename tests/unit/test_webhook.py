@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from connectors.alert import rfc3339
+from connectors.alert import ALERT_NAMES, RUNBOOKS, rfc3339, runbook_url
 from connectors.http_sink import HttpClient, retry_after_s
 from connectors.notification import Group, Notification
 from connectors.webhook import WebhookSettings, WebhookSink, alertmanager_body
@@ -74,6 +74,7 @@ def test_the_body_is_alertmanagers_version_4_with_the_notification_id() -> None:
         "strength": "6.3",
         "summary": "triage: traffic changed",
         "description": "It changed.",
+        "runbook_url": "docs/runbooks.md#embeddingdrift",
         "incident": "abc123",
         "notification_id": "note-1",
     }
@@ -329,6 +330,12 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, object], words: 
     assert "hunter2" not in str(got.value.errors(include_input=False))
 
 
+def test_every_alert_has_its_section_in_the_runbooks() -> None:
+    text = (Path(__file__).resolve().parents[2] / RUNBOOKS).read_text()
+    sections = {line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")}
+    assert {runbook_url(kind).partition("#")[2] for kind in ALERT_NAMES} <= sections
+
+
 def test_times_are_written_exactly_and_within_the_calendar() -> None:
     assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
     assert rfc3339(-1) == "1969-12-31T23:59:59.999Z"
@@ -350,6 +357,7 @@ def test_the_body_in_the_document_is_what_is_sent() -> None:
     (shown,) = [json.loads(block) for block in blocks("json") if block.startswith("{")]
     alert = shown["alerts"][0]
     annotations = dict(alert["annotations"])
+    assert annotations.pop("runbook_url") == "docs/runbooks.md#embeddingdrift"
     note = Notification(
         id=annotations.pop("notification_id"),
         incident=annotations.pop("incident"),
