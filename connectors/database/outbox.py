@@ -58,22 +58,26 @@ def _may_go(now_ms: int) -> ColumnElement[bool]:
     return or_(_OUTBOX.c.due_ms <= now_ms, _OUTBOX.c.due_ms > now_ms + LONGEST_WAIT_MS)
 
 
-def _due(now_ms: int, limit: int, sink: str | None) -> Select[Any]:
-    """The notifications that may be sent now."""
+def _waits_for(*status: str) -> ColumnElement[bool]:
+    """There is an earlier one of the same incident and sink, with one of these states."""
     earlier = _OUTBOX.alias("earlier")
-    waits = (
+    return (
         select(earlier.c.id)
         .where(
-            earlier.c.status == _PENDING,
+            earlier.c.status.in_(status),
             earlier.c.sink == _OUTBOX.c.sink,
             earlier.c.incident == _OUTBOX.c.incident,
             earlier.c.id < _OUTBOX.c.id,
         )
         .exists()
     )
+
+
+def _due(now_ms: int, limit: int, sink: str | None) -> Select[Any]:
+    """The notifications that may be sent now."""
     query = (
         select(_OUTBOX)
-        .where(_IS_PENDING, _may_go(now_ms), ~waits)
+        .where(_IS_PENDING, _may_go(now_ms), ~_waits_for("pending", "held"))
         .order_by(_OUTBOX.c.due_ms, _OUTBOX.c.id)
         .limit(limit)
     )
@@ -88,8 +92,8 @@ class Outbox:
     def outbox_due(self, now_ms: int, limit: int, *, sink: str | None = None) -> list[OutboxRow]:
         """Notifications to send now, the longest due first; of one sink, or of all.
 
-        A notification waits for every earlier one of the same incident and sink that is still pending, so that no
-        receiver hears "resolved" before "firing".
+        A notification waits for every earlier one of the same incident and sink that is still pending or held, so that
+        no receiver hears "resolved" before "firing".
         """
         with self._database.reading() as connection:
             return rows_of(connection.execute(_due(now_ms, limit, sink)), outbox_row)
@@ -173,7 +177,8 @@ class Outbox:
                 if not models:
                     return []
                 wanted = select(_OUTBOX).where(
-                    _IS_PENDING, _OUTBOX.c.sink == sink, _OUTBOX.c.model.in_(models), _may_go(now_ms)
+                    *(_IS_PENDING, _OUTBOX.c.sink == sink, _OUTBOX.c.model.in_(models), _may_go(now_ms)),
+                    ~_waits_for("held"),
                 )
                 found = connection.execute(wanted.order_by(urgent, _OUTBOX.c.id).limit(limit)).all()
                 found = sorted(found, key=lambda row: int(row.id))
