@@ -58,16 +58,21 @@ def missing_packages() -> list[str]:
 def install_commands(packages: list[str]) -> list[list[str]]:
     """The commands that install ``packages``, with sudo where we are not root.
 
-    The tests start servers of their own: those that Debian would start as services, now and at every boot, are masked
-    before they are installed. That works where systemd is installed and does not run, too.
+    The tests start servers of their own. What Debian would run as a service is masked before it is installed; where
+    systemd is not there to heed that, as in a container, the service is stopped afterwards.
     """
     sudo = [] if os.geteuid() == 0 else ["sudo"]
-    services = [f"{name}.service" for name in SERVICES if name in packages]
-    mask = [[*sudo, "systemctl", "mask", *services]] if services and shutil.which("systemctl") else []
+    services = [name for name in SERVICES if name in packages]
+    mask, stop = list[list[str]](), list[list[str]]()
+    if services and shutil.which("systemctl"):
+        mask = [[*sudo, "systemctl", "mask", *(f"{name}.service" for name in services)]]
+    if not Path("/run/systemd/system").is_dir():
+        stop = [[*sudo, "service", name, "stop"] for name in services]
     return [
         [*sudo, "apt-get", "update"],
         *mask,
         [*sudo, "apt-get", "install", "-y", "--no-install-recommends", *packages],
+        *stop,
     ]
 
 
