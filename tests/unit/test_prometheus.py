@@ -65,6 +65,28 @@ def test_the_document_lists_every_metric_as_it_is() -> None:
     )
 
 
+def test_every_label_is_in_the_table_that_says_what_it_can_hold() -> None:
+    table = documentation().partition("| label | values |")[2].partition("\n\n")[0]
+    explained = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1:2][0] if row else "")
+    }
+    used = {label for spec in [*Metrics().specs, *SupervisorMetrics().specs] for label in spec.labels}
+    assert used == explained, "a label that nobody has thought about the values of, or one that is gone"
+
+
+def test_a_model_whose_source_is_at_its_end_looks_neither_stuck_nor_broken() -> None:
+    metrics = Metrics()
+    metrics.watch("m", ["input"])
+    metrics.watch("other", ["input"])
+    metrics.watched.labels("m").set(1)
+    metrics.last_poll.labels("m").set(5.0)
+    metrics.at_end("m")
+    for name in ("driftd_model_watched", "driftd_last_poll_timestamp_seconds"):
+        assert value(metrics, name, model="m") is None
+    assert value(metrics, "driftd_model_watched", model="other") == 0
+    assert value(metrics, "driftd_records_total", model="m") == 0
+
+
 def test_counters_begin_at_zero_and_are_there_before_the_first_event() -> None:
     metrics = Metrics()
     metrics.watch("m", ["input"])
