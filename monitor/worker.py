@@ -581,8 +581,11 @@ class Worker:
 
     def _commit(self, now_ms: int) -> None:
         assert self.pipeline is not None
-        checkpoint = self.pipeline.checkpoint()
-        receipt = "" if self.scores is None else self.scores.write(now_ms)
+        checkpoint, receipt = self.pipeline.checkpoint(), ""
+        if self.scores is not None:
+            began = time.perf_counter()
+            receipt = self.scores.write(now_ms)
+            self.pipeline.phases.add("scores", began)
         try:
             self._write(checkpoint.with_scores(receipt), now_ms)
         except (OwnershipLost, StoreBusy, StoreFull):  # it is certain that nothing was written
