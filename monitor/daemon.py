@@ -403,6 +403,7 @@ class Daemon:
             name,
             state="; ".join([worker.state, *worker.cautions]),
             ready=worker.pipeline is not None and not worker.halted,
+            blind=bool(worker.blind),
             records=worker.records,
             dead_letters=worker.dead,
             lag=sum(worker.source.lag().values()),

@@ -44,6 +44,7 @@ class ModelStatus:
         watermark_ms: event time that was reached, milliseconds since 1970; None before the first record.
         reference: numbers of the references, such as "input 1, output 1"; "" before there is one.
         finished: its source was read to its end, so that no more polls are expected.
+        blind: what is said of it cannot be relied on; ``state`` says why.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ModelStatus:
     watermark_ms: int | None = None
     reference: str = ""
     finished: bool = False
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +298,7 @@ def status_page(checks: Sequence[Check], models: Sequence[ModelStatus], liveness
 def _row(model: ModelStatus) -> str:
     cells = [
         (f"<b>{_text(model.name)}</b>", "Model"),
-        (f'<span class="{"ok" if model.ready else "bad"}">{_text(model.state)}</span>', "State"),
+        (f'<span class="{"ok" if model.ready and not model.blind else "bad"}">{_text(model.state)}</span>', "State"),
         (f"{model.records:,}", "Records"),
         (f"{model.dead_letters:,}", "Dead letters"),
         ("?" if model.lag is None else f"{model.lag:,}", "Lag"),

@@ -128,6 +128,15 @@ def test_the_page_shows_each_model_and_nothing_from_elsewhere(server: WebServer,
     assert "http://" not in text and "https://" not in text and "src=" not in text
 
 
+def test_a_blind_model_is_ready_and_stands_out(server: WebServer, status: Status) -> None:
+    status.model("triage", state="running; blind: no records come any more", ready=True, blind=True)
+    assert get(server, "/readyz")[0] == 200
+    page = get(server, "/")[1]
+    assert '<span class="bad">running; blind: no records come any more' in page and 'is <span class="ok">ready' in page
+    status.model("triage", state="running", blind=False)
+    assert '<span class="ok">running<' in get(server, "/")[1]
+
+
 def test_unknown_paths_and_other_methods_are_refused(server: WebServer) -> None:
     assert get(server, "/nothing")[0] == 404
     with pytest.raises(urllib.error.HTTPError) as got:
