@@ -47,7 +47,7 @@ class Group:
     Attributes:
         key: the model's name; "*" for several models.
         notifications: at least one, in the order in which they were made; several may be about one incident.
-        firing: incidents of these models that are open now, told or not.
+        firing: incidents of these models that are open now, and that the sink knows of, or is about to.
         pages: of them, those that are pages.
         parts: where the key is "*", the group of each model, for receivers that keep one alert for a model.
     """

@@ -210,10 +210,24 @@ class Outbox:
         except _TakenByOthers:
             return []
 
-    def open_incidents(self, models: Sequence[str]) -> tuple[int, int]:
-        """How many incidents of these models are open, and how many of them are pages."""
+    def open_incidents(self, sink: str, models: Sequence[str]) -> tuple[int, int]:
+        """How many open incidents of these models the sink knows of or is about to, and how many of them are pages.
+
+        What a mute holds back is not among them: the sink may never hear of it, nor of its end.
+        """
+        waiting = select(_OUTBOX.c.incident).where(_IS_PENDING, _OUTBOX.c.sink == sink)
+        newest = (
+            select(func.max(_OUTBOX.c.id))
+            .where(_OUTBOX.c.sink == sink, _OUTBOX.c.model.in_(models), _OUTBOX.c.status == "sent")
+            .group_by(_OUTBOX.c.incident)
+        )
+        told = select(_OUTBOX.c.incident).where(_OUTBOX.c.id.in_(newest), _OUTBOX.c.event != "resolved")
         pages = func.coalesce(func.sum(case((_INCIDENTS.c.severity == "page", 1), else_=0)), 0)
-        query = select(func.count(), pages).where(_INCIDENTS.c.model.in_(models), _INCIDENTS.c.status == "open")
+        query = select(func.count(), pages).where(
+            _INCIDENTS.c.model.in_(models),
+            _INCIDENTS.c.status == "open",
+            or_(_INCIDENTS.c.id.in_(waiting), _INCIDENTS.c.id.in_(told)),
+        )
         with self._database.reading() as connection:
             firing, paging = connection.execute(query).one()
         return int(firing), int(paging)
