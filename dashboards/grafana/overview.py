@@ -54,7 +54,7 @@ VERDICT_COUNTS = Stat(
         ),
     ),
     decimals=0,
-    columns=tuple(Column(name=word, colour=colour) for word, colour in WORD_COLOURS),
+    columns=tuple(Column(name=word, steps=((None, NEUTRAL), (1, colour))) for word, colour in WORD_COLOURS),
     width=12,
     height=5,
 )

@@ -58,8 +58,8 @@ class Column:
     hidden: bool = False
     link: Link | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The override of a panel."""
+    def to_json(self, kind: str) -> dict[str, Any]:
+        """The override of a panel of this kind."""
         properties: list[dict[str, Any]] = []
         if self.unit is not None:
             properties.append({"id": "unit", "value": self.unit})
@@ -71,10 +71,11 @@ class Column:
             properties.append(
                 {"id": "mappings", "value": [_value_map([(word, word, colour) for word, colour in self.colours])]}
             )
-            properties.append({"id": "custom.displayMode", "value": "color-background"})
         if self.steps:
             properties.append({"id": "thresholds", "value": _thresholds(self.steps)})
-            properties.append({"id": "custom.displayMode", "value": "color-text"})
+        if kind == "table" and (self.colours or self.steps):
+            shown = "color-background" if self.colours else "color-text"
+            properties.append({"id": "custom.displayMode", "value": shown})
         if self.colour is not None:
             properties.append({"id": "color", "value": {"mode": "fixed", "fixedColor": self.colour}})
         if self.dashed:
@@ -161,7 +162,7 @@ class Panel:
             "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
             "datasource": self.targets[0].datasource,
             "targets": [target.to_json(chr(ord("A") + place)) for place, target in enumerate(self.targets)],
-            "fieldConfig": {"defaults": defaults, "overrides": [column.to_json() for column in self.columns]},
+            "fieldConfig": {"defaults": defaults, "overrides": [column.to_json(self.kind) for column in self.columns]},
             "options": self.options(),
             "maxDataPoints": 1000,
         }
@@ -310,7 +311,7 @@ class Text:
     next_step: str
     content: str
     width: int = 24
-    height: int = 6
+    height: int = 9
 
     def to_json(self, number: int, x: int, y: int) -> dict[str, Any]:
         """The panel, at its place on the grid."""

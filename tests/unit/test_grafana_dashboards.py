@@ -109,6 +109,7 @@ def test_a_panel_asks_by_variable_with_a_unit(dashboard: Dashboard, panel: Panel
     units = [made["fieldConfig"]["defaults"]["unit"], *(column.unit for column in panel.columns if column.unit)]
     for unit in units:
         assert unit in UNITS or re.fullmatch(r"si:[a-z]+(/s)?", unit), unit
+    assert made["maxDataPoints"] == 1000  # $__interval_ms follows: a month is never a million points
     steps = panel.steps
     assert not steps or steps[0][0] is None
     assert [value for value, _ in steps[1:]] == sorted(value for value, _ in steps[1:] if value is not None)
