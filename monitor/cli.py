@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from detectors.errors import DriftdError, InvalidInput, InvalidSettings
+from monitor.dashboards_cli import dashboards_app
 from monitor.deadletters_cli import deadletters_app
 from monitor.mute_cli import mute_app
 from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_json, put_table, say
@@ -29,6 +30,7 @@ app = typer.Typer(
 reference_app = typer.Typer(help="What normal looks like: numbered, immutable references.", no_args_is_help=True)
 app.add_typer(reference_app, name="reference")
 app.add_typer(deadletters_app, name="deadletters")
+app.add_typer(dashboards_app, name="dashboards")
 app.add_typer(mute_app, name="mute")
 
 

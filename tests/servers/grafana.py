@@ -496,7 +496,7 @@ def _contact_point(grafana: Grafana, verb: str, parts: list[str], query: Any, bo
     if verb == "DELETE":
         for point in found:
             old = grafana.numbers < (10, 0)
-            if point["name"] in json.dumps(grafana.policies):
+            if point["name"] in {route["receiver"] for route in [grafana.policies, *grafana.policies["routes"]]}:
                 raise Refused(500 if old else 409, "contact point is currently used by a notification policy")
             settings = [rule.get("notification_settings") or {} for rule in grafana.rules.values()]
             if any(entry.get("receiver") == point["name"] for entry in settings):
