@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from monitor.pipeline import OTHER
 MOST_BLOCKS = 512
 MOST_SUMMARIES = 16_384  # blocks times segments: about half a second
 MOST_RECORDS = 2_000  # kept records that are looked at, the strangest first
+MOST_REMEMBERED = 16  # answers about the whole traffic, in one step of the fold; each with up to 2,000 records
 RECORDS_OF_PROTOTYPE = 3
 MAX_EXCERPT = 120
 
@@ -53,31 +55,52 @@ class ClosedBlocks:
 
     def __init__(self, fold: Fold, closing: Mapping[Key, BlockSummary] | None = None) -> None:
         self.fold = fold
-        self._closing = closing or {}
+        self._closing: dict[tuple[str, str, int], list[tuple[int, BlockSummary]]] = {}
+        for (name, segment, block, version), summary in (closing or {}).items():
+            self._closing.setdefault((name, segment, version), []).append((block, summary))
+        # What the whole traffic has is asked for each segment that alarms, and hundreds may in the same block.
+        self._newest = lru_cache(MOST_REMEMBERED)(self._read_newest)
+        self._whole = lru_cache(MOST_REMEMBERED)(self._read_sums)
+        self._kept = lru_cache(MOST_REMEMBERED)(self._read_kept)
 
-    def newest(self, space: Space, *, from_block: int, to_block: int, most: int) -> list[int]:
+    def newest(self, space: Space, *, from_block: int, to_block: int, most: int) -> Sequence[int]:
         """The newest blocks with records with from_block <= block < to_block, at most so many, ascending."""
-        found = {
-            block
-            for (name, segment, block, version) in self._closing
-            if (name, segment, version) == (space.name, EVERYTHING, space.version) and from_block <= block < to_block
-        }
-        found |= set(self.fold.blocks(space.name, space.version, from_block=from_block, to_block=to_block, most=most))
-        return sorted(found)[-most:]
+        return self._newest(space.name, space.version, from_block, to_block, most)
 
     def sums(self, space: Space, segments: Sequence[str], *, from_block: int, to_block: int) -> dict[str, Sums]:
-        """Sums over the blocks with from_block <= block < to_block, for each of the segments, in their order."""
-        reference = space.reference
-        total = {name: Sums.empty(reference.dimension, len(reference.prototypes)) for name in segments}
-        for segment in segments:
-            for row in self.fold.summaries(
-                space.name, space.version, segment=segment, from_block=from_block, to_block=to_block
-            ):
-                total[segment].add(BlockSummary.from_bytes(row.blob))
-        for (name, segment, block, version), summary in self._closing.items():
-            if (name, version) == (space.name, space.version) and segment in total and from_block <= block < to_block:
-                total[segment].add(summary)
+        """Sums over the blocks with from_block <= block < to_block, for each of the segments, in their order.
+
+        They are shared between callers: do not add to them.
+        """
+        size = space.reference.dimension, len(space.reference.prototypes)
+        read = {name: self._whole if name == EVERYTHING else self._read_sums for name in segments}
+        return {name: read[name](space.name, space.version, size, name, from_block, to_block) for name in segments}
+
+    def kept(self, space: Space, *, from_block: int, to_block: int) -> Sequence[KeptRecord]:
+        """The `MOST_RECORDS` strangest records kept from blocks with from_block <= block < to_block."""
+        return self._kept(space.name, space.version, from_block, to_block)
+
+    def _read_newest(self, space: str, version: int, from_block: int, to_block: int, most: int) -> Sequence[int]:
+        closing = self._closing.get((space, EVERYTHING, version), [])
+        found = {block for block, _ in closing if from_block <= block < to_block}
+        found |= set(self.fold.blocks(space, version, from_block=from_block, to_block=to_block, most=most))
+        return sorted(found)[-most:]
+
+    def _read_sums(
+        self, space: str, version: int, size: tuple[int, int], segment: str, from_block: int, to_block: int
+    ) -> Sums:
+        total = Sums.empty(*size)
+        for row in self.fold.summaries(space, version, segment=segment, from_block=from_block, to_block=to_block):
+            total.add(BlockSummary.from_bytes(row.blob))
+        for block, summary in self._closing.get((space, segment, version), []):
+            if from_block <= block < to_block:
+                total.add(summary)
         return total
+
+    def _read_kept(self, space: str, version: int, from_block: int, to_block: int) -> Sequence[KeptRecord]:
+        return self.fold.kept(
+            space, version, from_block=from_block, to_block=to_block, most=MOST_RECORDS, order="score"
+        )
 
 
 def cause_of(
@@ -109,9 +132,7 @@ def cause_of(
     )
     kept = [
         record
-        for record in blocks.fold.kept(
-            space.name, space.version, from_block=since[0], to_block=end, most=MOST_RECORDS, order="score"
-        )
+        for record in blocks.kept(space, from_block=since[0], to_block=end)
         if in_segment(record, row.segment, space)
     ]
     detail = {

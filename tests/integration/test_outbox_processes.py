@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from connectors.database.rows import FoldResult
 from connectors.database.store import Store
@@ -188,3 +191,35 @@ def test_a_receiver_that_dies_with_messages_on_their_way_hears_of_every_incident
         assert max(revisions) == 2 * STEPS - 1, "the last that there is to tell"
         first = list(dict.fromkeys(revisions))
         assert first == sorted(first)
+
+
+def test_a_run_that_reads_its_source_to_the_end_tells_what_is_left_before_it_ends(tmp_path: Path) -> None:
+    chance = np.random.default_rng(1)
+    vectors = chance.normal(size=(6_000, 6)) + np.where(np.arange(6_000) > 3_500, 4.0, 0.0)[:, None]
+    lines = (
+        json.dumps({"ts": 1_772_438_400_000 + 50 * row, "v": vector})
+        for row, vector in enumerate(vectors.round(3).tolist())
+    )
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    with Receiver(Answer(200)) as receiver:
+        settings = {
+            "database": f"sqlite:///{tmp_path}/driftd.db",
+            "references": str(tmp_path / "references"),
+            "http": {"bind": "127.0.0.1:0"},
+            "notify": {"group_wait": "1h"},
+            "sinks": {"hook": {"kind": "webhook", "url": receiver.url}},
+            "models": {
+                "m": {
+                    "source": {"kind": "files", "path": str(tmp_path / "in.jsonl")},
+                    "record": {"time": {"path": "/ts", "unit": "ms"}},
+                    "spaces": {"input": {"embedder": {"kind": "vector", "field": "/v", "encoding": "list"}}},
+                    "reference": {"collect": 2_000},
+                }
+            },
+        }
+        (tmp_path / "driftd.yaml").write_text(yaml.safe_dump(settings))
+        command = [sys.executable, "-m", "monitor", "run", "-s", str(tmp_path / "driftd.yaml")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        (alert,) = alerts(receiver.requests)
+    assert alert["labels"]["kind"] == "drift" and alert["status"] == "firing"
