@@ -28,10 +28,10 @@ from connectors.console import printable
 from connectors.http_sink import http_address, read_secret
 from connectors.message import Entry, Message, Urgency, group_id, message_of, shortened
 from connectors.notification import Group, Notification
+from connectors.smtp import Conversation
 from detectors.errors import InvalidSettings, SinkError
 
 if TYPE_CHECKING:
-    import smtplib
     import ssl
 
 _log = logging.getLogger(__name__)
@@ -39,8 +39,6 @@ _log = logging.getLogger(__name__)
 Security = Literal["starttls", "tls", "none"]
 
 _PORTS: dict[Security, int] = {"starttls": 587, "tls": 465, "none": 25}
-# All steps together stay below the time after which another process sends the message (monitor/outbox.py).
-_LONGEST_S = 45.0
 _SUBJECT = 200  # characters
 # RFC 5321, without quoted local parts and addresses of numbers, which nobody's alerts go to.
 _ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
@@ -238,7 +236,7 @@ class EmailSink:
         Raises:
             SinkError: one of these fails.
         """
-        with _Conversation(self._host, self._port, self._timeout_s, self.place) as conversation:
+        with Conversation(self._host, self._port, self._timeout_s, self.place) as conversation:
             self._begin(conversation)
         how = "no TLS" if self._context is None else "TLS" if self._begins_with_tls else "STARTTLS"
         who = f"logged in as {self._login[0]}" if self._login else "without log-in"
@@ -251,7 +249,7 @@ class EmailSink:
         """Who was put off (4xx), and who was refused (5xx), with what the server said."""
         put_off: dict[str, str] = {}
         refused: dict[str, str] = {}
-        with _Conversation(self._host, self._port, self._timeout_s, self.place) as conversation:
+        with Conversation(self._host, self._port, self._timeout_s, self.place) as conversation:
             self._begin(conversation)
             conversation.step("sender", lambda smtp: smtp.mail(self._sender))
             for address in to:
@@ -262,139 +260,13 @@ class EmailSink:
                 conversation.step("message", lambda smtp: smtp.data(data))
         return put_off, refused
 
-    def _begin(self, conversation: _Conversation) -> None:
+    def _begin(self, conversation: Conversation) -> None:
         conversation.connect(self._context if self._begins_with_tls else None)
         conversation.step("greeting", lambda smtp: smtp.ehlo())
         if self._context is not None and not self._begins_with_tls:
             conversation.start_tls(self._context)
         if self._login is not None:
             conversation.log_in(*self._login)
-
-
-class _Conversation:
-    """One connection, with a time limit for all of it. Leaving the block closes it.
-
-    Errors are raised outside of the except clauses: those of the library quote what was said, which may be a secret.
-    """
-
-    def __init__(self, host: str, port: int, timeout_s: float, place: str) -> None:
-        self._host, self._port = host, port
-        self._timeout_s = timeout_s
-        self._place = place
-        self._deadline = time.monotonic() + _LONGEST_S
-        self._smtp: smtplib.SMTP | None = None
-
-    def __enter__(self) -> _Conversation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import smtplib
-
-        if self._smtp is not None:
-            try:
-                self._smtp.quit()
-            except (OSError, smtplib.SMTPException):  # the message was taken or refused before; nothing hangs on it
-                self._smtp.close()
-
-    def connect(self, context: ssl.SSLContext | None) -> None:
-        import smtplib
-
-        def connected() -> tuple[int, bytes]:
-            if context is None:
-                self._smtp = smtplib.SMTP(self._host, self._port, timeout=self._timeout_s)
-            else:
-                self._smtp = smtplib.SMTP_SSL(self._host, self._port, timeout=self._timeout_s, context=context)
-            return 220, b""
-
-        self._judge("connection", *self._guarded(connected))
-
-    def start_tls(self, context: ssl.SSLContext) -> None:
-        smtp = self._open()
-        if not smtp.has_extn("starttls"):
-            raise SinkError(
-                f"The mail server {self._place} does not offer STARTTLS.",
-                retryable=False,
-                hint="Set security to tls, with port 465, or to none inside a network of your own.",
-            )
-        self.step("STARTTLS", lambda smtp: smtp.starttls(context=context))
-        self.step("greeting", lambda smtp: smtp.ehlo())
-
-    def log_in(self, user: str, password: str) -> None:
-        import smtplib
-
-        def logged_in(smtp: smtplib.SMTP) -> tuple[int, bytes]:
-            try:
-                return smtp.login(user, password)
-            except smtplib.SMTPAuthenticationError as error:
-                return error.smtp_code, b""  # its text is not shown: nobody knows what is in it
-            except smtplib.SMTPServerDisconnected:
-                raise
-            except smtplib.SMTPException:
-                return 504, b"no way of logging in that both sides know"
-
-        try:
-            self.step("log-in", logged_in)
-            return
-        except SinkError as error:
-            problem, retryable = error.message, error.retryable
-        raise SinkError(problem, retryable=retryable, hint="Check user and password.")
-
-    def ask(self, command: Callable[[smtplib.SMTP], tuple[int, bytes]]) -> tuple[int, str]:
-        """One command: the answer's code and text."""
-        smtp = self._open()
-        remaining = self._deadline - time.monotonic()
-        if smtp.sock is not None:
-            smtp.sock.settimeout(max(0.001, min(self._timeout_s, remaining)))
-        return self._guarded(lambda: command(smtp))
-
-    def step(self, what: str, command: Callable[[smtplib.SMTP], tuple[int, bytes]]) -> None:
-        """One command, whose answer must be yes."""
-        self._judge(what, *self.ask(command))
-
-    def _open(self) -> smtplib.SMTP:
-        if self._smtp is None:
-            raise SinkError(f"The mail server {self._place} is not connected.", retryable=True)
-        return self._smtp
-
-    def _judge(self, what: str, code: int, said: str) -> None:
-        if code >= 400 or code < 0:
-            text = f": {said}" if said else ""
-            raise SinkError(
-                f"The mail server {self._place} answers {code} to our {what}{text}.", retryable=not 500 <= code < 600
-            )
-
-    def _guarded(self, command: Callable[[], tuple[int, bytes]]) -> tuple[int, str]:
-        import smtplib
-        import ssl
-
-        hint, retryable = "", True
-        try:
-            code, said = command()
-            return code, shortened(printable(said.decode(errors="replace").strip()), 200)
-        except smtplib.SMTPResponseException as error:
-            text = error.smtp_error
-            said = text if isinstance(text, bytes) else str(text).encode()
-            return error.smtp_code, shortened(printable(said.decode(errors="replace").strip()), 200)
-        except smtplib.SMTPServerDisconnected as error:
-            timed_out = isinstance(error.__context__, TimeoutError)
-            problem = f"no answer within {self._timeout_s:g} s" if timed_out else "it ends the connection"
-        except ssl.SSLCertVerificationError as error:
-            problem, hint = f"its certificate is refused: {error.verify_message}", _TLS_HINT
-        except ssl.SSLError as error:
-            problem = f"TLS fails: {(error.reason or type(error).__name__).replace('_', ' ').lower()}"
-            hint = "Do security and port belong together? starttls has 587, tls has 465."
-        except TimeoutError:
-            problem = f"no answer within {self._timeout_s:g} s"
-        except (OSError, UnicodeError) as error:
-            problem = (getattr(error, "strerror", None) or type(error).__name__).lower()
-        except (smtplib.SMTPException, ValueError) as error:
-            problem, retryable = f"it does not speak SMTP as expected ({type(error).__name__})", False
-        if self._smtp is not None:
-            self._smtp.close()
-        raise SinkError(f"The mail server {self._place} cannot be used: {problem}.", retryable=retryable, hint=hint)
-
-
-_TLS_HINT = "Name its certificate authority: sinks.NAME.ca_file"
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:

@@ -10,6 +10,7 @@ server.mails                                                   # what was taken:
 
 from __future__ import annotations
 
+import asyncio
 import email.policy
 import ssl
 import threading
@@ -41,6 +42,7 @@ class MailServer:
         mails: what was taken, oldest first.
         answers: to RCPT by address, to "MAIL" and "DATA".
         logged_in: the users who did.
+        delay_s: how long each answer to RCPT takes.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class MailServer:
         self.mails: list[Mail] = []
         self.answers: dict[str, str] = {}
         self.logged_in: list[str] = []
+        self.delay_s = 0.0
         self._changed = threading.Condition()
         self._users = users
 
@@ -93,6 +96,7 @@ class MailServer:
         return self.answers.get("MAIL", "250 OK")
 
     async def handle_RCPT(self, server: SMTP, session: Any, envelope: Any, address: str, options: list[str]) -> str:
+        await asyncio.sleep(self.delay_s)
         answer = self.answers.get(address, "250 OK")
         if answer.startswith("2"):
             envelope.rcpt_tos.append(address)

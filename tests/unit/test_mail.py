@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,6 +238,18 @@ def test_a_server_that_is_not_there_hangs_or_hangs_up_is_tried_again() -> None:
         with scripted(*answers) as port, pytest.raises(SinkError, match=words) as got:
             settings_for(port, timeout_s=0.3).build().send(NOTE)
         assert got.value.retryable, words
+
+
+def test_a_slow_server_is_given_up_in_the_middle_of_many_recipients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connectors.smtp.LONGEST_S", 1.0)
+    with MailServer() as server:
+        server.delay_s = 0.1
+        sink = sink_for(server, to=[f"p{n}@example.org" for n in range(100)])
+        before = time.monotonic()
+        with pytest.raises(SinkError, match="no answer") as got:
+            sink.send(NOTE)
+        assert got.value.retryable and time.monotonic() - before < 8, "of ten seconds"
+    assert server.mails == []
 
 
 def test_what_is_no_mail_server_is_not_tried_for_ever() -> None:
