@@ -30,6 +30,7 @@ def reader_role_sql(role: str = READER_ROLE, *, schema: str = "public", password
         f"DO $$ BEGIN CREATE ROLE {role} LOGIN NOINHERIT; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
         f"ALTER ROLE {role} SET default_transaction_read_only = on",
         f"ALTER ROLE {role} SET statement_timeout = '{QUERY_TIMEOUT_S}s'",
+        f"DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO {role}', current_database()); END $$",
         f"GRANT USAGE ON SCHEMA {schema} TO {role}",
         f"GRANT SELECT ON {tables} TO {role}",
         f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {role}",

@@ -21,7 +21,7 @@ from connectors.database.store import Store
 from connectors.grafana import Access, GrafanaClient
 from detectors.errors import GrafanaError, InvalidInput, StoreError
 from monitor.cli import app
-from monitor.dashboards_cli import _dashboards, _rules
+from monitor.dashboards_cli import _dashboards, _rules, dashboards_app
 from monitor.publishing import Change, Publisher, Wanted, postgres_source, prometheus_source
 from tests.servers.grafana import VERSIONS, Fault, Grafana
 from tests.servers.postgres import PostgresServer
@@ -507,6 +507,18 @@ def test_build_refuses_what_grafana_would_not_load(tmp_path: Path) -> None:
     assert isinstance(run("build", str(tmp_path / "file")).exception, InvalidInput)
     bad = run("build", str(tmp_path), "--prometheus", f"http://u:{SECRET}@prometheus:9090")
     assert isinstance(bad.exception, InvalidInput) and SECRET not in str(bad.exception)
+
+
+def test_the_documented_commands_have_the_options_that_they_show() -> None:
+    from typer.main import get_command
+
+    text = (Path(__file__).resolve().parents[2] / "docs/grafana.md").read_text()
+    lines = [line.partition("#")[0].split() for line in text.splitlines() if line.startswith("driftd dashboards ")]
+    commands = get_command(dashboards_app).commands  # type: ignore[attr-defined]
+    assert {words[2] for words in lines} == set(commands)
+    for words in lines:
+        options = {option for parameter in commands[words[2]].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options
 
 
 # The role that may only read
