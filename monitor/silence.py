@@ -13,8 +13,8 @@ the mean of false alarms in ``every`` is just below one. (The longest of many ex
 under which exp(-(longest - its place) / m) has the mean 1.) Seasons need no model: silences of the night are the
 longest ones, and it is their tail that is continued.
 
-Until a whole day has been seen, the limit is at least as long as all that has been seen: ten minutes of records do not
-tell what a night looks like.
+Until a whole day has been seen, the limit is at least as long as all that has been seen, and six times the usual wait:
+ten minutes of records do not tell what a night looks like, or when the next batch comes.
 
 Silences are measured twice, from the begin of one block that holds records to the begin of the next: in event time,
 which tells of the past that a topic still held when driftd began to read it; and in the time at which they were closed,
@@ -32,17 +32,19 @@ from connectors.database.rows import Silences
 TAIL = 32  # the longest silences, from which the mean excess is taken
 REMEMBERED_DAYS = 28.0
 DAY_S = 86_400.0
+FIRST_DAY_WAITS = 6
 
 
-def silence_limit(pasts: Sequence[Silences], *, every_s: float) -> float:
-    """Seconds of silence that are expected once in ``every_s``.
+def silence_limit(pasts: Sequence[Silences], *, every_s: float, wait_s: float) -> float:
+    """Seconds of silence that are expected once in ``every_s``; at least ``wait_s``.
 
     Args:
         pasts: the past, measured in several ways; of each the `TAIL` + 1 longest silences, all where there were fewer.
         every_s: time in which one false alarm may come.
     """
     seen_s = max((past.span_s for past in pasts), default=0.0)
-    return max([*(_tail_limit(past, every_s) for past in pasts), seen_s if seen_s < DAY_S else 0.0])
+    least_s = wait_s if seen_s >= DAY_S else max(seen_s, FIRST_DAY_WAITS * wait_s)
+    return max(least_s, *(_tail_limit(past, every_s) for past in pasts))
 
 
 def _tail_limit(past: Silences, every_s: float) -> float:

@@ -234,7 +234,7 @@ class Troubles:
             return
         if self._limit is None or self._limit[0] != last_ms:
             pasts = self._store.silences(self._model, days=REMEMBERED_DAYS, most=TAIL + 1)
-            self._limit = last_ms, max(self._after_s, silence_limit(pasts, every_s=self._every_s)), pasts
+            self._limit = last_ms, silence_limit(pasts, every_s=self._every_s, wait_s=self._after_s), pasts
         _, limit_s, pasts = self._limit
         if silence_s > limit_s:
             longest_s = max((past.longest_s[0] for past in pasts if past.longest_s), default=0.0)

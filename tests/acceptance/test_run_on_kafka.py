@@ -189,7 +189,7 @@ def test_a_topic_that_falls_silent_is_told_once_and_over_when_records_come_back(
 ) -> None:
     name = topic(partitions=2)
     produce(kafka.brokers, name, records(0, 2_500), partitions=2)
-    daemon = running(kafka.brokers, name, drift={"block": "1s", "idle": "1s", "wait": "3s", "lateness": "1s"})
+    daemon = running(kafka.brokers, name, drift={"block": "1s", "idle": "1s", "wait": "2s", "lateness": "1s"})
     daemon.start()
     daemon.wait_for_records(2_500)
     found = "select group_concat(status) from incidents where kind = 'silent'"

@@ -181,10 +181,10 @@ def test_a_worker_that_is_too_slow_is_told_when_lag_has_grown_and_over_when_it_h
 
 
 def test_a_stream_that_stops_is_told_in_its_own_time(stream: Stream) -> None:
-    """Two minutes were seen before it, of one block after the other: that does not say much."""
-    stream.steps(10, usual, 0)
+    """Two minutes were seen before it, one block after the other: that does not say much, so six waits are waited."""
+    stream.steps(35, usual, 0)
     assert stream.told() == []
-    stream.steps(15, usual, 0)
+    stream.steps(3, usual, 0)
     assert stream.told() == [("silent", "open")]
     stream.steps(1, usual)
     stream.steps(2, usual)

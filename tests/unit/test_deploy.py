@@ -235,6 +235,22 @@ def test_grafana_finds_its_data_sources_and_every_dashboard() -> None:
     assert inside("grafana", home).is_file()
 
 
+def test_the_files_for_grafana_are_those_that_driftd_makes() -> None:
+    """Stale? driftd dashboards build DIR --at /var/lib/driftd --postgres ... --prometheus ..., as it stands here."""
+    from monitor.provisioning import provisioning_files
+
+    made = provisioning_files(
+        [],
+        lambda folder, prometheus: {"title": "", "interval": 60, "rules": []},
+        "",
+        postgres="postgresql://grafana_reader@postgres:5432/driftd?sslmode=disable",
+        prometheus="http://prometheus:9090",
+        at="/var/lib/driftd",
+    )
+    for name in ("datasources/driftd.yaml", "dashboards/driftd.yaml"):
+        assert (DEPLOY / "grafana/provisioning" / name).read_text() == made[name]
+
+
 # --- the image --------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from monitor.silence import DAY_S, REMEMBERED_DAYS, TAIL, silence_limit
 Times = npt.NDArray[np.float64]
 BLOCK_S = 10.0
 EVERY_S = 90 * DAY_S
+WAIT_S = 600.0
 AHEAD_DAYS = 90.0
 
 
@@ -67,7 +68,7 @@ def test_a_stream_that_goes_on_is_called_silent_no_more_than_once_in_the_time_th
         times = stream(np.random.default_rng(seed), REMEMBERED_DAYS + AHEAD_DAYS)
         before, after = times[times < REMEMBERED_DAYS * DAY_S], times[times >= REMEMBERED_DAYS * DAY_S]
         after = after[after < (REMEMBERED_DAYS + AHEAD_DAYS) * DAY_S]
-        limit_s = silence_limit([past(before)], every_s=EVERY_S)
+        limit_s = silence_limit([past(before)], every_s=EVERY_S, wait_s=WAIT_S)
         alarms.append(int(np.count_nonzero(np.diff(after) > limit_s)))
     mean, error = np.mean(alarms), np.std(alarms) / np.sqrt(len(alarms))
     assert mean - 2 * error <= 1.0, (mean, error)
@@ -76,26 +77,28 @@ def test_a_stream_that_goes_on_is_called_silent_no_more_than_once_in_the_time_th
 def test_a_poisson_stream_has_the_limit_of_its_rate() -> None:
     """The silence that comes once in 90 days where a record comes every 300 s: 300 s * log(records in 90 days)."""
     limits = [
-        silence_limit([past(poisson(np.random.default_rng(seed), REMEMBERED_DAYS))], every_s=EVERY_S)
+        silence_limit([past(poisson(np.random.default_rng(seed), REMEMBERED_DAYS))], every_s=EVERY_S, wait_s=WAIT_S)
         for seed in range(20)
     ]
     assert np.mean(limits) == pytest.approx(300 * np.log(EVERY_S / 300), rel=0.1)
 
 
-def test_a_busy_stream_has_a_limit_of_one_block() -> None:
-    assert silence_limit([past(np.arange(0.0, 10 * DAY_S))], every_s=EVERY_S) == BLOCK_S
-    assert silence_limit([], every_s=EVERY_S) == 0.0
+def test_a_busy_stream_may_be_silent_for_the_wait() -> None:
+    assert silence_limit([past(np.arange(0.0, 10 * DAY_S))], every_s=EVERY_S, wait_s=WAIT_S) == WAIT_S
+    assert silence_limit([past(np.arange(0.0, 10 * DAY_S))], every_s=EVERY_S, wait_s=1.0) == BLOCK_S
 
 
 def test_what_was_seen_for_less_than_a_day_tells_nothing_of_the_night() -> None:
     seen = [Silences((10.0, 5.0), 3600.0), Silences((), 7200.0)]
-    assert silence_limit(seen, every_s=EVERY_S) == 7200.0
-    assert silence_limit([Silences((), DAY_S)], every_s=EVERY_S) == 0.0
+    assert silence_limit(seen, every_s=EVERY_S, wait_s=WAIT_S) == 7200.0
+    assert silence_limit([Silences((), DAY_S)], every_s=EVERY_S, wait_s=WAIT_S) == WAIT_S
+    for nothing in (Silences((), 0.0), Silences((), 1_800.0)):
+        assert silence_limit([nothing], every_s=EVERY_S, wait_s=WAIT_S) == 3600.0, "the next batch may come in an hour"
 
 
 def test_the_longer_of_two_pasts_holds() -> None:
     batch = Silences((3_600.0, 3_500.0), 10 * DAY_S)
-    assert silence_limit([Silences((), 10 * DAY_S), batch], every_s=EVERY_S) > 3_600.0
+    assert silence_limit([Silences((), 10 * DAY_S), batch], every_s=EVERY_S, wait_s=WAIT_S) > 3_600.0
 
 
 @pytest.fixture
