@@ -67,7 +67,7 @@ class OutboxStore(WatchStore, Protocol):
     def outbox_claim_again(
         self, sink: str, rows: Sequence[OutboxRow], now_ms: int, lease_ms: int
     ) -> list[OutboxRow]: ...
-    def open_incidents(self, sink: str, models: Sequence[str]) -> tuple[int, int]: ...
+    def open_incidents(self, sink: str, models: Sequence[str]) -> dict[str, tuple[int, int]]: ...
     def outbox_sent(self, sink: str, ids: Sequence[str], now_ms: int | None = None) -> None: ...
     def outbox_failed(
         self, sink: str, ids: Sequence[str], due_ms: int, error: str, *, held_ms: int | None = None
@@ -300,10 +300,8 @@ class SinkQueue:
         models: dict[str, list[Notification]] = {}
         for notification in notifications:
             models.setdefault(notification.model, []).append(notification)
-        groups = tuple(
-            Group(model, tuple(told), *self._store.open_incidents(self.name, [model]))
-            for model, told in sorted(models.items())
-        )
+        known = self._store.open_incidents(self.name, list(models))
+        groups = tuple(Group(model, tuple(told), *known[model]) for model, told in sorted(models.items()))
         if len(groups) > 1:
             firing, pages = sum(group.firing for group in groups), sum(group.pages for group in groups)
             groups = (Group("*", notifications, firing, pages, parts=groups),)

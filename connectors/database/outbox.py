@@ -210,27 +210,24 @@ class Outbox:
         except _TakenByOthers:
             return []
 
-    def open_incidents(self, sink: str, models: Sequence[str]) -> tuple[int, int]:
-        """How many open incidents of these models the sink knows of or is about to, and how many of them are pages.
+    def open_incidents(self, sink: str, models: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """By model: how many open incidents the sink knows of or is about to, and how many of them are pages.
 
         What a mute holds back is not among them: the sink may never hear of it, nor of its end.
         """
-        waiting = select(_OUTBOX.c.incident).where(_IS_PENDING, _OUTBOX.c.sink == sink)
-        newest = (
-            select(func.max(_OUTBOX.c.id))
-            .where(_OUTBOX.c.sink == sink, _OUTBOX.c.model.in_(models), _OUTBOX.c.status == "sent")
-            .group_by(_OUTBOX.c.incident)
-        )
-        told = select(_OUTBOX.c.incident).where(_OUTBOX.c.id.in_(newest), _OUTBOX.c.event != "resolved")
-        pages = func.coalesce(func.sum(case((_INCIDENTS.c.severity == "page", 1), else_=0)), 0)
-        query = select(func.count(), pages).where(
-            _INCIDENTS.c.model.in_(models),
-            _INCIDENTS.c.status == "open",
-            or_(_INCIDENTS.c.id.in_(waiting), _INCIDENTS.c.id.in_(told)),
+        mine = (_OUTBOX.c.sink == sink, _OUTBOX.c.incident == _INCIDENTS.c.id)
+        waiting = select(_OUTBOX.c.id).where(*mine, _IS_PENDING).exists()
+        newest = select(_OUTBOX.c.event).where(*mine, _OUTBOX.c.status == "sent").order_by(_OUTBOX.c.id.desc()).limit(1)
+        pages = func.sum(case((_INCIDENTS.c.severity == "page", 1), else_=0))
+        query = (
+            select(_INCIDENTS.c.model, func.count(), pages)
+            .where(_INCIDENTS.c.model.in_(models), _INCIDENTS.c.status == "open")
+            .where(or_(waiting, newest.scalar_subquery() != "resolved"))
+            .group_by(_INCIDENTS.c.model)
         )
         with self._database.reading() as connection:
-            firing, paging = connection.execute(query).one()
-        return int(firing), int(paging)
+            found = {model: (int(firing), int(paging)) for model, firing, paging in connection.execute(query)}
+        return {model: found.get(model, (0, 0)) for model in models}
 
     # --- what came of it ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from connectors.database.rows import (
     SummaryDelta,
     ThinnedKeys,
     Totals,
+    Waiting,
 )
 from connectors.database.store import Store
 from connectors.notification import Notification
@@ -550,6 +551,20 @@ def test_the_id_of_a_topic_is_kept_until_another_one_is_known(store: Store) -> N
     store.commit(Checkpoint("m", [dataclasses.replace(advance(P0, 20, 30), topic_id="C")]))
     assert store.topic_ids("m", [P0]) == {P0: "C"}
     assert store.topic_ids("other", [P0]) == {}
+
+
+def test_the_receipt_of_the_last_scores_stays_until_there_is_another(store: Store) -> None:
+    def receipts() -> list[str]:
+        return [state.scores for state in store.partition_states("m")]
+
+    store.commit(Checkpoint("m", [advance(P0), advance(P1)]).with_scores("a"))
+    assert receipts() == ["a", "a"]
+    store.commit(Checkpoint("m", [advance(P0, 10, 20)]).with_scores("b"))
+    store.commit(Checkpoint("m", [advance(P1, 10, 20)]).with_scores(""))
+    assert receipts() == ["b", "a"]
+    with pytest.raises(OwnershipLost):
+        store.commit(Checkpoint("m", [advance(P0, 10, 30), advance(P1, 20, 30)]).with_scores("c"))
+    assert receipts() == ["b", "a"]
 
 
 def test_a_partition_is_idle_where_its_owner_left_it_and_until_it_moves(store: Store) -> None:
@@ -1076,6 +1091,123 @@ def test_a_clock_that_ran_ahead_holds_no_notification_for_ever(store: Store) -> 
     assert claim(store, now_ms) == []
     with pytest.raises(ValueError, match="expected less than"):
         claim(store, now_ms, lease_ms=3_600_000)
+
+
+def about(number: str, event: str, **more: Any) -> Notification:
+    return notification(f"{number}-{event}", of=number, **({"values": {"event": event}} | more))
+
+
+def claim_group(store: Store, now_ms: int, *, models: Sequence[str] = ("m",), limit: int = 1000) -> list[str]:
+    rows = store.outbox_claim_group(
+        *("pager", now_ms, 60_000), since_ms=0, choose=lambda waiting: models if waiting.models else (), limit=limit
+    )
+    return [row.notification.id for row in rows]
+
+
+def test_what_waits_is_told_model_by_model_with_when_people_were_told_last(
+    store: Store, new_store: Callable[[], Store]
+) -> None:
+    fold(store, 1, outbox=[("pager", about("i1", "opened")), ("pager", about("i2", "opened", severity="warn"))])
+    fold(store, 2, outbox=[("pager", about("i3", "resolved", model="n")), ("mail", about("i1", "opened"))])
+    stored = {one.model: (one.page_ms, one.other_ms) for one in store.outbox_waits("pager", 1_000, 0).models}
+    assert set(stored) == {"m", "n"} and None not in stored["m"] and stored["n"][0] is None
+    assert claim_group(store, 1_000) == ["i1-opened", "i2-opened"]
+    (busy, free) = sorted(store.outbox_waits("pager", 1_500, 0).models, key=lambda one: one.model)
+    assert busy.sending and not free.sending
+    store.outbox_sent("pager", ["i1-opened", "i2-opened"])
+    fold(store, 3, outbox=[("pager", about("i1", "resolved"))])
+    found = store.outbox_waits("pager", 5_000, 0)
+    (one,) = [one for one in found.models if one.model == "m"]
+    assert (one.told_ms, one.told_page_ms, one.page_ms, found.messages) == (1_000, 1_000, None, 1)
+    assert store.outbox_waits("pager", 5_000, 1_001).models[0].told_ms is None, "that is long ago"
+    assert store.outbox_waits("pager", 61_000, 0).messages == 0
+    assert store.outbox_waits("post", 5_000, 0) == Waiting((), 0)
+
+
+def test_a_group_is_claimed_whole_and_by_one(store: Store, new_store: Callable[[], Store]) -> None:
+    other = new_store()
+    fold(store, 1, outbox=[("pager", about(f"i{number}", "opened", severity="warn")) for number in range(5)])
+    fold(store, 2, outbox=[("pager", about("i4", "raised"))])
+    assert claim_group(store, 1_000, limit=3) == ["i0-opened", "i4-opened", "i4-raised"], "news of pages first"
+    assert claim_group(other, 1_000) == ["i1-opened", "i2-opened", "i3-opened"]
+    assert claim_group(other, 1_000) == []
+    assert claim_group(other, 61_000, models=["n"]) == []
+    assert len(claim_group(other, 61_000)) == 6
+
+
+def test_what_was_claimed_is_claimed_again_unless_another_process_has_it(
+    store: Store, new_store: Callable[[], Store]
+) -> None:
+    other = new_store()
+    fold(store, 1, outbox=[("pager", about(f"i{number}", "opened")) for number in range(4)])
+    rows = store.outbox_claim_group(*("pager", 0, 1_000), since_ms=0, choose=lambda waiting: ["m"], limit=9)
+    again = store.outbox_claim_again("pager", rows[:2], 500, 1_000)
+    assert [(row.notification.id, row.due_ms) for row in again] == [("i0-opened", 1_500), ("i1-opened", 1_500)]
+    assert claim_group(other, 1_000) == ["i2-opened", "i3-opened"], "the lease of the others is over"
+    assert store.outbox_claim_again("pager", rows[1:], 1_000, 1_000) == []
+
+
+def test_what_is_held_waits_for_its_release_and_so_does_what_comes_after_it(store: Store) -> None:
+    fold(store, 1, incidents=[incident("i1"), incident("i2")], outbox=[("pager", about("i1", "opened"))])
+    fold(store, 2, outbox=[("pager", about("i2", "opened"))])
+    assert [row.id for row in store.outbox_incidents("pager", "pending")] == ["i1", "i2"]
+    store.outbox_hold("pager", ["i1"], 0)
+    fold(store, 3, outbox=[("pager", about("i1", "resolved"))])
+    assert [row.id for row in store.outbox_incidents("pager", "held")] == ["i1"]
+    assert due(store) == [("pager", "i2-opened")] and claim_group(store, 0) == ["i2-opened"]
+    store.outbox_hold("pager", ["i2"], 0)
+    assert [row.id for row in store.outbox_incidents("pager", "held")] == ["i1"], "what is on its way is not held"
+    store.outbox_release("pager", ["i1"])
+    assert claim_group(store, 0) == ["i1-opened", "i1-resolved"]
+
+
+def test_what_nobody_wants_is_settled_as_muted(store: Store) -> None:
+    fold(store, 1, incidents=[incident("i1")], outbox=[("pager", about("i1", "opened"))])
+    store.outbox_hold("pager", ["i1"], 0)
+    fold(store, 2, outbox=[("pager", about("i1", "repeated")), ("mail", about("i1", "repeated"))])
+    assert store.outbox_acknowledged("pager") == []
+    store.acknowledge_incident("i1", "ana", 7)
+    assert store.outbox_acknowledged("pager") == store.outbox_acknowledged("mail") == ["i1"]
+    assert store.outbox_mute("pager", ["i1"], 0, event="repeated") == 1
+    assert store.outbox_mute("pager", ["i1"], 0) == 1
+    assert due(store) == [("mail", "i1-repeated")] and store.outbox_incidents("pager", "held") == []
+
+
+def test_what_a_sink_knows_is_the_newest_that_it_took(store: Store) -> None:
+    over = incident("i2", status="resolved", resolved_ms=9)
+    both = [("pager", about("i1", "opened")), ("pager", about("i2", "opened"))]
+    fold(store, 1, incidents=[incident("i1"), incident("i2")], outbox=both)
+    assert store.outbox_last_told("pager", ["i1", "i2"]) == {} and store.outbox_told("pager", 0) == []
+    store.outbox_sent("pager", ["i1-opened", "i2-opened"], 1_000)
+    fold(store, 2, incidents=[over], outbox=[("pager", about("i1", "raised")), ("pager", about("i2", "resolved"))])
+    assert store.outbox_last_told("pager", ["i1", "i2", "i3"]) == {"i1": "opened", "i2": "opened"}
+    assert [one.id for one in store.outbox_told("pager", 0)] == ["i1-opened", "i2-opened"], "it knows of no end"
+    store.outbox_sent("pager", ["i1-raised", "i2-resolved"], 2_000)
+    assert store.outbox_last_told("pager", ["i1", "i2"]) == {"i1": "raised", "i2": "resolved"}
+    assert [one.id for one in store.outbox_told("pager", 2_000)] == ["i1-raised", "i2-resolved"]
+    assert [one.id for one in store.outbox_told("pager", 2_001)] == ["i1-raised"]
+    assert store.outbox_told("mail", 0) == []
+
+
+def test_open_incidents_that_a_sink_knows_of_are_counted_with_their_pages(store: Store) -> None:
+    rows = [incident("i1"), incident("i2", severity="warn"), incident("i3", status="resolved", resolved_ms=9)]
+    known = [("pager", about(f"i{number}", "opened")) for number in (1, 2, 3)]
+    fold(store, 1, incidents=[*rows, incident("i4"), incident("i5", model="n")], outbox=known)
+    assert store.open_incidents("pager", ["m"]) == {"m": (2, 1)}, "i4 is not told"
+    store.outbox_sent("pager", ["i1-opened", "i3-opened"], 1)
+    assert store.open_incidents("pager", ["m", "n"]) == {"m": (2, 1), "n": (0, 0)}
+    store.outbox_hold("pager", ["i2"], 0)
+    assert store.open_incidents("pager", ["m"]) == {"m": (1, 1)}, "a mute holds i2 back"
+    assert store.open_incidents("mail", ["m"]) == {"m": (0, 0)}
+
+
+def test_a_refused_notification_is_known_until_it_is_settled(store: Store) -> None:
+    fold(store, 1, outbox=[("pager", notification("n1")), ("mail", notification("n1"))])
+    assert not store.outbox_refused("pager")
+    store.outbox_failed("pager", ["n1"], due_ms=9, error="503")
+    assert store.outbox_refused("pager") and not store.outbox_refused("mail")
+    store.outbox_sent("pager", ["n1"], 9)
+    assert not store.outbox_refused("pager")
 
 
 def test_nothing_waits_in_an_empty_outbox(store: Store) -> None:
