@@ -33,6 +33,7 @@ from connectors.database.rows import (
     ReadingRow,
     ReferenceRow,
     Retention,
+    Silences,
     SummaryDelta,
     ThinnedKeys,
     Totals,
@@ -1487,6 +1488,25 @@ def test_only_an_open_incident_can_be_acknowledged(store: Store) -> None:
     with pytest.raises(InvalidInput, match="no incident i9"):
         store.acknowledge_incident("i9", "kari", 77)
     assert "acknowledged" not in store.incidents()[0].detail
+
+
+def test_silences_are_the_longest_times_between_blocks_in_event_time_and_as_they_were_closed(
+    store: Store, clock: Clock
+) -> None:
+    assert store.silences("m", days=1, most=9) == (Silences((), 0.0), Silences((), 0.0))
+    for block, closed_ms in ((0, 5_000), (100, 6_000), (101, 6_000), (105, 3_606_000), (200_000, 3_606_000)):
+        clock.ms = closed_ms
+        rows = [
+            BlockStatRow(space, block, block * 10_000, (block + 1) * 10_000, 0, 5, 0, 0, 0.5, (0,) * 10)
+            for space in ("", "input")
+        ]
+        with store.begin_fold("m") as step:
+            step.commit(FoldResult(block + 1, [], [], [], [], [], stats=rows))
+    event, closed = store.silences("m", days=40, most=2)
+    assert event == Silences(((200_000 - 105) * 10.0, 1_000.0), 2_000_000.0)
+    assert closed == Silences((3_600.0, 1.0), 3_601.0), "blocks that are closed together have nothing between them"
+    assert store.silences("m", days=1, most=9)[0] == Silences((), 0.0), "the far past is forgotten"
+    assert store.silences("other", days=40, most=2)[0] == Silences((), 0.0)
 
 
 def test_a_version_is_deployed_in_its_first_block_whatever_comes_later(store: Store) -> None:

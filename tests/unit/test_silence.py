@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from connectors.database.rows import BlockStatRow, FoldResult, Silences
-from connectors.database.store import Store
+from connectors.database.rows import Silences
 from monitor.silence import DAY_S, REMEMBERED_DAYS, TAIL, silence_limit
 
 Times = npt.NDArray[np.float64]
@@ -99,28 +97,3 @@ def test_what_was_seen_for_less_than_a_day_tells_nothing_of_the_night() -> None:
 def test_the_longer_of_two_pasts_holds() -> None:
     batch = Silences((3_600.0, 3_500.0), 10 * DAY_S)
     assert silence_limit([Silences((), 10 * DAY_S), batch], every_s=EVERY_S, wait_s=WAIT_S) > 3_600.0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path}/driftd.db", now_ms=lambda: 1_000_000_000_000) as store:
-        store.migrate()
-        yield store
-
-
-def test_the_database_tells_the_longest_pauses_between_blocks(store: Store) -> None:
-    assert store.silences("m", days=1, most=9) == (Silences((), 0.0), Silences((), 0.0))
-    blocks = [0, 100, 101, 105, 200_000, 200_003]
-    stats = [
-        BlockStatRow(space, block, block * 10_000, (block + 1) * 10_000, 0, 5, 0, 0, 0.5, (0,) * 10)
-        for block in blocks
-        for space in ("", "input")
-    ]
-    with store.begin_fold("m") as fold:
-        fold.commit(FoldResult(200_004, [], [], [], [], [], stats=stats))
-    event, closed = store.silences("m", days=40, most=2)
-    assert event == Silences(((200_000 - 105) * 10.0, 1_000.0), 2_000_030.0)
-    assert closed == Silences((), 0.0), "all were closed at once"
-    event, _ = store.silences("m", days=1, most=9)
-    assert event == Silences((30.0,), 30.0), "the far past is forgotten"
-    assert store.silences("other", days=40, most=2)[0] == Silences((), 0.0)
