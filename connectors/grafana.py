@@ -17,9 +17,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
@@ -35,14 +35,9 @@ RETRYABLE = frozenset({429, 502, 503, 504})
 LONGEST_WAIT_S = 30.0  # a server that asks for more is left to the next run
 MOST_BYTES = 32 << 20  # of an answer; a dashboard has some 100 kB
 MOST_ANNOTATIONS = 1000  # asked for by one tag; the server's own limit is 100, which would hide the one looked for
-OWN_RECEIVER_FROM = 11  # the first version whose rules name their own contact point without a feature flag
-# Every rule of ours has this label; before 11, our route in the policy tree is known by it.
-ROUTE_LABEL = ("source", "driftd")
 POSTGRES_TYPES = ("grafana-postgresql-datasource", "postgres")  # the newer id first
 PROVISIONING = "/v1/provisioning"
 _UID = re.compile(r"[A-Za-z0-9_-]{1,40}")
-_REFERRED = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
-_EXPRESSIONS = ("__expr__", "-100")  # what stands for "no data source, but an expression"
 
 Json = dict[str, Any]
 
@@ -198,7 +193,7 @@ class GrafanaClient:
         Raises:
             GrafanaError: nothing answers, its database fails, or what answers is no Grafana.
         """
-        health = self._call("GET", "/health")
+        health = self.call("GET", "/health")
         if not isinstance(health, dict) or "database" not in health:
             raise GrafanaError(
                 f"What answers at {self.place} is no Grafana.", status=200, retryable=False, hint="Check the address."
@@ -207,7 +202,7 @@ class GrafanaClient:
         if not version:
             # Hidden from strangers only: who is known may see it here.
             try:
-                settings = self._call("GET", "/frontend/settings")
+                settings = self.call("GET", "/frontend/settings")
             except GrafanaError:
                 return ""
             build = settings.get("buildInfo") if isinstance(settings, dict) else None
@@ -220,20 +215,15 @@ class GrafanaClient:
         found = re.match(r"\d+", self.version)
         return int(found.group()) if found else None
 
-    @property
-    def rules_name_receivers(self) -> bool:
-        """Whether a rule can name its contact point. A server that hides its version is treated as an old one."""
-        return (self.major or 0) >= OWN_RECEIVER_FROM
-
     @cached_property
     def organisation(self) -> Json:
         """``id`` and ``name`` of the organisation that we work in. Asked once; refused without valid credentials."""
-        return self._object(self._call("GET", "/org"), "/org")
+        return self.object_of(self.call("GET", "/org"), "/org")
 
     def actions(self) -> frozenset[str] | None:
         """What we may do, such as "dashboards:create"; None where Grafana does not tell."""
         try:
-            found = self._call("GET", "/access-control/user/permissions")
+            found = self.call("GET", "/access-control/user/permissions")
         except GrafanaError as error:
             if error.status in (403, 404, 500):
                 return None
@@ -244,21 +234,21 @@ class GrafanaClient:
 
     def folder(self, uid: str) -> Json | None:
         """A folder; None if there is none with that uid."""
-        return self._get(f"/folders/{quoted(uid)}")
+        return self.get(f"/folders/{quoted(uid)}")
 
     def create_folder(self, uid: str, title: str) -> None:
         """Make a folder. It is fine if it is there by now: 9.2 says so by 412, later versions by 409."""
         checked_uid(uid)
-        self._create("/folders", {"uid": uid, "title": title}, lambda: self.folder(uid) is not None)
+        self.create("/folders", {"uid": uid, "title": title}, lambda: self.folder(uid) is not None)
 
     def dashboard(self, uid: str) -> SavedDashboard | None:
         """A dashboard; None if there is none with that uid."""
-        found = self._get(f"/dashboards/uid/{quoted(uid)}")
+        found = self.get(f"/dashboards/uid/{quoted(uid)}")
         if found is None:
             return None
         content, meta = found.get("dashboard"), found.get("meta")
         if not isinstance(content, dict) or not isinstance(meta, dict):
-            raise self._strange(f"/dashboards/uid/{uid}")
+            raise self.strange(f"/dashboards/uid/{uid}")
         return SavedDashboard(
             content, str(meta.get("folderUid") or ""), int(content.get("version") or 0), bool(meta.get("provisioned"))
         )
@@ -285,15 +275,15 @@ class GrafanaClient:
             found = self.dashboard(uid)
             return found is not None and found.version != version
 
-        self._create("/dashboards/db", body, saved_after_all, exists=())
+        self.create("/dashboards/db", body, saved_after_all, exists=())
 
     # Data sources
 
     def data_source_types(self) -> frozenset[str]:
         """Ids of the types that are installed. The server accepts a data source of any other, too."""
-        plugins = self._call("GET", "/plugins")
+        plugins = self.call("GET", "/plugins")
         if not isinstance(plugins, list):
-            raise self._strange("/plugins")
+            raise self.strange("/plugins")
         return frozenset(str(plugin["id"]) for plugin in plugins if isinstance(plugin, dict) and "id" in plugin)
 
     def postgres_type(self) -> str:
@@ -313,17 +303,17 @@ class GrafanaClient:
 
     def data_source(self, uid: str) -> Json | None:
         """A data source; None if there is none with that uid. Its secrets are left out by the server."""
-        return self._get(f"/datasources/uid/{quoted(uid)}")
+        return self.get(f"/datasources/uid/{quoted(uid)}")
 
     def save_data_source(self, body: Mapping[str, Any]) -> None:
         """Make a data source, or replace the one with the same ``uid``. ``secureJsonData`` holds its secrets."""
         uid = checked_uid(str(body["uid"]))
-        self._secrets |= {str(secret) for secret in body.get("secureJsonData", {}).values() if secret}
-        if self.data_source(uid) is None and self._create(
+        self.hide(map(str, body.get("secureJsonData", {}).values()))
+        if self.data_source(uid) is None and self.create(
             "/datasources", body, lambda: self.data_source(uid) is not None
         ):
             return
-        self._call("PUT", f"/datasources/uid/{quoted(uid)}", body)
+        self.call("PUT", f"/datasources/uid/{quoted(uid)}", body)
 
     def ask_data_source(self, uid: str, kind: str) -> None:
         """Run the smallest query, as a panel would: at 9.2 no data source of ours has a health check.
@@ -336,8 +326,8 @@ class GrafanaClient:
             query |= {"rawSql": "SELECT 1 AS one", "format": "table"}
         else:
             query |= {"expr": "vector(1)", "instant": True}
-        found = self._call("POST", "/ds/query", {"queries": [query], "from": "now-5m", "to": "now"})
-        result = self._object(found, "/ds/query").get("results", {}).get("A", {})
+        found = self.call("POST", "/ds/query", {"queries": [query], "from": "now-5m", "to": "now"})
+        result = self.object_of(found, "/ds/query").get("results", {}).get("A", {})
         if result.get("error"):
             raise GrafanaError(
                 f"The data source {uid} does not answer: {self._clean(str(result['error']))}.",
@@ -346,158 +336,14 @@ class GrafanaClient:
                 hint="Look at its address and its credentials in Grafana, under Connections, Data sources.",
             )
 
-    # Alert rules
-
-    def rule_group(self, folder_uid: str, name: str) -> Json | None:
-        """The group with its rules; None if there is none, or an empty one."""
-        group = self._get(_group_path(folder_uid, name))
-        return group if group is not None and group.get("rules") else None
-
-    def rule(self, uid: str) -> Json | None:
-        """One rule; None if there is none. 9.2 answers 500 then."""
-        return self._get(f"{PROVISIONING}/alert-rules/{quoted(uid)}", missing=(404, 500))
-
-    def _has_rule(self, uid: str) -> bool:
-        return self.rule(uid) is not None
-
-    def save_rule_group(self, group: Mapping[str, Any]) -> None:
-        """Make the group what it should be: missing rules made, all replaced, those that are left out deleted.
-
-        One way for every version, though only 9.2 needs all of it: there, a PUT of the group fails over a rule that it
-        does not know, is not repeatable without uids, and goes into folders that do not exist.
-
-        Args:
-            group: title, folderUid, interval in seconds, rules, each with its uid.
-
-        Raises:
-            InvalidInput: the group cannot work: see `check_rule_group`.
-        """
-        self.check_rule_group(group)
-        folder_uid, name = str(group["folderUid"]), str(group["title"])
-        # Without these three a single rule is refused.
-        place = {"orgID": self.organisation.get("id", 1), "folderUID": folder_uid, "ruleGroup": name}
-        rules = [{**rule, **place} for rule in group["rules"]]
-        present = self.rule_group(folder_uid, name) or {"rules": []}
-        there = {rule.get("uid") for rule in present["rules"]}
-        for rule in rules:
-            uid = rule["uid"]
-            if uid in there:
-                continue
-            if self.rule(uid) is not None:  # in another group or folder: somebody has moved it
-                self._call("PUT", f"{PROVISIONING}/alert-rules/{quoted(uid)}", rule)
-                continue
-            self._create(f"{PROVISIONING}/alert-rules", rule, partial(self._has_rule, uid))
-        self._call("PUT", _group_path(folder_uid, name), {**group, "rules": rules})
-        ours = {rule["uid"] for rule in rules}
-        for rule in (self.rule_group(folder_uid, name) or {"rules": []})["rules"]:
-            if rule.get("uid") not in ours:
-                self._delete(f"{PROVISIONING}/alert-rules/{quoted(str(rule.get('uid')))}")
-
-    def check_rule_group(self, group: Mapping[str, Any]) -> None:
-        """What the server would accept without a word, and then fire on or never evaluate.
-
-        Raises:
-            InvalidInput: the folder or a data source does not exist, a condition or an expression names no query, an
-                interval is no multiple of 10 s, or a uid or title is missing, too long, or there twice.
-        """
-        name, rules = group.get("title"), group["rules"]
-        interval = group.get("interval")
-        if not isinstance(interval, int) or interval <= 0 or interval % 10:
-            raise InvalidInput(f"The rule group {name} has an interval of {interval}; it must be a multiple of 10 s.")
-        if not rules:
-            raise InvalidInput(f"The rule group {name} has no rules.")
-        if self.folder(str(group["folderUid"])) is None:
-            raise InvalidInput(f"The folder {group['folderUid']} of the rule group {name} does not exist.")
-        for what in ("uid", "title"):
-            values = [rule.get(what) for rule in rules]
-            if len(set(values)) < len(values):
-                raise InvalidInput(f"Two rules of the group {name} have the same {what}.")
-        sources: set[str] = set()
-        for rule in rules:
-            checked_uid(str(rule.get("uid", "")))
-            if not 0 < len(str(rule.get("title", ""))) <= 190:
-                raise InvalidInput(f"The rule {rule['uid']} needs a title of at most 190 characters.")
-            sources |= _checked_queries(rule)
-        for uid in sorted(sources):
-            if self.data_source(uid) is None:
-                raise InvalidInput(
-                    f"The rules query the data source {uid}, which Grafana at {self.place} does not have.",
-                    hint="Let driftd make it: --prometheus URL",
-                )
-
-    # Contact points and who gets what
-
-    def contact_points(self) -> list[Json]:
-        """All contact points of the organisation; secrets are masked by the server."""
-        found = self._call("GET", f"{PROVISIONING}/contact-points")
-        if not isinstance(found, list):
-            raise self._strange(f"{PROVISIONING}/contact-points")
-        return [point for point in found if isinstance(point, dict)]
-
-    def save_contact_point(self, body: Mapping[str, Any]) -> None:
-        """Make a contact point, or replace the one with the same ``uid``: a second POST would be an error."""
-        uid = checked_uid(str(body["uid"]))
-        self._secrets |= {value for value in body.get("settings", {}).values() if isinstance(value, str) and value}
-
-        def is_there() -> bool:
-            return any(point.get("uid") == uid for point in self.contact_points())
-
-        if not is_there() and self._create(f"{PROVISIONING}/contact-points", body, is_there):
-            return
-        self._call("PUT", f"{PROVISIONING}/contact-points/{quoted(uid)}", body)
-
-    def delete_contact_point(self, uid: str) -> None:
-        """Delete a contact point. Our route to it goes first: one that is routed to cannot be deleted."""
-        names = {point.get("name") for point in self.contact_points() if point.get("uid") == uid}
-        if self.route() in names:
-            self.remove_route()
-        self._delete(f"{PROVISIONING}/contact-points/{quoted(uid)}")
-
-    def policies(self) -> Json:
-        """The organisation's whole tree of notification policies."""
-        return self._object(self._call("GET", f"{PROVISIONING}/policies"), f"{PROVISIONING}/policies")
-
-    def route(self) -> str | None:
-        """The contact point that our route in the policy tree leads to; None if there is no such route."""
-        for entry in self.policies().get("routes") or ():
-            if _is_ours(entry):
-                return str(entry.get("receiver"))
-        return None
-
-    def set_route(self, receiver: str) -> None:
-        """Lead what has our label to a contact point, and touch nothing else of the tree.
-
-        Our route comes first, since the first that matches takes it. The server knows no part of the tree, so all of it
-        is read and written back.
-        """
-        tree = self.policies()
-        routes = tree.get("routes") or []
-        entry = {"receiver": receiver, "object_matchers": [[ROUTE_LABEL[0], "=", ROUTE_LABEL[1]]]}
-        # Where somebody gave our route other timings, they stay.
-        kept: Json = next((old for old in routes if _is_ours(old)), {})
-        others = [old for old in routes if not _is_ours(old)]
-        self._write_policies({**tree, "routes": [{**kept, **entry}, *others]})
-
-    def remove_route(self) -> None:
-        """Take our route out of the policy tree; nothing happens if there is none."""
-        tree = self.policies()
-        routes = tree.get("routes") or []
-        others = [entry for entry in routes if not _is_ours(entry)]
-        if len(others) < len(routes):
-            self._write_policies({**tree, "routes": others})
-
-    def _write_policies(self, tree: Json) -> None:
-        tree.pop("provenance", None)
-        self._call("PUT", f"{PROVISIONING}/policies", tree)
-
     # Annotations
 
     def annotations(self, tag: str) -> list[Annotation]:
         """All annotations with a tag, the oldest first."""
         query = urlencode({"tags": tag, "limit": MOST_ANNOTATIONS}, quote_via=quote)
-        found = self._call("GET", f"/annotations?{query}")
+        found = self.call("GET", f"/annotations?{query}")
         if not isinstance(found, list):
-            raise self._strange("/annotations")
+            raise self.strange("/annotations")
         annotations = [
             Annotation(
                 int(entry["id"]),
@@ -522,7 +368,7 @@ class GrafanaClient:
         body: Json = {"time": time_ms, "tags": list(tags), "text": text}
         body |= {"timeEnd": end_ms} if end_ms is not None else {}
         body |= {"dashboardUID": dashboard_uid} if dashboard_uid else {}
-        self._call("POST", "/annotations", body)
+        self.call("POST", "/annotations", body)
 
     def change_annotation(self, annotation: int, *, text: str, end_ms: int | None) -> bool:
         """Give it another text, and an end if there is one. Never its tags: 9.2 on SQLite hangs over those.
@@ -531,7 +377,7 @@ class GrafanaClient:
         """
         body: Json = {"text": text} | ({"timeEnd": end_ms} if end_ms is not None else {})
         try:
-            self._call("PATCH", f"/annotations/{annotation}", body)
+            self.call("PATCH", f"/annotations/{annotation}", body)
         except GrafanaError as error:
             if error.status == 404:
                 return False
@@ -540,26 +386,28 @@ class GrafanaClient:
 
     def delete_annotation(self, annotation: int) -> None:
         """Delete it; one that is gone is fine."""
-        self._delete(f"/annotations/{annotation}")
+        self.delete(f"/annotations/{annotation}")
 
     # The calls themselves
 
-    def _get(self, path: str, *, missing: Collection[int] = (404,)) -> Json | None:
+    def get(self, path: str, *, missing: Collection[int] = (404,)) -> Json | None:
+        """GET an object; None where the status is one of ``missing``."""
         try:
-            return self._object(self._call("GET", path), path)
+            return self.object_of(self.call("GET", path), path)
         except GrafanaError as error:
             if error.status in missing:
                 return None
             raise
 
-    def _delete(self, path: str) -> None:
+    def delete(self, path: str) -> None:
+        """DELETE; what is gone already is fine."""
         try:
-            self._call("DELETE", path)
+            self.call("DELETE", path)
         except GrafanaError as error:
             if error.status != 404:
                 raise
 
-    def _create(
+    def create(
         self,
         path: str,
         body: Mapping[str, Any],
@@ -588,7 +436,7 @@ class GrafanaClient:
                 return False
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """One call, repeated where that is harmless: always, but for POSTs that make something."""
         repeatable = verb != "POST" or path == "/ds/query"
         for attempt in range(self._access.retries + 1):
@@ -736,12 +584,18 @@ class GrafanaClient:
                 raise requests.exceptions.ReadTimeout
         return b"".join(parts)
 
-    def _object(self, value: Any, path: str) -> Json:
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Keep these out of every message, should Grafana quote them."""
+        self._secrets |= {secret for secret in secrets if secret}
+
+    def object_of(self, value: Any, path: str) -> Json:
+        """The answer to ``path``, which must be a JSON object."""
         if not isinstance(value, dict):
-            raise self._strange(path)
+            raise self.strange(path)
         return value
 
-    def _strange(self, path: str) -> GrafanaError:
+    def strange(self, path: str) -> GrafanaError:
+        """The error for an answer to ``path`` of an unexpected shape."""
         return GrafanaError(
             f"Grafana at {self.place} answers /api{path} with JSON of another shape than expected.",
             status=200,
@@ -771,39 +625,6 @@ def checked_uid(uid: str) -> str:
     if not _UID.fullmatch(uid):
         raise InvalidInput(f'"{uid}" is no uid: Grafana takes up to 40 letters, digits, - and _.')
     return uid
-
-
-def _group_path(folder_uid: str, name: str) -> str:
-    return f"{PROVISIONING}/folder/{quoted(folder_uid)}/rule-groups/{quoted(name)}"
-
-
-def _checked_queries(rule: Mapping[str, Any]) -> set[str]:
-    """The data sources that a rule asks.
-
-    Raises:
-        InvalidInput: its condition or one of its expressions names a query that the rule does not have.
-    """
-    names = {str(query.get("refId")) for query in rule["data"]}
-    if rule.get("condition") not in names:
-        raise InvalidInput(f"The rule {rule['uid']} has the condition {rule.get('condition')}, which names no query.")
-    sources: set[str] = set()
-    for query in rule["data"]:
-        if query.get("datasourceUid") not in _EXPRESSIONS:
-            sources.add(str(query.get("datasourceUid")))
-            continue
-        model = query.get("model", {})
-        text = str(model.get("expression", ""))
-        named = set(_REFERRED.findall(text)) if model.get("type") == "math" else {text.removeprefix("$")}
-        if unknown := named - names:
-            raise InvalidInput(
-                f"Expression {query.get('refId')} of the rule {rule['uid']} names {', '.join(sorted(unknown))}, "
-                "which is no query of the rule."
-            )
-    return sources
-
-
-def _is_ours(route: Mapping[str, Any]) -> bool:
-    return route.get("object_matchers") == [[ROUTE_LABEL[0], "=", ROUTE_LABEL[1]]]
 
 
 def _words(value: Any) -> str:

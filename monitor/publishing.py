@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from connectors.grafana import POSTGRES_TYPES, ROUTE_LABEL, GrafanaClient, SavedDashboard
+from connectors.grafana import POSTGRES_TYPES, GrafanaClient, SavedDashboard
+from connectors.grafana_alerting import ROUTE_LABEL, GrafanaAlerting
 from detectors.errors import GrafanaError, InvalidInput
 
 FOLDER_UID = FOLDER_TITLE = "driftd"
@@ -82,6 +83,7 @@ class Publisher:
     def __init__(self, client: GrafanaClient, wanted: Wanted, *, overwrite: bool = False) -> None:
         self.notes: list[str] = []
         self._client = client
+        self._alerting = GrafanaAlerting(client)
         self._wanted = wanted
         self._overwrite = overwrite
 
@@ -243,10 +245,10 @@ class Publisher:
     def _rules_and_routes(self, prometheus: str) -> list[Change]:
         group = self._wanted.rules(FOLDER_UID, prometheus)
         name = str(group["title"])
-        stored = self._client.rule_group(FOLDER_UID, name) if self._client.folder(FOLDER_UID) is not None else None
+        stored = self._alerting.rule_group(FOLDER_UID, name) if self._client.folder(FOLDER_UID) is not None else None
         contact = self._contact_point()
         receiver = self._receiver(stored)
-        own = self._client.rules_name_receivers
+        own = self._alerting.rules_name_receivers
         # In 9.2 a rule that somebody published without our uid keeps its own: its title is taken.
         uids = {rule["title"]: rule["uid"] for rule in (stored or {"rules": []})["rules"]}
         rules = []
@@ -272,13 +274,13 @@ class Publisher:
             settings = rule.get("notification_settings")
             if isinstance(settings, dict) and settings.get("receiver"):
                 return str(settings["receiver"])
-        return self._client.route()
+        return self._alerting.route()
 
     def _contact_point(self) -> Change | None:
         wanted = self._wanted.contact_point
         if wanted is None:
             return None
-        points = self._client.contact_points()
+        points = self._alerting.contact_points()
         if not _is_address(wanted):
             if not any(point.get("name") == wanted for point in points):
                 names = sorted({str(point.get("name")) for point in points})
@@ -298,7 +300,7 @@ class Publisher:
         diff = "" if same else _diff(None if has is None else _masked(has), _masked(body)) or "~ settings\n"
         state: State = "new" if has is None else "unchanged" if same else "changed"
         return Change(
-            "contact point", CONTACT_UID, CONTACT_NAME, state, diff, lambda: self._client.save_contact_point(body)
+            "contact point", CONTACT_UID, CONTACT_NAME, state, diff, lambda: self._alerting.save_contact_point(body)
         )
 
     def _rule_group(self, group: Json, stored: Json | None) -> Change:
@@ -331,33 +333,33 @@ class Publisher:
         kept = {rule["uid"]: self._first_mark(_bare_rule(rule)) for rule in group["rules"]}
         for _ in range(2):
             marked = [_marked_rule(rule, f"{sent[rule['uid']]}-{kept[rule['uid']]}") for rule in group["rules"]]
-            self._client.save_rule_group({**group, "rules": marked})
-            stored = self._client.rule_group(FOLDER_UID, str(group["title"])) or {"rules": []}
+            self._alerting.save_rule_group({**group, "rules": marked})
+            stored = self._alerting.rule_group(FOLDER_UID, str(group["title"])) or {"rules": []}
             found = {rule["uid"]: _digest(_bare_rule(rule)) for rule in stored["rules"]}
             if found == kept or set(found) != set(kept):
                 return
             kept = found
 
     def _routes(self, receiver: str | None, *, own: bool) -> list[Change]:
-        there = self._client.route()
+        there = self._alerting.route()
         if own:
             if there is None:
                 return []
             # Of the time before Grafana was updated: the rules name their contact point themselves now.
-            return [Change("route", "driftd", there, "changed", f"- {there}\n", self._client.remove_route)]
+            return [Change("route", "driftd", there, "changed", f"- {there}\n", self._alerting.remove_route)]
         if receiver is None:
             return []
         state: State = "new" if there is None else "unchanged" if there == receiver else "changed"
         diff = "" if state == "unchanged" else (f"- {there}\n" if there else "") + f"+ {receiver}\n"
-        return [Change("route", "driftd", receiver, state, diff, lambda: self._client.set_route(receiver))]
+        return [Change("route", "driftd", receiver, state, diff, lambda: self._alerting.set_route(receiver))]
 
     def _unused_contact_point(self, receiver: str | None) -> list[Change]:
         """Our own contact point, where another is used now."""
         if receiver in (None, CONTACT_NAME) or self._wanted.contact_point is None:
             return []
-        if not any(point.get("uid") == CONTACT_UID for point in self._client.contact_points()):
+        if not any(point.get("uid") == CONTACT_UID for point in self._alerting.contact_points()):
             return []
-        delete = self._client.delete_contact_point
+        delete = self._alerting.delete_contact_point
         return [
             Change("contact point", CONTACT_UID, CONTACT_NAME, "changed", "- driftd\n", lambda: delete(CONTACT_UID))
         ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from connectors.grafana import Access, GrafanaClient, token_of
+from connectors.grafana_alerting import GrafanaAlerting
 from detectors.errors import DriftdError, GrafanaError, InvalidInput, InvalidSettings
 from tests.servers.grafana import PASSWORD, PROXY_PAGE, VERSIONS, Fault, Grafana
 
@@ -83,9 +84,9 @@ def furnish(grafana: Grafana) -> None:
             client.create_folder("driftd", "driftd")
             client.save_dashboard({"uid": "driftd-a", "title": "A"}, folder_uid="driftd", version=None)
             client.save_data_source(SOURCE)
-            client.save_rule_group(group(rule("r1"), rule("r2")))
-            client.save_contact_point(POINT)
-            client.set_route("driftd")
+            GrafanaAlerting(client).save_rule_group(group(rule("r1"), rule("r2")))
+            GrafanaAlerting(client).save_contact_point(POINT)
+            GrafanaAlerting(client).set_route("driftd")
             client.add_annotation(
                 time_ms=1000, end_ms=None, tags=["driftd-incident:1"], text="T", dashboard_uid="driftd-a"
             )
@@ -123,52 +124,52 @@ OPERATIONS: dict[str, Operation] = {
     "save_data_source, again": (lambda c: c.save_data_source(SOURCE), "PUT", "/api/datasources/uid/prom", ()),
     "ask_data_source": (lambda c: c.ask_data_source("prom", "prometheus"), "POST", "/api/ds/query", ()),
     "rule_group": (
-        lambda c: c.rule_group("driftd", "driftd"),
+        lambda c: GrafanaAlerting(c).rule_group("driftd", "driftd"),
         "GET",
         "/api/v1/provisioning/folder/driftd/rule-groups/driftd",
         (404,),
     ),
-    "rule": (lambda c: c.rule("r1"), "GET", "/api/v1/provisioning/alert-rules/r1", (404, 500)),
+    "rule": (lambda c: GrafanaAlerting(c).rule("r1"), "GET", "/api/v1/provisioning/alert-rules/r1", (404, 500)),
     "save_rule_group": (
-        lambda c: c.save_rule_group(group(rule("r1"), rule("r2"))),
+        lambda c: GrafanaAlerting(c).save_rule_group(group(rule("r1"), rule("r2"))),
         "PUT",
         "/api/v1/provisioning/folder/driftd/rule-groups/driftd",
         (),
     ),
     "save_rule_group, new rule": (
-        lambda c: c.save_rule_group(group(rule("r1"), rule("r3"))),
+        lambda c: GrafanaAlerting(c).save_rule_group(group(rule("r1"), rule("r3"))),
         "POST",
         "/api/v1/provisioning/alert-rules",
         (),
     ),
     "save_rule_group, one less": (
-        lambda c: c.save_rule_group(group(rule("r1"))),
+        lambda c: GrafanaAlerting(c).save_rule_group(group(rule("r1"))),
         "PUT",
         "/api/v1/provisioning/folder/driftd/rule-groups/driftd",
         (),
     ),
-    "contact_points": (lambda c: c.contact_points(), "GET", "/api/v1/provisioning/contact-points", ()),
+    "contact_points": (lambda c: GrafanaAlerting(c).contact_points(), "GET", "/api/v1/provisioning/contact-points", ()),
     "save_contact_point, new": (
-        lambda c: c.save_contact_point({**POINT, "uid": "two", "name": "two"}),
+        lambda c: GrafanaAlerting(c).save_contact_point({**POINT, "uid": "two", "name": "two"}),
         "POST",
         "/api/v1/provisioning/contact-points",
         (),
     ),
     "save_contact_point, again": (
-        lambda c: c.save_contact_point(POINT),
+        lambda c: GrafanaAlerting(c).save_contact_point(POINT),
         "PUT",
         "/api/v1/provisioning/contact-points/driftd-contact",
         (),
     ),
     "delete_contact_point": (
-        lambda c: c.delete_contact_point("driftd-contact"),
+        lambda c: GrafanaAlerting(c).delete_contact_point("driftd-contact"),
         "DELETE",
         "/api/v1/provisioning/contact-points/driftd-contact",
         (404,),
     ),
-    "route": (lambda c: c.route(), "GET", "/api/v1/provisioning/policies", ()),
-    "set_route": (lambda c: c.set_route("driftd"), "PUT", "/api/v1/provisioning/policies", ()),
-    "remove_route": (lambda c: c.remove_route(), "PUT", "/api/v1/provisioning/policies", ()),
+    "route": (lambda c: GrafanaAlerting(c).route(), "GET", "/api/v1/provisioning/policies", ()),
+    "set_route": (lambda c: GrafanaAlerting(c).set_route("driftd"), "PUT", "/api/v1/provisioning/policies", ()),
+    "remove_route": (lambda c: GrafanaAlerting(c).remove_route(), "PUT", "/api/v1/provisioning/policies", ()),
     "annotations": (lambda c: c.annotations("driftd-incident:1"), "GET", "/api/annotations", ()),
     "add_annotation": (
         lambda c: c.add_annotation(time_ms=1, end_ms=2, tags=["t"], text="x", dashboard_uid=""),
@@ -351,13 +352,13 @@ def test_the_version_is_asked_once_and_found_where_it_is_hidden(grafana: Grafana
     grafana.hides_version = True
     assert client.version == client.version == grafana.version
     assert [call.path for call in grafana.calls] == ["/api/health", "/api/frontend/settings"]
-    assert client.rules_name_receivers == (grafana.numbers >= (11, 0))
+    assert GrafanaAlerting(client).rules_name_receivers == (grafana.numbers >= (11, 0))
 
 
 def test_a_version_that_nobody_tells_counts_as_old(grafana: Grafana, client: GrafanaClient) -> None:
     grafana.hides_version = True
     grafana.fail(Fault(403, b"{}"), path="/api/frontend/settings")
-    assert client.version == "" and client.major is None and not client.rules_name_receivers
+    assert client.version == "" and client.major is None and not GrafanaAlerting(client).rules_name_receivers
 
 
 @pytest.mark.parametrize("body", [b"{}", b'"ok"', b'{"status": "up"}'])
@@ -545,10 +546,10 @@ def test_a_data_source_that_does_not_answer_is_told(kind: str, grafana: Grafana,
 def test_a_rule_group_becomes_what_it_should_be_whatever_was_there(grafana: Grafana, client: GrafanaClient) -> None:
     furnish(grafana)
     assert set(grafana.rules) == {"r1", "r2"} and grafana.intervals["driftd", "driftd"] == 60
-    client.save_rule_group(group(rule("r2", expression="$A > 2"), rule("r3"), interval=30))
+    GrafanaAlerting(client).save_rule_group(group(rule("r2", expression="$A > 2"), rule("r3"), interval=30))
     assert set(grafana.rules) == {"r2", "r3"} and grafana.intervals["driftd", "driftd"] == 30
     assert grafana.rules["r2"]["data"][1]["model"]["expression"] == "$A > 2"
-    client.save_rule_group(group(rule("r2", title="Renamed"), rule("r3")))
+    GrafanaAlerting(client).save_rule_group(group(rule("r2", title="Renamed"), rule("r3")))
     assert grafana.rules["r2"]["title"] == "Renamed"
     assert all(call.headers.get("X-Disable-Provenance") == "true" for call in grafana.calls if "/v1/prov" in call.path)
 
@@ -558,7 +559,7 @@ def test_a_rule_that_somebody_moved_comes_back(grafana: Grafana, client: Grafana
     furnish(grafana)
     grafana.folders["theirs"] = {"uid": "theirs", "title": "theirs"}
     grafana.rules["r2"]["folderUID"] = "theirs"
-    client.save_rule_group(group(rule("r1"), rule("r2")))
+    GrafanaAlerting(client).save_rule_group(group(rule("r1"), rule("r2")))
     assert {entry["folderUID"] for entry in grafana.rules.values()} == {"driftd"}
 
 
@@ -597,7 +598,7 @@ def test_rules_that_the_server_would_take_but_that_cannot_work_are_not_sent(
     client.save_data_source(SOURCE)
     before = len(grafana.writes)
     with pytest.raises(InvalidInput, match=said):
-        client.save_rule_group(bad)
+        GrafanaAlerting(client).save_rule_group(bad)
     assert len(grafana.writes) == before
 
 
@@ -607,39 +608,43 @@ def test_rules_that_the_server_would_take_but_that_cannot_work_are_not_sent(
 @every_version
 def test_our_route_is_first_and_the_rest_of_the_tree_stays(grafana: Grafana, client: GrafanaClient) -> None:
     before = {**grafana.policies, "routes": list(grafana.policies["routes"])}
-    client.save_contact_point(POINT)
-    assert client.route() is None
-    client.set_route("driftd")
-    client.set_route("driftd")
-    assert client.route() == "driftd"
+    GrafanaAlerting(client).save_contact_point(POINT)
+    assert GrafanaAlerting(client).route() is None
+    GrafanaAlerting(client).set_route("driftd")
+    GrafanaAlerting(client).set_route("driftd")
+    assert GrafanaAlerting(client).route() == "driftd"
     [ours, *others] = grafana.policies["routes"]
     assert ours == {"receiver": "driftd", "object_matchers": [["source", "=", "driftd"]]} and others == before["routes"]
-    client.set_route("grafana-default-email")
-    assert client.route() == "grafana-default-email" and len(grafana.policies["routes"]) == 2
-    client.remove_route()
-    client.remove_route()
+    GrafanaAlerting(client).set_route("grafana-default-email")
+    assert GrafanaAlerting(client).route() == "grafana-default-email" and len(grafana.policies["routes"]) == 2
+    GrafanaAlerting(client).remove_route()
+    GrafanaAlerting(client).remove_route()
     assert grafana.policies == before
 
 
 @every_version
 def test_a_contact_point_is_deleted_with_our_route_to_it(grafana: Grafana, client: GrafanaClient) -> None:
-    client.save_contact_point(POINT)
-    client.set_route("driftd")
-    client.delete_contact_point("driftd-contact")
-    client.delete_contact_point("driftd-contact")
-    assert client.route() is None and [point["name"] for point in client.contact_points()] == ["grafana-default-email"]
+    GrafanaAlerting(client).save_contact_point(POINT)
+    GrafanaAlerting(client).set_route("driftd")
+    GrafanaAlerting(client).delete_contact_point("driftd-contact")
+    GrafanaAlerting(client).delete_contact_point("driftd-contact")
+    assert GrafanaAlerting(client).route() is None and [
+        point["name"] for point in GrafanaAlerting(client).contact_points()
+    ] == ["grafana-default-email"]
 
 
 @every_version
 def test_a_contact_point_that_others_use_is_not_taken_from_them(grafana: Grafana, client: GrafanaClient) -> None:
-    client.save_contact_point(POINT)
+    GrafanaAlerting(client).save_contact_point(POINT)
     grafana.policies["routes"].append({"receiver": "driftd", "object_matchers": [["team", "=", "a"]]})
-    assert "notification policy" in failed(lambda: client.delete_contact_point("driftd-contact")).message
+    assert (
+        "notification policy" in failed(lambda: GrafanaAlerting(client).delete_contact_point("driftd-contact")).message
+    )
     assert len(grafana.policies["routes"]) == 2
 
 
 def test_a_route_to_nobody_is_an_error(grafana: Grafana, client: GrafanaClient) -> None:
-    assert "does not exist" in failed(lambda: client.set_route("nobody")).message
+    assert "does not exist" in failed(lambda: GrafanaAlerting(client).set_route("nobody")).message
 
 
 # Annotations
@@ -681,7 +686,7 @@ def test_what_was_sent_as_a_secret_is_not_quoted_back(grafana: Grafana, client: 
     grafana.mend()
     grafana.fail(Fault(422, body), verb="POST")
     with client_of(grafana) as another:
-        assert "cannot reach ***" in failed(lambda: another.save_contact_point(POINT)).message
+        assert "cannot reach ***" in failed(lambda: GrafanaAlerting(another).save_contact_point(POINT)).message
 
 
 def test_secrets_are_not_shown() -> None:

@@ -19,6 +19,7 @@ from connectors.database.reader_role import make_reader_role, reader_role_sql
 from connectors.database.schema import metadata
 from connectors.database.store import Store
 from connectors.grafana import Access, GrafanaClient
+from connectors.grafana_alerting import GrafanaAlerting
 from detectors.errors import GrafanaError, InvalidInput, StoreError
 from monitor.cli import app
 from monitor.dashboards_cli import _dashboards, _rules, dashboards_app
@@ -284,7 +285,7 @@ def test_another_contact_point_takes_over_and_ours_goes(grafana: Grafana, client
     changes = published(client, contact_point="grafana-default-email")
     assert changes["contact point driftd-contact"].diff == "- driftd\n"
     assert [point["name"] for point in grafana.contact_points] == ["grafana-default-email"]
-    assert client.route() == (None if grafana.numbers >= (11, 0) else "grafana-default-email")
+    assert GrafanaAlerting(client).route() == (None if grafana.numbers >= (11, 0) else "grafana-default-email")
     assert states(published(client, contact_point="grafana-default-email")) == {"unchanged"}
     with pytest.raises(InvalidInput, match="grafana-default-email"):
         published(client, contact_point="nobody")
@@ -305,12 +306,12 @@ def test_a_contact_point_with_another_address_is_changed_without_showing_it(
 
 def test_after_an_update_of_grafana_the_route_is_taken_out_of_the_tree(grafana: Grafana, client: GrafanaClient) -> None:
     begin(grafana)
-    assert client.route() == "driftd"
+    assert GrafanaAlerting(client).route() == "driftd"
     with Grafana("11.6.5") as updated:
         updated.load(grafana.state())
         with GrafanaClient(Access(url=updated.url, token=updated.token("Admin"))) as newer:
             changes = published(newer, postgres=None, prometheus=None, contact_point=None)
-            assert changes["route driftd"].diff == "- driftd\n" and newer.route() is None
+            assert changes["route driftd"].diff == "- driftd\n" and GrafanaAlerting(newer).route() is None
             assert {rule["notification_settings"]["receiver"] for rule in updated.rules.values()} == {"driftd"}
             assert states(published(newer, postgres=None, prometheus=None, contact_point=None)) == {"unchanged"}
 
