@@ -1188,6 +1188,8 @@ def test_what_a_sink_knows_is_the_newest_that_it_took(store: Store) -> None:
     assert [one.id for one in store.outbox_told("pager", 2_000)] == ["i1-raised", "i2-resolved"]
     assert [one.id for one in store.outbox_told("pager", 2_001)] == ["i1-raised"]
     assert store.outbox_told("mail", 0) == []
+    fold(store, 3, incidents=[incident("i2")], outbox=[("pager", about("i2", "reopened"))])
+    assert [one.id for one in store.outbox_told("pager", 2_001)] == ["i1-raised"], "it is not told that i2 came back"
 
 
 def test_open_incidents_that_a_sink_knows_of_are_counted_with_their_pages(store: Store) -> None:
