@@ -1,4 +1,6 @@
-"""Grafana's HTTP API, from 9.2 to 12: what driftd publishes, and how the versions differ.
+"""Grafana's HTTP API, from 9.2 to 12: the calls, and folders, dashboards, data sources, annotations.
+
+Rules, contact points and routes stand in connectors/grafana_alerting.py.
 
 The session and its authentication are grafana-api's (`GrafanaFace`), whose source is archived: everything that it does
 not do stands here, behind one class, and no other file imports it. A hook on its session reads every answer before the
@@ -327,7 +329,10 @@ class GrafanaClient:
         else:
             query |= {"expr": "vector(1)", "instant": True}
         found = self.call("POST", "/ds/query", {"queries": [query], "from": "now-5m", "to": "now"})
-        result = self.object_of(found, "/ds/query").get("results", {}).get("A", {})
+        results = self.object_of(found, "/ds/query").get("results")
+        result = results.get("A") if isinstance(results, dict) else None
+        if not isinstance(result, dict):
+            raise self.strange("/ds/query")
         if result.get("error"):
             raise GrafanaError(
                 f"The data source {uid} does not answer: {self._clean(str(result['error']))}.",

@@ -100,7 +100,7 @@ class Publisher:
             raise InvalidInput(f"Grafana {version} is too old.", hint="driftd publishes into Grafana 9.2 and later.")
         changes = [self._folder()]
         actions = self._client.actions()
-        rules_too = actions is None or "alert.provisioning:write" in actions
+        rules_too = actions is None or {"alert.provisioning:write", "datasources:write"} <= actions
         asked = (self._wanted.postgres, self._wanted.prometheus, self._wanted.contact_point)
         if not rules_too and any(value is not None for value in asked):
             raise InvalidInput(
