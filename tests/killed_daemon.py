@@ -22,14 +22,14 @@ name, when = moment.split(":")
 owner, method = name.split(".")
 owner = {"Store": Store, "KafkaScores": KafkaScores, "ParquetScores": ParquetScores, "Path": pathlib.Path}[owner]
 original, times = getattr(owner, method), 0
-def dying(self, *arguments):
+def dying(self, *arguments, **named):
     global times
     if owner is pathlib.Path and "_pending" not in str(self):
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
     times += 1
     if when == "before" and times == nth:
         os.kill(os.getpid(), signal.SIGKILL)
-    result = original(self, *arguments)
+    result = original(self, *arguments, **named)
     if when == "after" and times == nth:
         os.kill(os.getpid(), signal.SIGKILL)
     return result
