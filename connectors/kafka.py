@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AwareDatetime, BaseModel, Field, field_validator
+from pydantic import AwareDatetime, BaseModel, Field
 
 from connectors.kafka_fetcher import DamageCount, UndecodableBatch, mend_fetcher
-from connectors.kafka_probe import KafkaSecurity, TopicFound, broker_addresses, find_topic
+from connectors.kafka_probe import Brokers, KafkaSecurity, TopicFound, TopicName, broker_addresses, find_topic
 from connectors.log_throttle import throttle
 from connectors.records import Gap, Headers, Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
 from detectors.errors import (
@@ -73,8 +73,8 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     """A topic of Apache Kafka, as a member of a consumer group."""
 
     kind: Literal["kafka"] = "kafka"
-    brokers: str | list[str] = Field(description='addresses to start from, "host:port,host:port" or a list')
-    topic: str = Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="name of the topic")
+    brokers: Brokers = Field(description='addresses to start from, "host:port,host:port" or a list')
+    topic: TopicName = Field(description="name of the topic")
     group: str | None = Field(
         None, min_length=1, description="consumer group; default: driftd-MODEL. Two models need two groups"
     )
@@ -110,12 +110,6 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     unreachable_after_s: float = Field(
         10.0, ge=1, description="seconds without a word from any broker until that is reported as an error"
     )
-
-    @field_validator("brokers")
-    @classmethod
-    def _are_addresses(cls, value: str | list[str]) -> str | list[str]:
-        broker_addresses(value)
-        return value
 
     @property
     def addresses(self) -> list[str]:

@@ -9,38 +9,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from connectors.jsonl import notification_json
-from connectors.kafka_probe import KafkaSecurity, broker_addresses, find_topic
-from connectors.kafka_producer import leave, open_producer
+from connectors.kafka_probe import Brokers, KafkaSecurity, TopicName, broker_addresses
+from connectors.kafka_producer import WrittenTopic
 from connectors.notification import Notification
-from detectors.errors import SinkError, SourceError
-
-if TYPE_CHECKING:
-    from kafka import KafkaProducer
-
-_CLIENT_ID = "driftd-alerts"
+from detectors.errors import SinkError
 
 
 class KafkaAlertsSettings(BaseModel, frozen=True, extra="forbid"):
     """A topic of Apache Kafka that gets each notification as JSON, with the incident's id as its key."""
 
     kind: Literal["kafka"] = "kafka"
-    brokers: str | list[str] = Field(description='addresses to start from, "host:port,host:port" or a list')
-    topic: str = Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="name of the topic, which must exist")
+    brokers: Brokers = Field(description='addresses to start from, "host:port,host:port" or a list')
+    topic: TopicName = Field(description="name of the topic, which must exist")
     security: KafkaSecurity = Field(
         default_factory=lambda: KafkaSecurity.model_validate({}), description="as that of a Kafka source"
     )
     timeout_s: float = Field(10.0, gt=0, le=25, description="seconds to wait until all in-sync replicas have a message")
-
-    @field_validator("brokers")
-    @classmethod
-    def _are_addresses(cls, value: str | list[str]) -> str | list[str]:
-        broker_addresses(value)
-        return value
 
     def build(self) -> KafkaAlertsSink:
         """The sink; connects with the first notification."""
@@ -61,15 +50,21 @@ class KafkaAlertsSink:
     def __init__(
         self, brokers: Sequence[str], topic: str, *, security: KafkaSecurity | None = None, timeout_s: float = 10.0
     ) -> None:
-        self._brokers = list(brokers)
         self._topic = topic
-        self._security = security if security is not None else KafkaSecurity.model_validate({})
         self._timeout_s = timeout_s
-        self._connect_timeout_s = min(timeout_s, 5.0)
-        self._producer: KafkaProducer | None = None
+        self._written = WrittenTopic(
+            brokers,
+            topic,
+            what="Notifications",
+            place="sinks.NAME",
+            client_id="driftd-alerts",
+            security=security,
+            timeout_s=timeout_s,
+            connect_timeout_s=min(timeout_s, 5.0),
+        )
 
     def __repr__(self) -> str:
-        return f"KafkaAlertsSink({', '.join(self._brokers)}, topic {self._topic})"
+        return f"KafkaAlertsSink({self._written!r})"
 
     def send(self, notification: Notification) -> None:
         """Send one, and wait for the acknowledgement of all in-sync replicas.
@@ -79,7 +74,7 @@ class KafkaAlertsSink:
                 but not where the brokers find the message too large.
         """
         deadline = time.monotonic() + self._timeout_s
-        producer = self._producer if self._producer is not None else self._connect()
+        producer = self._written.producer()
         problem, too_large = "", False
         try:
             producer.send(
@@ -102,8 +97,7 @@ class KafkaAlertsSink:
             problem = f"{type(error).__name__}: {error}"
             too_large = isinstance(error, MessageSizeTooLargeError)
         # What is still in this producer's buffer must not come out later, behind what is sent next.
-        self._producer = None
-        leave(producer)
+        self._written.close()
         if not too_large:
             self.check()  # says it better, where it can
         raise SinkError(
@@ -120,44 +114,8 @@ class KafkaAlertsSink:
         Raises:
             SinkError: the topic cannot be found or reached.
         """
-        try:
-            found = find_topic(
-                self._brokers,
-                self._topic,
-                security=self._security,
-                timeout_s=self._connect_timeout_s,
-                client_id=_CLIENT_ID,
-            )
-        except SourceError as error:
-            raise SinkError(
-                f"Notifications cannot be sent: {error.message}",
-                retryable=True,
-                hint=error.hint.replace("source.", "sinks.NAME."),
-            ) from error
-        return f"kafka {found.broker}, topic {self._topic}, {found.partitions} partitions"
+        return self._written.check()
 
     def close(self) -> None:
         """Leave within 5 seconds, whatever the broker does. Nothing is waiting: `send` has waited for it."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            leave(producer)
-
-    def _connect(self) -> KafkaProducer:
-        self.check()
-        problem = ""
-        try:
-            self._producer = open_producer(
-                self._brokers,
-                client_id=_CLIENT_ID,
-                security=self._security,
-                timeout_s=self._timeout_s,
-                connect_timeout_s=self._connect_timeout_s,
-            )
-            return self._producer
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-        raise SinkError(
-            f"Notifications cannot be sent to topic {self._topic}: {problem}.",
-            retryable=True,
-            hint="Check sinks.NAME.brokers and its security.",
-        )
+        self._written.close()

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from connectors.kafka_probe import KafkaSecurity, find_topic
-from connectors.kafka_producer import leave, open_producer
+from connectors.kafka_probe import KafkaSecurity
+from connectors.kafka_producer import WrittenTopic
 from connectors.records import DeadLetter
-from detectors.errors import SinkError, SourceError
-
-if TYPE_CHECKING:
-    from kafka import KafkaProducer
+from detectors.errors import SinkError
 
 _IN_FLIGHT = 1000  # letters sent before waiting: the client's own buffer has no bound
 _MAX_PAYLOAD = 512 << 10  # brokers take 1 MB with key and headers unless told otherwise
@@ -45,13 +42,19 @@ class KafkaDeadLetterTopic:
         timeout_s: float = 10.0,
         connect_timeout_s: float = 5.0,
     ) -> None:
-        self._brokers = list(brokers)
         self._topic = topic
-        self._client_id = client_id
-        self._security = security if security is not None else KafkaSecurity.model_validate({})
         self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
-        self._producer: KafkaProducer | None = None
+        self._written = WrittenTopic(
+            brokers,
+            topic,
+            what="Dead letters",
+            place="source",
+            client_id=client_id,
+            security=security,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            linger_ms=5,
+        )
 
     def check(self) -> str:
         """Connect once; one line on where dead letters will go.
@@ -59,19 +62,7 @@ class KafkaDeadLetterTopic:
         Raises:
             SinkError: the topic cannot be found or reached.
         """
-        try:
-            found = find_topic(
-                self._brokers,
-                self._topic,
-                security=self._security,
-                timeout_s=self._connect_timeout_s,
-                client_id=self._client_id,
-            )
-        except SourceError as error:
-            raise SinkError(
-                f"Dead letters cannot be sent: {error.message}", retryable=error.retryable, hint=error.hint
-            ) from error
-        return f"kafka {found.broker}, topic {self._topic}, {found.partitions} partitions"
+        return self._written.check()
 
     def send(self, letters: Sequence[DeadLetter]) -> None:
         """Send and wait for the acknowledgement of all in-sync replicas.
@@ -87,12 +78,10 @@ class KafkaDeadLetterTopic:
 
     def close(self) -> None:
         """Leave within 5 seconds, whatever the broker does. Nothing is waiting: `send` has waited for all."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            leave(producer)
+        self._written.close()
 
     def _send_some(self, letters: Sequence[DeadLetter], deadline: float) -> None:
-        producer = self._producer if self._producer is not None else self._connect()
+        producer = self._written.producer()
         try:
             waiting = [
                 producer.send(
@@ -107,35 +96,14 @@ class KafkaDeadLetterTopic:
                 future.get(max(0.0, deadline - time.monotonic()))
         except Exception as error:
             # What is still in this producer's buffer must not come out later, out of order with the next try.
-            self._producer = None
-            leave(producer)
+            self._written.close()
             self.check()  # says it better, where it can
-            retryable = bool(getattr(error, "retriable", False))
             raise SinkError(
                 f"Topic {self._topic} did not take {len(letters)} dead letters within "
                 f"{self._timeout_s:g} s: {type(error).__name__}: {error}.",
-                retryable=retryable,
+                retryable=True,
                 hint="Check the rights on the topic and its min.insync.replicas.",
             ) from error
-
-    def _connect(self) -> KafkaProducer:
-        self.check()
-        try:
-            self._producer = open_producer(
-                self._brokers,
-                client_id=f"{self._client_id}-dead-letters",
-                security=self._security,
-                timeout_s=self._timeout_s,
-                connect_timeout_s=self._connect_timeout_s,
-                linger_ms=5,
-            )
-        except Exception as error:
-            raise SinkError(
-                f"Dead letters cannot be sent to topic {self._topic}: {error}.",
-                retryable=bool(getattr(error, "retriable", False)),
-                hint="Check dead_letters.brokers and its security.",
-            ) from error
-        return self._producer
 
 
 def _key(letter: DeadLetter) -> bytes:

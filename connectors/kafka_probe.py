@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, model_validator
 
 from detectors.errors import AccessRefused, SourceError, SourceUnreachable, UnknownTopic
 
@@ -179,6 +179,15 @@ def broker_addresses(brokers: str | list[str]) -> list[str]:
     if not addresses:
         raise ValueError('expected at least one address, such as "localhost:9092"')
     return addresses
+
+
+def _are_addresses(brokers: str | list[str]) -> str | list[str]:
+    broker_addresses(brokers)
+    return brokers
+
+
+Brokers = Annotated[str | list[str], AfterValidator(_are_addresses)]
+TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
 
 def find_topic(

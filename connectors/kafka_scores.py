@@ -13,20 +13,17 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from connectors.kafka import KafkaSettings
-from connectors.kafka_probe import KafkaSecurity, broker_addresses, find_topic
-from connectors.kafka_producer import leave, open_producer
+from connectors.kafka_probe import Brokers, KafkaSecurity, TopicName, broker_addresses
+from connectors.kafka_producer import WrittenTopic
 from connectors.scores import ScoredRecords, SpaceScores, Vectors, cleaned
-from detectors.errors import SinkError, SourceError
-
-if TYPE_CHECKING:
-    from kafka import KafkaProducer
+from detectors.errors import SinkError
 
 SCHEMA = b"driftd-scores-1"
 _IN_FLIGHT = 5000  # messages sent before waiting: the client's own buffer has no bound
@@ -37,8 +34,8 @@ class KafkaScoresSettings(BaseModel, frozen=True, extra="forbid"):
     """A topic of Apache Kafka that gets a message for each record, keyed by its position."""
 
     kind: Literal["kafka"] = "kafka"
-    topic: str = Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", description="name of the topic, which must exist")
-    brokers: str | list[str] | None = Field(
+    topic: TopicName = Field(description="name of the topic, which must exist")
+    brokers: Brokers | None = Field(
         None, description='addresses to start from, "host:port,host:port" or a list; default: those of the source'
     )
     security: KafkaSecurity | None = Field(
@@ -48,13 +45,6 @@ class KafkaScoresSettings(BaseModel, frozen=True, extra="forbid"):
     required: bool = Field(
         True, description="wait where the brokers do not take them; false: count them as dropped and go on"
     )
-
-    @field_validator("brokers")
-    @classmethod
-    def _are_addresses(cls, value: str | list[str] | None) -> str | list[str] | None:
-        if value is not None:
-            broker_addresses(value)
-        return value
 
     def beside(self, source: KafkaSettings) -> KafkaScoresSettings:
         """On the cluster of the source, and with its rights, where these settings name no brokers."""
@@ -93,14 +83,22 @@ class KafkaScores:
         security: KafkaSecurity | None = None,
         timeout_s: float = 10.0,
     ) -> None:
-        self._brokers = list(brokers)
         self._topic = topic
         self._model = model
-        self._client_id = client_id
-        self._security = security if security is not None else KafkaSecurity.model_validate({})
         self._timeout_s = timeout_s
-        self._partitions = 1
-        self._producer: KafkaProducer | None = None
+        self._written = WrittenTopic(
+            brokers,
+            topic,
+            what=f"The scores of model {model}",
+            place=f"models.{model}.scores",
+            client_id=client_id,
+            security=security,
+            timeout_s=timeout_s,
+            connect_timeout_s=min(timeout_s, 5.0),
+            compression_type="lz4",
+            batch_size=1 << 18,
+            linger_ms=5,
+        )
 
     def check(self) -> str:
         """Connect once; one line on where the scores will go.
@@ -108,22 +106,7 @@ class KafkaScores:
         Raises:
             SinkError: the topic cannot be found or reached.
         """
-        try:
-            found = find_topic(
-                self._brokers,
-                self._topic,
-                security=self._security,
-                timeout_s=min(self._timeout_s, 5.0),
-                client_id=self._client_id,
-            )
-        except SourceError as error:
-            raise SinkError(
-                f"The scores of model {self._model} cannot be sent: {error.message}",
-                retryable=error.retryable,
-                hint=error.hint.replace("source.", f"models.{self._model}.scores."),
-            ) from error
-        self._partitions = found.partitions
-        return f"kafka {found.broker}, topic {self._topic}, {found.partitions} partitions"
+        return self._written.check()
 
     def write(self, records: Sequence[ScoredRecords], now_ms: int) -> str:
         """Send, and wait for the acknowledgement of all in-sync replicas.
@@ -149,14 +132,12 @@ class KafkaScores:
 
     def close(self) -> None:
         """Leave within 5 seconds, whatever the broker does. Nothing is waiting: `write` has waited for all."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            leave(producer)
+        self._written.close()
 
     def _send(self, records: ScoredRecords, first: int, after: int, *, now_ms: int, deadline: float) -> None:
-        producer = self._producer if self._producer is not None else self._connect()
+        producer = self._written.producer()
         # A partition of the source keeps its order and its place: beside topics that are partitioned alike, too.
-        partition = records.partition.number % self._partitions
+        partition = records.partition.number % self._written.partitions
         headers = [("schema", SCHEMA)]
         # Brokers refuse times in the future, and a record's own clock may run ahead.
         times = np.clip(records.time_ms[first:after], 0, max(now_ms, 0)).tolist()
@@ -173,8 +154,7 @@ class KafkaScores:
             for future in sent:
                 future.get(0)
         except Exception as error:
-            self._producer = None
-            leave(producer)
+            self._written.close()
             self.check()  # says it better, where it can
             raise SinkError(
                 f"Topic {self._topic} did not take the scores of model {self._model} in time: "
@@ -182,27 +162,6 @@ class KafkaScores:
                 retryable=True,
                 hint="Check the rights on the topic, its max.message.bytes and its min.insync.replicas.",
             ) from error
-
-    def _connect(self) -> KafkaProducer:
-        self.check()
-        try:
-            self._producer = open_producer(
-                self._brokers,
-                client_id=self._client_id,
-                security=self._security,
-                timeout_s=self._timeout_s,
-                connect_timeout_s=min(self._timeout_s, 5.0),
-                compression_type="lz4",
-                batch_size=1 << 18,
-                linger_ms=5,
-            )
-        except Exception as error:
-            raise SinkError(
-                f"The scores of model {self._model} cannot be sent to topic {self._topic}: {error}.",
-                retryable=True,
-                hint=f"Check models.{self._model}.scores: brokers and security.",
-            ) from error
-        return self._producer
 
 
 class _Space(msgspec.Struct, frozen=True):

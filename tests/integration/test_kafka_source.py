@@ -1038,7 +1038,7 @@ def test_dead_letters_to_a_topic_that_does_not_exist_are_refused(kafka) -> None:
     letters = KafkaDeadLetterTopic([kafka.brokers], "no-such-topic", client_id="writer")
     with pytest.raises(SinkError, match="no topic") as caught:
         letters.send([DeadLetter(Partition("source", 0), 0, -1, "bad_json", "", b"", 0)])
-    assert not caught.value.retryable
+    assert caught.value.retryable, "somebody may make it"
     letters.close()
 
 
