@@ -5,14 +5,11 @@ the two sends it again, under the same id. What fails is tried again later and l
 
 Each sink gets each notification at once, but for sinks that people read (`connectors.notification.GroupSink`): these
 get what is new of a model in one message, at the pace that monitor/pacing.py states. The notifications of an incident
-arrive in order. Beside that, by the wall clock and at the time of sending:
+arrive in order. What mutes and acknowledgements hold back, by the wall clock: monitor/holding.py.
 
-* What a mute covers is held back. When it is not covered any more, it goes out; but if its incident is over, and the
-  sink does not know that it was open, nobody is told.
-* That an incident still goes on is not told where somebody has acknowledged it.
-* A message that the sink refuses for good is sent again in halves, so that one notification that it cannot take does
-  not take the others with it. Where `MOST_REFUSED` single ones are refused and none is taken, it refuses everything,
-  and the rest is given up as well.
+A message that the sink refuses for good is sent again in halves, so that one notification that it cannot take does
+not take the others with it. Where `MOST_REFUSED` single ones are refused and none is taken, it refuses everything,
+and the rest is given up as well.
 """
 
 from __future__ import annotations
@@ -23,11 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
-from connectors.database.rows import IncidentRow, MuteRow, OutboxRow, Waiting
+from connectors.database.rows import OutboxRow, Waiting
 from connectors.notification import Group, GroupSink, Notification, RefreshedSink, Sink
 from detectors.errors import SinkError, StoreError
+from monitor.holding import Holding, HoldingStore
 from monitor.log import RepeatingFailure, describe, event
 from monitor.pacing import Pace, due_models
 from monitor.sink_watch import SinkWatch, WatchStore
@@ -37,19 +35,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-
 LEASE_S = 60.0  # a process that dies while it sends delays the notification by so much; longer than any sink waits
 LONGEST_WAIT_S = 3_540.0  # an hour is the most that the database takes, and clocks differ a little
 DEPTH_EVERY_S = 5.0
 MOST_IN_GROUP = 1_000  # notifications of one message
 MOST_REFUSED = 3
-SIFT_EVERY_MS = 1_000  # while much is sent, new mutes are looked for so often
 RESOLVED_MS = 900_000  # for so long a refreshed sink is told that an incident is over
-AT_A_TIME = 1_000  # incidents of one statement
 
 
-class OutboxStore(WatchStore, Protocol):
+class OutboxStore(WatchStore, HoldingStore, Protocol):
     """What the sender needs of the database; `connectors.database.store.Store` has it. Called from several threads."""
 
     def outbox_claim(self, sink: str, now_ms: int, lease_ms: int, limit: int) -> list[OutboxRow]: ...
@@ -74,13 +68,6 @@ class OutboxStore(WatchStore, Protocol):
     ) -> None: ...
     def outbox_dead(self, sink: str, ids: Sequence[str], error: str) -> None: ...
     def outbox_waiting(self) -> tuple[int, int | None]: ...
-    def mutes(self, now_ms: int | None) -> list[MuteRow]: ...
-    def outbox_incidents(self, sink: str, status: Literal["pending", "held"]) -> list[IncidentRow]: ...
-    def outbox_acknowledged(self, sink: str) -> list[str]: ...
-    def outbox_last_told(self, sink: str, incidents: Sequence[str]) -> dict[str, str]: ...
-    def outbox_hold(self, sink: str, incidents: Sequence[str], now_ms: int) -> None: ...
-    def outbox_release(self, sink: str, incidents: Sequence[str]) -> None: ...
-    def outbox_mute(self, sink: str, incidents: Sequence[str], now_ms: int, *, event: str | None = None) -> int: ...
     def outbox_told(self, sink: str, resolved_since_ms: int) -> list[Notification]: ...
 
 
@@ -153,13 +140,12 @@ class SinkQueue:
         self._pace = pace or Pace()
         self._metrics = metrics
         self._watch = SinkWatch(name, store, others=others)
+        self._holding = Holding(name, store, metrics=metrics)
         self._failures = 0
         self._unmarked: set[str] = set()  # taken by the sink, and not marked in the database yet
         self._refusals = RepeatingFailure(log, "sink does not take notifications")
         self._parts: list[list[OutboxRow]] = []  # of a message that was refused for good, the next one last
         self._refused_alone = 0
-        self._mutes: list[MuteRow] | None = None  # in force when it was looked last
-        self._next_sift_ms = 0
         self._next_refresh_ms = 0
         self._refreshing = RepeatingFailure(log, "sink cannot be refreshed")
         if metrics is not None:
@@ -182,9 +168,10 @@ class SinkQueue:
         """
         sent = 0
         self._mark_sent(sorted(self._unmarked), clock())
-        self._next_sift_ms = 0
+        first = True
         while not stopping.is_set() and not self._is_paused(clock()):
-            self._sift(clock())
+            self._holding.look(clock(), at_once=first)
+            first = False
             # One message at a time: those behind it would use up their leases while it is on its way.
             rows = self._claim(clock())
             if not rows:
@@ -199,41 +186,6 @@ class SinkQueue:
     def _is_paused(self, now_ms: int) -> bool:
         # More than the whole pause is left: the clock was set back, and the pause would last for as long.
         return 0 < self.paused_until_ms - now_ms <= self._pause_ms
-
-    # --- mutes and acknowledgements -----------------------------------------------------------------------------------
-
-    def _sift(self, now_ms: int) -> None:
-        """Hold back what a mute covers, let go what none covers any more, and drop what nobody wants to hear."""
-        if now_ms < self._next_sift_ms <= now_ms + SIFT_EVERY_MS:
-            return
-        mutes = self._store.mutes(now_ms)
-        if mutes:
-            waiting = self._store.outbox_incidents(self.name, "pending")
-            covered = [row for row in waiting if any(mute.covers(row) for mute in mutes)]
-            for some in _pieces(covered):
-                self._store.outbox_hold(self.name, [row.id for row in some], now_ms)
-                self._drop_unknown(some, now_ms)
-        if mutes != self._mutes:
-            held = self._store.outbox_incidents(self.name, "held")
-            for some in _pieces([row for row in held if not any(mute.covers(row) for mute in mutes)]):
-                self._drop_unknown(some, now_ms)
-                self._store.outbox_release(self.name, [row.id for row in some])
-            self._mutes = mutes
-        for cared in _pieces(self._store.outbox_acknowledged(self.name)):
-            self._count_muted(self._store.outbox_mute(self.name, cared, now_ms, event="repeated"))
-        self._next_sift_ms = now_ms + SIFT_EVERY_MS
-
-    def _drop_unknown(self, incidents: Sequence[IncidentRow], now_ms: int) -> None:
-        """Of these incidents, tell nothing of those that are over before the sink knew that they were open."""
-        over = [row.id for row in incidents if row.status == "resolved"]
-        told = self._store.outbox_last_told(self.name, over) if over else {}
-        unknown = [incident for incident in over if told.get(incident, "resolved") == "resolved"]
-        if unknown:
-            self._count_muted(self._store.outbox_mute(self.name, unknown, now_ms))
-
-    def _count_muted(self, count: int) -> None:
-        if self._metrics is not None:
-            self._metrics.muted.labels(self.name).inc(count)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -405,10 +357,6 @@ class SinkQueue:
                 self._metrics.refresh_failures.labels(self.name).inc()
         else:
             self._refreshing.over(sink=self.name)
-
-
-def _pieces(items: Sequence[Item]) -> list[Sequence[Item]]:
-    return [items[start : start + AT_A_TIME] for start in range(0, len(items), AT_A_TIME)]
 
 
 class OutboxSender:
