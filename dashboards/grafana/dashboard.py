@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.grafana.panels import AnyPanel, Panel, Row
+from dashboards.grafana.panels import AnyPanel, Row
 from dashboards.grafana.targets import POSTGRES, PROMETHEUS, Sql, tidy
 
 COLUMNS = 24  # of Grafana's grid
@@ -171,11 +171,6 @@ class Dashboard:
                 x, tallest = x + panel.width, max(tallest, panel.height)
             y += tallest
         return placed
-
-
-def queried(dashboard: Dashboard) -> Iterator[Panel]:
-    """The panels that ask something."""
-    return (panel for panel in dashboard.panels if isinstance(panel, Panel))
 
 
 def _data_source(name: str, label: str, kind: str, description: str) -> dict[str, Any]:
