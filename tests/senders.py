@@ -1,4 +1,4 @@
-"""What tests of sending share: a clock that stands still, sinks that fail by a script, and rows in an outbox."""
+"""What tests of sending share: a notification, a clock that stands still, scripted sinks, and rows in an outbox."""
 
 from __future__ import annotations
 
@@ -15,6 +15,22 @@ from monitor.incidents import EventName, notification_of
 from monitor.pacing import Pace
 
 START_MS = 1_800_000_000_000
+NOTE = Notification(
+    id="note-1",
+    incident="abc123",
+    group_key="triage/drift/input/country=DE",
+    status="firing",
+    severity="page",
+    model="triage",
+    kind="drift",
+    space="input",
+    segment="country=DE",
+    title="triage: traffic changed",
+    text="It changed.",
+    starts_ms=1_700_000_000_123,
+    ends_ms=None,
+    values={"strength": "6.3"},
+)
 AT_ONCE = Pace(group_wait_ms=0, group_interval_ms=0, most_per_minute=1000)
 
 

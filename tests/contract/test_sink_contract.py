@@ -17,8 +17,9 @@ from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from connectors import SinkSettings
 from connectors.kafka_probe import split_address
-from connectors.notification import Notification, Sink
+from connectors.notification import Sink
 from detectors.errors import SinkError
+from tests import senders
 from tests.servers.grafana import PROXY_PAGE, Fault, Grafana
 from tests.servers.kafka import KafkaServer
 from tests.servers.receiver import Answer, Receiver
@@ -27,22 +28,7 @@ from tests.servers.smtp import MailServer
 KINDS: dict[str, type[BaseModel]] = {
     model.model_fields["kind"].default: model for model in get_args(get_args(SinkSettings)[0])
 }
-NOTE = Notification(
-    id="note-1",
-    incident="abc123",
-    group_key="triage/drift/input/country=DE",
-    status="firing",
-    severity="page",
-    model="triage",
-    kind="drift",
-    space="input",
-    segment="country=DE",
-    title="triage: traffic changed ü",
-    text="It changed.",
-    starts_ms=1_700_000_000_123,
-    ends_ms=None,
-    values={"strength": "6.3"},
-)
+NOTE = dataclasses.replace(senders.NOTE, title="triage: traffic changed ü")
 
 
 @dataclasses.dataclass
@@ -106,7 +92,7 @@ def outside(
         topic = broker.create_topic(f"contract-{secrets.token_hex(6)}")
         with ExitStack() as frozen:
             yield Outside(
-                {"kind": kind, "brokers": broker.brokers, "topic": topic, "timeout_s": 1},
+                {"kind": kind, "brokers": broker.brokers, "topic": topic, "timeout_s": 2},
                 lambda: [json.loads(value)["title"] for value in values_of(broker, topic)],
                 lambda: freeze(broker, frozen),
                 frozen.close,

@@ -21,26 +21,11 @@ from connectors.alertmanager import ENDS_AFTER_MS, AlertmanagerSettings, Alertma
 from connectors.http_sink import HttpClient
 from connectors.notification import Notification, RefreshedSink
 from detectors.errors import SinkError
+from tests.senders import NOTE
 from tests.servers.alertmanager import AlertmanagerServer
 from tests.servers.receiver import Answer, Receiver
 
 NewAlertmanager = Callable[..., AlertmanagerServer]
-NOTE = Notification(
-    id="note-1",
-    incident="abc123",
-    group_key="triage/drift/input/country=DE",
-    status="firing",
-    severity="page",
-    model="triage",
-    kind="drift",
-    space="input",
-    segment="country=DE",
-    title="triage: input has drifted",
-    text="Since about 2023-11-14 ...",
-    starts_ms=1_700_000_000_123,
-    ends_ms=None,
-    values={"strength": "6.3"},
-)
 
 
 def over(note: Notification) -> Notification:

@@ -14,8 +14,9 @@ import pytest
 from pydantic import ValidationError
 
 from connectors.kafka_alerts import KafkaAlertsSettings, KafkaAlertsSink
-from connectors.notification import GroupSink, Notification
+from connectors.notification import GroupSink
 from detectors.errors import SinkError
+from tests import senders
 from tests.servers.kafka import PASSWORD, USER, KafkaServer
 
 pytestmark = [
@@ -24,22 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 NewTopic = Callable[..., str]
-NOTE = Notification(
-    id="note-1",
-    incident="abc123",
-    group_key="triage/drift/input/",
-    status="firing",
-    severity="page",
-    model="triage",
-    kind="drift",
-    space="input",
-    segment="",
-    title="triage: input has drifted ü",
-    text="It changed.",
-    starts_ms=1_700_000_000_123,
-    ends_ms=None,
-    values={"strength": "6.3"},
-)
+NOTE = dataclasses.replace(senders.NOTE, title="triage: traffic changed ü")
 
 
 @pytest.fixture(autouse=True)

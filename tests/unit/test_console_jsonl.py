@@ -14,23 +14,7 @@ from connectors.console import ConsoleSink
 from connectors.jsonl import JsonlSettings, JsonlSink
 from connectors.notification import Notification
 from detectors.errors import SinkError
-
-NOTE = Notification(
-    id="note-1",
-    incident="abc123",
-    group_key="triage/drift/input/",
-    status="firing",
-    severity="page",
-    model="triage",
-    kind="drift",
-    space="input",
-    segment="",
-    title="triage: traffic changed",
-    text="It changed.",
-    starts_ms=1_700_000_000_123,
-    ends_ms=None,
-    values={"strength": "6.3"},
-)
+from tests.senders import NOTE
 
 
 class Terminal(io.StringIO):

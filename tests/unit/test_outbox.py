@@ -20,25 +20,9 @@ from connectors.webhook import WebhookSettings
 from detectors.errors import SinkError, StoreError
 from monitor.checks import outbox_finding
 from monitor.outbox import OutboxSender, RetryPolicy, SinkQueue
-from tests.senders import AT_ONCE, Clock, ScriptedSink, outbox, put
+from tests.senders import AT_ONCE, NOTE, Clock, ScriptedSink, outbox, put
 from tests.servers.receiver import Answer, Receiver
 
-NOTE = Notification(
-    id="note-1",
-    incident="abc123",
-    group_key="triage/drift/input/",
-    status="firing",
-    severity="page",
-    model="triage",
-    kind="drift",
-    space="input",
-    segment="",
-    title="triage: traffic changed",
-    text="It changed.",
-    starts_ms=1_700_000_000_123,
-    ends_ms=None,
-    values={},
-)
 QUICK = RetryPolicy(first_s=0.01, longest_s=0.05)
 
 

@@ -19,29 +19,14 @@ import pytest
 from pydantic import TypeAdapter
 
 from connectors import SinkSettings
-from connectors.notification import Group, GroupSink, Notification
+from connectors.notification import Group, GroupSink
 from detectors.errors import DriftdError, SinkError
+from tests.senders import NOTE
 from tests.servers.receiver import Answer, Receiver
 from tests.servers.smtp import MailServer
 
 KINDS = {model.model_fields["kind"].default for model in get_args(get_args(SinkSettings)[0])}
 SECRETS = ("s3cr3tkey", "s3cr3tpath", "s3cr3tquery", "s3cr3tpassword", "s3cr3theader")
-NOTE = Notification(
-    id="note-1",
-    incident="abc123",
-    group_key="triage/drift/input/",
-    status="firing",
-    severity="page",
-    model="triage",
-    kind="drift",
-    space="input",
-    segment="",
-    title="triage: input has drifted",
-    text="It changed.",
-    starts_ms=1_700_000_000_123,
-    ends_ms=None,
-    values={},
-)
 
 
 def settings_at(port: int, tmp_path: Path, *, scheme: str = "http") -> dict[str, dict[str, Any]]:

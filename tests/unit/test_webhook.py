@@ -22,25 +22,10 @@ from connectors.http_sink import HttpClient, retry_after_s
 from connectors.notification import Group, Notification
 from connectors.webhook import WebhookSettings, WebhookSink, alertmanager_body
 from detectors.errors import InvalidSettings, SinkError
+from tests.senders import NOTE
 from tests.servers.certificates import self_signed, server_context
 from tests.servers.receiver import Answer, Receiver
 
-NOTE = Notification(
-    id="note-1",
-    incident="abc123",
-    group_key="triage/drift/input/country=DE",
-    status="firing",
-    severity="page",
-    model="triage",
-    kind="drift",
-    space="input",
-    segment="country=DE",
-    title="triage: traffic changed",
-    text="It changed.",
-    starts_ms=1_700_000_000_123,
-    ends_ms=None,
-    values={"strength": "6.3"},
-)
 SECRETS = ("t0psecret", "hunter2", "pathtoken", "querytoken", "bearer-xyz")
 
 
@@ -133,7 +118,7 @@ def test_a_group_is_one_request_with_an_alert_for_each_incident_and_what_they_ha
         sink.send_group(group)
         sink.send_group(dataclasses.replace(group, notifications=(NOTE, other)))
     first, repeated, less = receiver.requests
-    assert [alert["annotations"]["notification_id"] for alert in first.json["alerts"]] == ["note-2", "note-3"]
+    assert [alert["annotations"]["notification_id"] for alert in first.json["alerts"]] == ["note-3", "note-2"]
     assert first.json["groupKey"] == "triage" and first.json["groupLabels"] == {"model": "triage"}
     assert first.json["commonLabels"] == {"model": "triage", "severity": "page"}
     assert first.json["commonAnnotations"] == {"description": "It changed.", "strength": "6.3"}
