@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from connectors.prometheus import Metrics, documentation
+from connectors.prometheus import Metrics
+from connectors.prometheus_document import documentation
 from connectors.prometheus_workers import SupervisorMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ def test_every_metric_has_prefix_unit_and_help() -> None:
 
 def test_the_document_lists_every_metric_as_it_is() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text() == documentation(), (
-        "docs/metrics.md is old. Make it anew: python -m connectors.prometheus > docs/metrics.md"
+        "docs/metrics.md is old. Make it anew: python -m connectors.prometheus_document > docs/metrics.md"
     )
 
 
