@@ -404,10 +404,10 @@ class GrafanaClient:
                 return None
             raise
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, *, locked: bool = False) -> None:
         """DELETE; what is gone already is fine."""
         try:
-            self.call("DELETE", path)
+            self.call("DELETE", path, locked=locked)
         except GrafanaError as error:
             if error.status != 404:
                 raise
@@ -441,12 +441,16 @@ class GrafanaClient:
                 return False
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """One call, repeated where that is harmless: always, but for POSTs that make something."""
+    def call(self, verb: str, path: str, body: Mapping[str, Any] | None = None, *, locked: bool = False) -> Any:
+        """One call, repeated where that is harmless: always, but for POSTs that make something.
+
+        What we provision stays editable in the browser, but for what is ``locked`` already: by a Grafana before 9.5, or
+        by another program. That must stay so, or Grafana refuses the call.
+        """
         repeatable = verb != "POST" or path == "/ds/query"
         for attempt in range(self._access.retries + 1):
             try:
-                return self._once(verb, path, body)
+                return self._once(verb, path, body, locked=locked)
             except GrafanaError as error:
                 wait_s = self._wait_s(error, attempt)
                 if not repeatable or not error.retryable or wait_s is None or attempt == self._access.retries:
@@ -459,13 +463,13 @@ class GrafanaClient:
         wait_s = 0.5 * 2**attempt if error.retry_after_s is None else error.retry_after_s
         return wait_s if wait_s <= LONGEST_WAIT_S else None
 
-    def _once(self, verb: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    def _once(self, verb: str, path: str, body: Mapping[str, Any] | None, *, locked: bool = False) -> Any:
         """One call. Our errors are raised outside of the except clauses, whose errors hold what must not show."""
         import requests
         import urllib3
 
         retryable, hint = True, ""
-        headers = {"X-Disable-Provenance": "true"} if path.startswith(PROVISIONING) else None
+        headers = {"X-Disable-Provenance": "true"} if path.startswith(PROVISIONING) and not locked else None
         refused: GrafanaError | None = None
         try:
             return getattr(self._face.api, verb)(path, json=body, headers=headers)

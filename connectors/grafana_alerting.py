@@ -18,6 +18,8 @@ OWN_RECEIVER_FROM = 11  # the first version whose rules name their own contact p
 ROUTE_LABEL = ("source", "driftd")
 _REFERRED = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 _EXPRESSIONS = ("__expr__", "-100")  # what stands for "no data source, but an expression"
+_LENGTH = re.compile(r"(\d+)(ms|s|m|h|d|w|y)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
 
 
 class GrafanaAlerting:
@@ -49,7 +51,8 @@ class GrafanaAlerting:
         """Make the group what it should be: missing rules made, all replaced, those that are left out deleted.
 
         One way for every version, though only 9.2 needs all of it: there, a PUT of the group fails over a rule that it
-        does not know, is not repeatable without uids, and goes into folders that do not exist.
+        does not know, is not repeatable without uids, goes into folders that do not exist, and gives every rule the
+        group's interval as its ``for``.
 
         Args:
             group: title, folderUid, interval in seconds, rules, each with its uid.
@@ -68,15 +71,21 @@ class GrafanaAlerting:
             uid = rule["uid"]
             if uid in there:
                 continue
-            if self.rule(uid) is not None:  # in another group or folder: somebody has moved it
-                self._client.call("PUT", f"{PROVISIONING}/alert-rules/{quoted(uid)}", rule)
+            if (stored := self.rule(uid)) is not None:  # in another group or folder: somebody has moved it
+                self._client.call("PUT", f"{PROVISIONING}/alert-rules/{quoted(uid)}", rule, locked=_is_locked(stored))
                 continue
             self._client.create(f"{PROVISIONING}/alert-rules", rule, partial(self._has_rule, uid))
         self._client.call("PUT", _group_path(folder_uid, name), {**group, "rules": rules})
-        ours = {rule["uid"] for rule in rules}
-        for rule in (self.rule_group(folder_uid, name) or {"rules": []})["rules"]:
-            if rule.get("uid") not in ours:
-                self._client.delete(f"{PROVISIONING}/alert-rules/{quoted(str(rule.get('uid')))}")
+        ours = {rule["uid"]: rule for rule in rules}
+        for found in (self.rule_group(folder_uid, name) or {"rules": []})["rules"]:
+            uid, wanted = str(found.get("uid")), ours.get(found.get("uid"))
+            if wanted is not None and _seconds(found.get("for")) == _seconds(wanted.get("for")):
+                continue
+            path, locked = f"{PROVISIONING}/alert-rules/{quoted(uid)}", _is_locked(self.rule(uid))
+            if wanted is None:
+                self._client.delete(path, locked=locked)
+            else:
+                self._client.call("PUT", path, wanted, locked=locked)
 
     def check_rule_group(self, group: Mapping[str, Any]) -> None:
         """What the server would accept without a word, and then fire on or never evaluate.
@@ -124,12 +133,14 @@ class GrafanaAlerting:
         uid = checked_uid(str(body["uid"]))
         self._client.hide(value for value in body.get("settings", {}).values() if isinstance(value, str))
 
-        def is_there() -> bool:
-            return any(point.get("uid") == uid for point in self.contact_points())
+        def stored() -> Json | None:
+            return next((point for point in self.contact_points() if point.get("uid") == uid), None)
 
-        if not is_there() and self._client.create(f"{PROVISIONING}/contact-points", body, is_there):
+        if stored() is None and self._client.create(
+            f"{PROVISIONING}/contact-points", body, lambda: stored() is not None
+        ):
             return
-        self._client.call("PUT", f"{PROVISIONING}/contact-points/{quoted(uid)}", body)
+        self._client.call("PUT", f"{PROVISIONING}/contact-points/{quoted(uid)}", body, locked=_is_locked(stored()))
 
     def delete_contact_point(self, uid: str) -> None:
         """Delete a contact point. Our route to it goes first: one that is routed to cannot be deleted."""
@@ -172,8 +183,8 @@ class GrafanaAlerting:
             self._write_policies({**tree, "routes": others})
 
     def _write_policies(self, tree: Json) -> None:
-        tree.pop("provenance", None)
-        self._client.call("PUT", f"{PROVISIONING}/policies", tree)
+        body = {name: part for name, part in tree.items() if name != "provenance"}
+        self._client.call("PUT", f"{PROVISIONING}/policies", body, locked=_is_locked(tree))
 
 
 def _group_path(folder_uid: str, name: str) -> str:
@@ -203,6 +214,16 @@ def _checked_queries(rule: Mapping[str, Any]) -> set[str]:
                 "which is no query of the rule."
             )
     return sources
+
+
+def _is_locked(stored: Mapping[str, Any] | None) -> bool:
+    """Whether it was provisioned by a call, and so cannot be edited in the browser."""
+    return stored is not None and stored.get("provenance") == "api"
+
+
+def _seconds(length: object) -> float:
+    """A duration in Prometheus's words; Grafana writes 600s as 10m, and 86400s as 1d."""
+    return sum(int(number) * _SECONDS[unit] for number, unit in _LENGTH.findall(str(length or "")))
 
 
 def _is_ours(route: Mapping[str, Any]) -> bool:

@@ -46,7 +46,8 @@ class Rule:
         name: CamelCase, the symptom first.
         query: PromQL.
         above: the alert is there while what the query gives is greater than this.
-        hold_s: and has been for so many seconds; a multiple of `INTERVAL_S`.
+        hold_s: and has been for so many seconds; a multiple of `INTERVAL_S`, and less than a day, since Grafana up to 9.2.6
+            refuses what it writes with a unit of days.
         severity: critical: somebody must come; warning: somebody should look on the same day.
         about: the watched model, or driftd itself: they often go to different people.
         summary, description: templates of Prometheus, with ``$labels`` and ``$value``.
@@ -210,12 +211,12 @@ RULES: tuple[Rule, ...] = (
         name="ReferenceMissing",
         query="max by (job, model) (driftd_model_watched)\nunless on (job, model) driftd_reference_version",
         above=0,
-        hold_s=DAY_S,
+        hold_s=23 * 3600,
         severity="warning",
         about="driftd",
         summary="{{ $labels.model }}: has no reference yet, so nothing is judged",
         description=(
-            "The first reference has been collected for a day. Ask for fewer records (reference.collect), or "
+            "The first reference has been collected for almost a day. Ask for fewer records (reference.collect), or "
             "build one from files: driftd reference build."
         ),
         panel=("driftd-overview", "Verdict of each model"),

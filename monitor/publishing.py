@@ -224,7 +224,8 @@ class Publisher:
     def _save_dashboard(self, ours: Json, stored: SavedDashboard | None) -> None:
         """Save it, and once more with the mark of what Grafana has made of it."""
         uid, sent = str(ours["uid"]), _digest(ours)
-        kept = self._first_mark(_bare_dashboard(ours))
+        # 9 leaves all as it is; of what later versions make of it, nothing is known before it is seen.
+        kept = _digest(_bare_dashboard(ours)) if self._client.major == 9 else ""
         for _ in range(2):
             self._client.save_dashboard(
                 _marked_dashboard(ours, f"{sent}-{kept}"),
@@ -237,10 +238,6 @@ class Publisher:
             if stored is None or (found := _digest(_bare_dashboard(stored.content))) == kept:
                 return
             kept = found
-
-    def _first_mark(self, ours: Json) -> str:
-        """What Grafana will make of it. 9 leaves all as it is; of later versions nothing is known before it is seen."""
-        return _digest(ours) if self._client.major == 9 else ""
 
     def _rules_and_routes(self, prometheus: str) -> list[Change]:
         group = self._wanted.rules(FOLDER_UID, prometheus)
@@ -330,7 +327,7 @@ class Publisher:
     def _save_rules(self, group: Json) -> None:
         """As `_save_dashboard`: once more with the marks of what Grafana has made of them."""
         sent = {rule["uid"]: _digest(_bare_rule(rule)) for rule in group["rules"]}
-        kept = {rule["uid"]: self._first_mark(_bare_rule(rule)) for rule in group["rules"]}
+        kept = dict.fromkeys(sent, "")
         for _ in range(2):
             marked = [_marked_rule(rule, f"{sent[rule['uid']]}-{kept[rule['uid']]}") for rule in group["rules"]]
             self._alerting.save_rule_group({**group, "rules": marked})

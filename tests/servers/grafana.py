@@ -32,7 +32,7 @@ ROLES = ("Viewer", "Editor", "Admin")
 PASSWORD = "correct horse"
 
 _STATE = ("_ids", "folders", "dashboards", "data_sources", "rules", "intervals", "contact_points", "policies")
-_STATE += ("annotations",)
+_STATE += ("annotations", "policies_provenance")
 
 Json = dict[str, Any]
 Result = tuple[int, Any]
@@ -108,6 +108,7 @@ class Grafana:
             "group_by": ["grafana_folder", "alertname"],
             "routes": [{"receiver": "grafana-default-email", "object_matchers": [["team", "=", "other"]]}],
         }
+        self.policies_provenance = ""
         self.annotations: list[Json] = []
         self.calls: list[Call] = []
         self.broken_data_sources: set[str] = set()
@@ -115,6 +116,7 @@ class Grafana:
         self.tells_rights = True
         self.defects: list[str] = []  # of this file
         self.caller = ""  # role of who is being answered
+        self.provenance = ""  # what the caller's objects are marked with: "api" cannot be edited in the browser
         self._ids = 0
         self._faults: list[tuple[Fault, str | None, re.Pattern[str] | None, int]] = []
         self._lock = threading.RLock()
@@ -209,6 +211,8 @@ class Grafana:
             version = {} if self.hides_version else {"version": self.version, "commit": "2a7d4b7b1e"}
             return 200, {"database": "ok", **version}
         self.caller = role = self._role(headers)
+        # Before 9.5 the header is ignored, but for single rules.
+        self.provenance = "" if self.numbers >= (9, 5) and "X-Disable-Provenance" in headers else "api"
         for pattern, verbs, needed, handler in ROUTES:
             found = pattern.fullmatch(path)
             if found and verb in verbs:
@@ -403,14 +407,16 @@ def _rules(grafana: Grafana, verb: str, parts: list[str], query: Any, body: Any)
 def _rule(grafana: Grafana, verb: str, parts: list[str], query: Any, body: Any) -> Result:
     uid = parts[0]
     if verb == "DELETE":
-        if uid not in grafana.rules:
-            raise Refused(404, "rule not found")
-        del grafana.rules[uid]
+        _check_provenance(grafana, grafana.rules.get(uid, {}).get("provenance"))
+        grafana.rules.pop(uid, None)  # one that is not there is no error
         return 204, None
     if uid not in grafana.rules:
-        raise Refused(*((500, "could not find alert rule") if grafana.numbers < (10, 0) else (404, "rule not found")))
+        # At 9.2 it is only the PUT that tells.
+        old = grafana.numbers < (10, 0) and verb == "GET"
+        raise Refused(*((500, "could not find alert rule") if old else (404, "rule not found")))
     if verb == "PUT":
         _check_title(grafana, body, uid)
+        _check_provenance(grafana, grafana.rules[uid].get("provenance"))
         _store_rule(grafana, {**body, "uid": uid})
     return 200, grafana.rules[uid]
 
@@ -438,6 +444,11 @@ def _rule_group(grafana: Grafana, verb: str, parts: list[str], query: Any, body:
         receiver = (rule.get("notification_settings") or {}).get("receiver")
         if receiver and grafana.numbers >= (11, 0) and receiver not in _receivers(grafana):
             raise Refused(400, f"receiver {receiver} does not exist")
+        # Of a rule in a group, the mark of the API may be taken away.
+        _check_provenance(grafana, inside.get(uid, {}).get("provenance"), relaxed=True)
+        if grafana.numbers < (9, 3):
+            _duration(grafana, str(rule.get("for") or ""))
+            rule = {**rule, "for": f"{body['interval']}s"}  # as it does
         _store_rule(grafana, {**rule, "uid": uid, "folderUID": folder, "ruleGroup": name})
         named.add(uid)
     if body["rules"]:  # an empty list deletes nothing
@@ -458,20 +469,41 @@ def _check_title(grafana: Grafana, rule: Json, uid: str) -> None:
 
 def _store_rule(grafana: Grafana, rule: Json) -> None:
     known = {"uid", "orgID", "folderUID", "ruleGroup", "title", "condition", "data", "noDataState", "execErrState"}
-    known |= {"for", "labels", "annotations", "isPaused"}
+    known |= {"for", "labels", "annotations"}
+    if grafana.numbers >= (9, 4):
+        known.add("isPaused")
+        rule = {"isPaused": False, **rule}
     if grafana.numbers >= (11, 0):
         known.add("notification_settings")
     stored = {key: value for key, value in rule.items() if key in known}
     stored |= {
         "id": grafana.next_id(),
         "updated": f"2026-01-01T00:00:{grafana.next_id() % 60:02}Z",
-        "provenance": "api",
+        "for": _duration(grafana, str(rule.get("for") or "0s")),
+        **({"provenance": grafana.provenance} if grafana.provenance else {}),
     }
-    stored.setdefault("isPaused", False)
-    if grafana.numbers >= (10, 0):
-        for query in stored["data"]:
-            query["model"] = {"intervalMs": 1000, "maxDataPoints": 43200, **query["model"]}
+    for query in stored["data"]:
+        query["model"] = {"intervalMs": 1000, "maxDataPoints": 43200, **query["model"]}
     grafana.rules[stored["uid"]] = stored
+
+
+def _check_provenance(grafana: Grafana, stored: str | None, *, relaxed: bool = False) -> None:
+    if stored and stored != grafana.provenance and not (relaxed and stored == "api"):
+        raise Refused(500, f"cannot change provenance from '{stored}' to '{grafana.provenance}'")
+
+
+def _duration(grafana: Grafana, text: str) -> str:
+    """As Prometheus writes durations: the largest units first."""
+    units = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
+    left = sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([wdhms])", text))
+    if left >= units["d"] and grafana.numbers < (9, 3):  # up to 9.2.6 it reads what it wrote by rules without days
+        raise Refused(400, "invalid alert rule")
+    written = ""
+    for unit, seconds in units.items():
+        if left >= seconds and (unit != "w" or left % seconds == 0):
+            written += f"{left // seconds}{unit}"
+            left %= seconds
+    return written or "0s"
 
 
 # Contact points and policies
@@ -487,7 +519,8 @@ def _contact_points(grafana: Grafana, verb: str, parts: list[str], query: Any, b
     if any(point["uid"] == body["uid"] for point in grafana.contact_points):
         raise Refused(500, f"receiver configuration with UID '{body['uid']}' already exist in contact point")
     _check_contact_point(body)
-    grafana.contact_points.append({"disableResolveMessage": False, **body})
+    mark = {"provenance": grafana.provenance} if grafana.provenance else {}
+    grafana.contact_points.append({"disableResolveMessage": False, **body, **mark})
     return 202, grafana.contact_points[-1]
 
 
@@ -506,7 +539,8 @@ def _contact_point(grafana: Grafana, verb: str, parts: list[str], query: Any, bo
     if not found:
         raise Refused(404, "contact point not found")
     _check_contact_point(body)
-    found[0].update(body)
+    _check_provenance(grafana, found[0].get("provenance"))
+    found[0].update(body, **({"provenance": grafana.provenance} if grafana.provenance else {}))
     return 202, {"message": "contactpoint updated"}
 
 
@@ -520,9 +554,11 @@ def _policies(grafana: Grafana, verb: str, parts: list[str], query: Any, body: A
         for route in [body, *(body.get("routes") or [])]:
             if route["receiver"] not in _receivers(grafana):
                 raise Refused(400, f"receiver '{route['receiver']}' does not exist")
-        grafana.policies = body
+        _check_provenance(grafana, grafana.policies_provenance)
+        grafana.policies, grafana.policies_provenance = body, grafana.provenance
         return 202, {"message": "policies updated"}
-    return 200, {**grafana.policies, "provenance": "api"} if grafana.numbers >= (10, 0) else grafana.policies
+    mark = {"provenance": grafana.policies_provenance} if grafana.policies_provenance else {}
+    return 200, {**grafana.policies, **mark}
 
 
 # Annotations

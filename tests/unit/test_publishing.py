@@ -103,6 +103,8 @@ def test_all_of_ours_is_published_and_a_second_time_changes_nothing(grafana: Gra
     assert set(grafana.dashboards) == {content["uid"] for content in ALL}
     assert set(grafana.data_sources) == {"driftd-postgres", "driftd-prometheus"}
     assert len(grafana.rules) == len(ALL_RULES["rules"]) and list(grafana.folders) == ["driftd"]
+    lengths = {rule["title"]: rule["for"] for rule in grafana.rules.values()}
+    assert (lengths["MonitorDown"], lengths["ReferenceMissing"], lengths["EmbeddingDriftPage"]) == ("5m", "23h", "0s")
     before = len(grafana.writes)
     for more in ({}, {"postgres": None, "prometheus": None, "contact_point": None}):
         again = published(client, **everything, **more)
@@ -305,8 +307,9 @@ def test_a_contact_point_with_another_address_is_changed_without_showing_it(
 
 
 def test_after_an_update_of_grafana_the_route_is_taken_out_of_the_tree(grafana: Grafana, client: GrafanaClient) -> None:
+    """9.2 marks contact point, route and rules as provisioned, whatever we say; they must still be ours to change."""
     begin(grafana)
-    assert GrafanaAlerting(client).route() == "driftd"
+    assert GrafanaAlerting(client).route() == "driftd" and grafana.policies_provenance == "api"
     with Grafana("11.6.5") as updated:
         updated.load(grafana.state())
         with GrafanaClient(Access(url=updated.url, token=updated.token("Admin"))) as newer:
@@ -314,6 +317,9 @@ def test_after_an_update_of_grafana_the_route_is_taken_out_of_the_tree(grafana: 
             assert changes["route driftd"].diff == "- driftd\n" and GrafanaAlerting(newer).route() is None
             assert {rule["notification_settings"]["receiver"] for rule in updated.rules.values()} == {"driftd"}
             assert states(published(newer, postgres=None, prometheus=None, contact_point=None)) == {"unchanged"}
+            assert (
+                published(newer, contact_point="oncall@example.org")["contact point driftd-contact"].state == "changed"
+            )
 
 
 @every_version
@@ -322,12 +328,12 @@ def test_rules_that_were_edited_by_hand_are_left_alone_until_that_is_allowed(
 ) -> None:
     begin(grafana)
     uid = next(iter(grafana.rules))
-    grafana.rules[uid]["isPaused"] = True
+    grafana.rules[uid]["noDataState"] = "Alerting"
     before = len(grafana.writes)
     change = published(client)["rules driftd"]
-    assert change.state == "edited" and "isPaused" in change.diff and len(grafana.writes) == before
+    assert change.state == "edited" and "noDataState" in change.diff and len(grafana.writes) == before
     assert published(client, overwrite=True)["rules driftd"].state == "edited"
-    assert grafana.rules[uid]["isPaused"] is False and states(published(client)) == {"unchanged"}
+    assert grafana.rules[uid]["noDataState"] == "OK" and states(published(client)) == {"unchanged"}
 
 
 @every_version
