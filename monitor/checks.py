@@ -14,6 +14,7 @@ from detectors.errors import DriftdError
 from detectors.fold import Rule
 from detectors.reference import Reference
 from detectors.segments import constants_of
+from monitor.amounts import duration
 from monitor.app import build_scores, build_sinks, build_source, check_references_folder, open_store
 from monitor.budget import (
     budget_so_far,
@@ -32,7 +33,6 @@ from monitor.outbox import wall_clock_ms
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
 from monitor.times import text_of
-from monitor.wording import duration
 
 GAPS_NAMED, DAY_MS = 5, 86_400_000
 MOST_WAITING, LONGEST_WAIT_S = 100, 600.0  # notifications: more of them, or for longer, and a sink does not take them

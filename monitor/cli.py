@@ -184,8 +184,8 @@ def incidents(
     from monitor.app import open_store
     from monitor.budget import call_incident
     from monitor.incident_list import data_of, incident_id_of, login_name, mute_of, table_of
-    from monitor.incidents import describe
     from monitor.settings import load_settings
+    from monitor.wording import describe
 
     now_ms = int(time.time() * 1000)
     store = open_store(load_settings(settings))
@@ -230,8 +230,8 @@ def explain(
     from monitor.app import open_store
     from monitor.explain import explain as explain_incident
     from monitor.explain import tables_of
-    from monitor.incidents import describe
     from monitor.settings import load_settings
+    from monitor.wording import describe
 
     loaded = load_settings(settings)
     found = explain_incident(loaded, open_store(loaded), incident)

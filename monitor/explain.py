@@ -23,11 +23,11 @@ from detectors.errors import InvalidInput, InvalidReference
 from detectors.reference import Reference
 from detectors.summary import BlockSummary, score_bins
 from detectors.two_sample import MIN_SAMPLE, PSI_BINS, TestResult
+from monitor.amounts import percent
 from monitor.causes import ClosedBlocks, cause_of, in_segment, last_seen, vectors_of
 from monitor.folding import alarmed_segments
 from monitor.settings import Settings
 from monitor.times import text_of
-from monitor.wording import percent
 
 MOST_KEPT = 20_000  # kept records that are read, the newest
 MOST_EXEMPLARS = 2_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monitor.troubles import GROWTH_S as GROWTH_S
 from monitor.troubles import Lag
 from monitor.web import Check
 from monitor.worker import Step, Worker

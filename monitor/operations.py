@@ -20,7 +20,6 @@ from typing import Literal
 from connectors.database.rows import IncidentRow
 from connectors.notification import Notification
 from connectors.records import Gap, Partition
-from monitor.incidents import OPERATIONAL as OPERATIONAL
 from monitor.incidents import notification_of
 from monitor.wording import text_of_incident, title_of
 

@@ -23,10 +23,10 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Partition, RawBatch
 from detectors.errors import StoreError
+from monitor.incidents import OPERATIONAL
 from monitor.log import event
 from monitor.operations import (
     BLIND,
-    OPERATIONAL,
     clock_incident,
     embedder_incident,
     gap_incidents,

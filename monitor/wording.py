@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 from connectors.database.rows import IncidentRow, MuteRow
 from monitor import operations_wording
-from monitor.amounts import duration as duration
-from monitor.amounts import percent as percent
+from monitor.amounts import duration, percent
 from monitor.priority import priority_of
 from monitor.times import text_of
 

@@ -23,8 +23,8 @@ from monitor.dead_letters import DeadLetterLimit
 from monitor.decode import Decoder
 from monitor.first_reference import FirstReference
 from monitor.folding import Folder, Outcome
+from monitor.incidents import OPERATIONAL
 from monitor.log import event
-from monitor.operations import OPERATIONAL
 from monitor.pairing import PairCounts
 from monitor.pipeline import Pipeline, Space
 from monitor.reader import Reader

@@ -8,7 +8,8 @@ from typing import cast
 import pytest
 
 from connectors.records import Partition, SourceState
-from monitor.health import DATABASE_S, GROWTH_S, JOINING_S, SILENT_S, Health
+from monitor.health import DATABASE_S, JOINING_S, SILENT_S, Health
+from monitor.troubles import GROWTH_S
 from monitor.web import Check
 from monitor.worker import Step, Worker
 

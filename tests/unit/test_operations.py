@@ -14,10 +14,9 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Gap, Partition
 from monitor.checks import gap_findings
-from monitor.incidents import Evidence, IncidentPolicy, advance, dead_letter_evidence, describe
+from monitor.incidents import OPERATIONAL, Evidence, IncidentPolicy, advance, dead_letter_evidence
 from monitor.operations import (
     BLIND,
-    OPERATIONAL,
     clock_incident,
     embedder_incident,
     gap_incidents,
@@ -29,6 +28,7 @@ from monitor.operations import (
     vectors_incident,
     wave_incident,
 )
+from monitor.wording import describe
 
 NOW = 1_700_000_000_000  # 2023-11-14 22:13:20Z
 P0, P3 = Partition("orders", 0), Partition("orders", 3)

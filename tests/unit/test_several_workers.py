@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from connectors.database.store import Store
-from monitor.operations import OPERATIONAL
+from monitor.incidents import OPERATIONAL
 from monitor.settings import Settings
 from monitor.soak import CHECKPOINT, MODEL, all_closed, counted, soak_settings
 from monitor.soak_records import labelled_records
