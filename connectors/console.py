@@ -49,7 +49,7 @@ class ConsoleSink:
         stream = self._stream or sys.stderr
         urgency = "RESOLVED" if notification.status == "resolved" else notification.severity.upper()
         time = _utc(notification.starts_ms if notification.ends_ms is None else notification.ends_ms)
-        title, text = printable(notification.title), printable(notification.text)
+        title, text = printable(notification.title.removeprefix("Resolved: ")), printable(notification.text)
         # Padding makes the titles stand below each other; RESOLVED is the longest of the three.
         head = (f"{time} ", f"{urgency:<8}", f" {title}\n")
         try:

@@ -229,8 +229,11 @@ class HttpClient:
                         capath=str(trusted) if trusted.is_dir() else None,
                     )
                     context.wrap_socket(connection, server_hostname=parts.hostname).close()
+        except ssl.SSLCertVerificationError as error:
+            problem, hint = f"its certificate is refused: {error.verify_message}", TLS_HINT
         except ssl.SSLError as error:
-            problem, hint = f"refused by TLS: {error.reason or type(error).__name__}", TLS_HINT
+            problem = f"refused by TLS: {error.reason or type(error).__name__}"
+            hint = "Where it speaks plain HTTP, its address begins with http://"
         except TimeoutError:
             problem = f"no answer within {self._timeout_s:g} s"
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be encoded

@@ -135,7 +135,7 @@ def message_for(group: Group, *, sender: str, to: Sequence[str], now_s: float, e
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))  # every server takes that
     message["From"] = sender
     message["To"] = ", ".join(to)
-    message["Subject"] = shortened(f"[driftd] {words.urgency} {words.summary}", _SUBJECT)
+    message["Subject"] = shortened(f"[driftd] {words.subject}", _SUBJECT)
     message["Date"] = format_datetime(datetime.fromtimestamp(now_s, UTC))
     digest = hashlib.sha256(group_id(group).encode(errors="replace")).hexdigest()[:32]
     message["Message-ID"] = f"<driftd.{digest}@{domain}>"
@@ -289,7 +289,7 @@ def _people(answers: dict[str, str]) -> str:
 def _text(words: Message, external_url: str) -> str:
     parts = []
     for entry in words.entries:
-        lines = [f"{entry.urgency} {entry.title}", entry.facts, "", entry.text]
+        lines = [entry.headline, entry.facts, "", entry.text]
         parts.append("\n".join([*lines, *(["", f"Next: {entry.next}"] if entry.next else [])]))
     ends = "\n".join(part for part in (words.more, words.state, external_url) if part)
     return "\n\n----\n\n".join(parts) + (f"\n\n----\n\n{ends}\n" if ends else "\n")
@@ -308,10 +308,11 @@ def _html(words: Message, external_url: str) -> str:
 
 def _section(entry: Entry) -> str:
     colour = _COLOURS[entry.urgency]
+    title = entry.headline.removeprefix(entry.urgency)
     following = f"<p>Next: <code>{html.escape(entry.next)}</code></p>" if entry.next else ""
     return (
         f'<div style="border-left: 4px solid {colour}; padding-left: 1em; margin-bottom: 1.5em">'
-        f'<p><b style="color: {colour}">{entry.urgency}</b> <b>{html.escape(entry.title)}</b><br>'
+        f'<p><b><span style="color: {colour}">{entry.urgency}</span>{html.escape(title)}</b><br>'
         f'<span style="color: #666">{html.escape(entry.facts)}</span></p>'
         f"<p>{html.escape(entry.text)}</p>{following}</div>"
     )

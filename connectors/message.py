@@ -46,6 +46,11 @@ class Entry:
     text: str
     next: str
 
+    @property
+    def headline(self) -> str:
+        """How urgent, and the title; one line."""
+        return _with_urgency(self.urgency, self.title)
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -53,7 +58,8 @@ class Message:
 
     Attributes:
         urgency: of the most urgent entry.
-        headline: one line; the title, where it is about one incident.
+        headline: one line: how many there are of what; the title, where it is about one incident.
+        summary: one line: the title of the most urgent, and how many others there are.
         entries: at most ten.
         more: how many are left out and where to see them; "" if none.
         state: how many incidents are open now.
@@ -61,15 +67,15 @@ class Message:
 
     urgency: Urgency
     headline: str
+    summary: str
     entries: tuple[Entry, ...]
     more: str
     state: str
 
     @property
-    def summary(self) -> str:
-        """The most urgent incident, and how many others there are, for receivers that show one line."""
-        others = len(self.entries) - 1
-        return self.entries[0].title if not others else f"{self.entries[0].title} ({self.headline})"
+    def subject(self) -> str:
+        """How urgent, and the summary; one line."""
+        return _with_urgency(self.urgency, self.summary)
 
 
 def message_of(group: Group) -> Message:
@@ -77,9 +83,11 @@ def message_of(group: Group) -> Message:
     latest = group.latest
     urgencies = [_urgency(one) for one in latest]
     left_out = len(latest) - MOST_ENTRIES
+    first, others = _line(latest[0].title, _TITLE), len(latest) - 1
     return Message(
         urgency=next(name for name in URGENCY_MARKS if name in urgencies),
-        headline=_line(latest[0].title, _TITLE) if len(latest) == 1 else _headline(group, urgencies),
+        headline=_headline(group, urgencies) if others else first,
+        summary=f"{first}, and {others} more" if others else first,
         entries=tuple(_entry(one) for one in latest[:MOST_ENTRIES]),
         more=f"and {left_out} more: driftd incidents" if left_out > 0 else "",
         state=_state(group),
@@ -105,6 +113,10 @@ def shortened_json(text: str, most: int) -> str:
         if size > most:
             return f"{text[: max(place - 6, 0)]}…"
     return text
+
+
+def _with_urgency(urgency: Urgency, title: str) -> str:
+    return f"{urgency} {title.removeprefix('Resolved: ')}"  # the title of what is over says so itself
 
 
 def _urgency(notification: Notification) -> Urgency:

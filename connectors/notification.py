@@ -66,9 +66,11 @@ class Group:
 
     @property
     def latest(self) -> tuple[Notification, ...]:
-        """The newest notification of each incident, pages first, then in the order of the first of each incident."""
+        """The newest notification of each incident, the most urgent first: what is open, pages, then by priority, then
+        what is about the whole traffic, then in the order of the first of each incident.
+        """
         newest = {notification.incident: notification for notification in self.notifications}
-        return tuple(sorted(newest.values(), key=lambda one: (one.status != "firing", one.severity != "page")))
+        return tuple(sorted(newest.values(), key=_urgency))
 
     @property
     def status(self) -> Literal["firing", "resolved"]:
@@ -79,6 +81,11 @@ class Group:
     def severity(self) -> Literal["page", "warn"]:
         """The most urgent of what is told."""
         return "page" if any(one.severity == "page" for one in self.notifications) else "warn"
+
+
+def _urgency(one: Notification) -> tuple[bool, bool, str, bool]:
+    """Sorts the most urgent first. P1 to P4 sort as text; "P5" stands for none."""
+    return one.status != "firing", one.severity != "page", str(one.values.get("priority", "P5")), bool(one.segment)
 
 
 class Sink(Protocol):

@@ -55,7 +55,7 @@ def _priority(notification: Notification) -> str:
 
 def _words(entry: Entry) -> str:
     lines = [
-        f"{entry.urgency} {shortened(entry.title, 200)}",
+        shortened(entry.headline, 200),
         shortened(entry.facts, 100),
         shortened(entry.text, _TEXT),
     ]

@@ -28,7 +28,6 @@ from connectors.notification import Notification
 from monitor import operations_wording
 from monitor.deployments import as_known_at, grace_end_ms, nearest
 from monitor.priority import priority_of
-from monitor.wording import describe as describe
 from monitor.wording import numbers_of, text_of_incident, title_of
 
 if TYPE_CHECKING:
@@ -282,7 +281,7 @@ class _Board:
     def _go_on(self, row: IncidentRow, evidence: Evidence) -> None:
         raised = evidence.severity == "page" and row.detail.get("severity_now") != "page"
         facts: dict[str, object] = {"last_active_ms": evidence.end_ms}
-        if raised or (evidence.severity is not None and _rank(evidence) > _rank_of(row)):
+        if raised or (evidence.severity is not None and evidence.n > 0 and _rank(evidence) > _rank_of(row)):
             facts = _facts(evidence)
         if raised:
             facts["severity_now"] = "page"
@@ -413,8 +412,11 @@ def drift_evidence(
     heard = [reading for reading in readings if reading.page or reading.warn or reading.active]
     if not heard:
         return None
-    # Several channels may see the same change: the most urgent one speaks, of those the clearest.
-    first = max(heard, key=lambda reading: (reading.page and not only_warns, reading.warn, *_clearness(reading)))
+    # Several channels may see the same change: the most urgent one speaks, of those one that has records to show, of
+    # those the clearest. The shape's wealth stays high for a while where its window holds no record any more.
+    first = max(
+        heard, key=lambda reading: (reading.page and not only_warns, reading.warn, reading.n > 0, *_clearness(reading))
+    )
     severity, strength, threshold = _alarm(first, may_page=not only_warns)
     return Evidence(
         model=model,

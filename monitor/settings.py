@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -541,8 +541,7 @@ def _kinds() -> set[str]:
 def _cure(entry: Any, key: tuple[str, ...]) -> str:
     kind, context = entry["type"], entry.get("ctx", {})
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(key[-1], _known_keys(), n=1, cutoff=0.6)
-        return f"unknown key.{f' Did you mean {near[0]}?' if near else ''}"
+        return f"unknown key.{_where_instead(key)}"
     if kind == "missing":
         return "is missing"
     if kind == "union_tag_invalid":
@@ -555,22 +554,39 @@ def _cure(entry: Any, key: tuple[str, ...]) -> str:
     return message[0].lower() + message[1:]
 
 
-def _known_keys() -> set[str]:
-    """Every key of every settings class, for the guess at what a user meant."""
-    return {name for model in _models_below(Settings) for name in model.model_fields}
+def _where_instead(key: tuple[str, ...]) -> str:
+    """The guess at what a user meant by a key that is not known where it stands; "" for none."""
+    *folder, name = key
+    known = _known_keys()
+    beside = {path[-1] for path in known if _fits(path[:-1], folder)} - {name}
+    if near := difflib.get_close_matches(name, beside, n=1, cutoff=0.6):
+        return f" Did you mean {near[0]}?"
+    elsewhere = sorted({path for path in known if path[-1] == name and not _fits(path[:-1], folder)}, key=len)
+    if elsewhere:
+        return f" It belongs to {'.'.join(elsewhere[0][:-1]) or 'the top of the file'}."
+    if any(_fits(path, key) for path in known):
+        return " Only another kind takes it."
+    near = difflib.get_close_matches(name, {path[-1] for path in known}, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
-def _models_below(model: type[BaseModel]) -> set[type[BaseModel]]:
-    found: set[type[BaseModel]] = set()
-    waiting: list[Any] = [model]
+def _fits(path: Sequence[str], key: Sequence[str]) -> bool:
+    return len(path) == len(key) and all(part in ("NAME", found) for part, found in zip(path, key, strict=True))
+
+
+def _known_keys() -> set[tuple[str, ...]]:
+    """The path of every key that settings can have; NAME stands for a name of the user's choice."""
+    found: set[tuple[str, ...]] = set()
+    waiting: list[tuple[Any, tuple[str, ...]]] = [(Settings, ())]
     while waiting:
-        item = waiting.pop()
+        item, path = waiting.pop()
         if isinstance(item, type) and issubclass(item, BaseModel):
-            if item not in found:
-                found.add(item)
-                waiting += [field.annotation for field in item.model_fields.values()]
+            inner = {(*path, name): field.annotation for name, field in item.model_fields.items()}
+            found.update(inner)
+            waiting += [(annotation, at) for at, annotation in inner.items()]
         else:
-            waiting += list(getattr(item, "__args__", ()))
+            at = (*path, "NAME") if getattr(item, "__origin__", None) in (dict, Mapping) else path
+            waiting += [(part, at) for part in getattr(item, "__args__", ())]
     return found
 
 

@@ -19,20 +19,20 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from detectors.fold import Reading
 from detectors.rate import RateReading
+from monitor.amounts import duration, percent
 from monitor.deployments import MOST_DEPLOYMENTS
 from monitor.incidents import (
     Evidence,
     IncidentPolicy,
     advance,
     dead_letter_evidence,
-    describe,
     drift_evidence,
     incident_id,
     rate_evidence,
 )
 from monitor.priority import priority_of
 from monitor.times import text_of
-from monitor.wording import chance, duration, percent, text_of_incident
+from monitor.wording import chance, describe, text_of_incident
 
 BLOCK_MS = 10_000
 START = 170_000_000  # first block: 2023-11-14
@@ -559,6 +559,17 @@ def test_the_most_urgent_channel_speaks_and_of_those_the_clearest() -> None:
     assert (found.channel, found.severity, found.strength, found.threshold) == ("mix", "page", 7.0, 5.9)
     assert found.onset_ms == (START - 9) * BLOCK_MS and found.end_ms - found.start_ms == BLOCK_MS
     assert found.reference == 3 and found.values == {"channels": "level mix shape"} and found.active
+
+
+def test_a_channel_whose_window_holds_no_record_any_more_does_not_speak_for_another() -> None:
+    empty = reading("shape", warn=True, active=True, warn_strength=12.0, n=0, effect=0.0)
+    found = drift_evidence("m", "s", "", [empty, reading("mix", warn=True, warn_strength=7.0)], block_ms=BLOCK_MS)
+    assert found is not None and (found.channel, found.n) == ("mix", 512)
+    (row,), _ = advance([], [found], POLICY, found.end_ms)
+    alone = drift_evidence("m", "s", "", [replace(empty, block=START + 1)], block_ms=BLOCK_MS)
+    assert alone is not None and alone.strength > found.strength
+    (row,), _ = advance([row], [alone], POLICY, alone.end_ms)
+    assert (row.detail["channel"], row.detail["n"], row.detail["strength"]) == ("mix", 512, 7.0)
 
 
 def test_an_incident_says_between_which_times_it_began() -> None:

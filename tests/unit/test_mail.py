@@ -15,25 +15,17 @@ import pytest
 from pydantic import ValidationError
 
 from connectors.mail import EmailSettings, EmailSink, message_for
-from connectors.notification import Group, GroupSink, Notification
+from connectors.notification import Group, GroupSink
 from detectors.errors import InvalidSettings, SinkError
+from tests import senders
 from tests.servers.certificates import self_signed, server_context
 from tests.servers.smtp import MailServer
 
-NOTE = Notification(
-    id="note-1",
-    incident="abc123",
-    group_key="triage/drift/input/country=DE",
-    status="firing",
-    severity="page",
-    model="triage",
-    kind="drift",
-    space="input",
-    segment="country=DE",
+NOTE = dataclasses.replace(
+    senders.NOTE,
     title="triage: input has drifted (country=DE)",
     text="Since about 2023-11-14 22:12:50Z ... 62 % of the change comes from channel=chat. Next: driftd explain abc123",
     starts_ms=1_699_999_970_000,
-    ends_ms=None,
     values={"strength": "6.3", "threshold": "5.9"},
 )
 OTHER = dataclasses.replace(NOTE, id="note-2", incident="def456", severity="warn", title="triage: <b>outliers</b> ü")
@@ -89,9 +81,7 @@ def test_a_message_says_everything_as_text_and_as_html() -> None:
     (mail,) = server.mails
     assert (mail.sender, mail.to) == ("driftd@example.org", (ANNA, BOB))
     assert mail.message["To"] == f"{ANNA}, {BOB}" and mail.message["From"] == "driftd@example.org"
-    assert mail.message["Subject"] == (
-        "[driftd] PAGE triage: input has drifted (country=DE) (triage: 1 page, 1 warning)"
-    )
+    assert mail.message["Subject"] == "[driftd] PAGE triage: input has drifted (country=DE), and 1 more"
     assert (mail.message["X-Driftd-Severity"], mail.message["Auto-Submitted"]) == ("page", "auto-generated")
     text, html = parts_of(mail.message)
     for part in (text, html):

@@ -303,3 +303,21 @@ def test_a_refusal_says_what_to_do_at_this_receiver(preset: str, status: int) ->
     with Receiver(Answer(status)) as receiver, pytest.raises(SinkError) as got:
         sink_of(preset, receiver.url).send_group(ONE)
     assert not got.value.retryable and got.value.hint and "the-key" not in str(got.value)
+
+
+def test_the_most_urgent_comes_first_the_whole_traffic_before_its_segments() -> None:
+    minor, segment, whole = (
+        dataclasses.replace(
+            DRIFT, incident=name, title=name, segment=part, severity="warn", values={"priority": priority}
+        )
+        for name, part, priority in (("minor", "", "P4"), ("segment", "a=b", "P3"), ("whole", "", "P3"))
+    )
+    message = message_of(Group("support_triage", (minor, segment, whole), 3, 0))
+    assert [entry.title for entry in message.entries] == ["whole", "segment", "minor"]
+    assert message.subject == "WARN whole, and 2 more"
+
+
+def test_what_is_over_is_not_called_so_twice() -> None:
+    over = dataclasses.replace(OVER, title="Resolved: support_triage: input has drifted")
+    message = message_of(Group("support_triage", (over,), 0, 0))
+    assert message.subject == message.entries[0].headline == "RESOLVED support_triage: input has drifted"
