@@ -46,8 +46,8 @@ class Rule:
         name: CamelCase, the symptom first.
         query: PromQL.
         above: the alert is there while what the query gives is greater than this.
-        hold_s: and has been for so many seconds; a multiple of `INTERVAL_S`, and less than a day, since Grafana up to 9.2.6
-            refuses what it writes with a unit of days.
+        hold_s: and has been for so many seconds; a multiple of `INTERVAL_S`, and less than a day, since Grafana before
+            9.2.7 refuses what it would write with a unit of days.
         severity: critical: somebody must come; warning: somebody should look on the same day.
         about: the watched model, or driftd itself: they often go to different people.
         summary, description: templates of Prometheus, with ``$labels`` and ``$value``.

@@ -113,8 +113,13 @@ def _group(group: Json) -> Json:
     rules = []
     for rule in group["rules"]:
         kept = {name: part for name, part in rule.items() if name not in ("orgID", "folderUID", "ruleGroup")}
-        # Queries and annotations are taken as they are, labels and titles have the environment put in.
-        rules.append({**kept, "title": _literal(rule["title"]), "labels": _literal(rule.get("labels", {}))})
+        # Labels and titles have the environment put in, queries do not; of annotations, newer versions fill in ${NAME},
+        # of which ours have none.
+        # In a file, 9.2 knows a rule's panel by these two, not by the annotations.
+        panel = {
+            "dashboardUid": rule["annotations"]["__dashboardUid__"], "panelId": int(rule["annotations"]["__panelId__"])
+        }  # fmt: skip
+        rules.append({**kept, **panel, "title": _literal(rule["title"]), "labels": _literal(rule.get("labels", {}))})
     return {
         "orgId": 1, "name": group["title"], "folder": FOLDER_TITLE, "interval": f"{group['interval']}s", "rules": rules
     }  # fmt: skip

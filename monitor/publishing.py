@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -86,6 +87,7 @@ class Publisher:
         self._alerting = GrafanaAlerting(client)
         self._wanted = wanted
         self._overwrite = overwrite
+        self._names: dict[str, str] = {}  # of data sources by uid
 
     def plan(self) -> list[Change]:
         """What is there, and what would be done. Reads only.
@@ -115,7 +117,7 @@ class Publisher:
             self.notes.append("Data sources and rules are left out: the token has not the role Admin.")
         kind = self._client.postgres_type() if postgres is not None else POSTGRES_TYPES[-1]
         for content in self._wanted.dashboards:
-            ours = prepared(content, postgres_type=kind, postgres=postgres, prometheus=prometheus)
+            ours = prepared(content, postgres_type=kind, postgres=postgres, prometheus=prometheus, names=self._names)
             changes.append(self._dashboard(ours))
         if prometheus is not None:
             changes += self._rules_and_routes(prometheus)
@@ -168,15 +170,18 @@ class Publisher:
         self, value: str | None, uid: str, body_of: Callable[[str], Json], changes: list[Change]
     ) -> str | None:
         """The uid of the data source to use; None if there is none. Adds what is to be done for it."""
-        if value is None:
-            return uid if self._client.data_source(uid) is not None else None
-        if "://" not in value:
-            if self._client.data_source(value) is None:
+        if value is None or "://" not in value:
+            uid = uid if value is None else value
+            found = self._client.data_source(uid)
+            if found is not None:
+                self._names[uid] = str(found.get("name") or uid)
+                return uid
+            if value is not None:
                 raise InvalidInput(
                     f"Grafana has no data source with the uid {value}.",
                     hint="Its uid stands in the address of its page in Grafana. To make one, give an address: http://...",
                 )
-            return value
+            return None
         body = body_of(value)
         stored = self._client.data_source(uid)
         if stored is not None:
@@ -393,7 +398,7 @@ def postgres_source(url: str, *, kind: str) -> Json:
     place = f"[{host}]" if ":" in host else host
     body: Json = {
         "uid": POSTGRES_UID,
-        "name": POSTGRES_UID,  # 9.2 keeps a chosen data source by name, later versions by uid
+        "name": POSTGRES_UID,  # Grafana before 10.1 keeps a chosen data source by its name
         "type": kind,
         "access": "proxy",
         "url": place if host.startswith("/") else f"{place}:{port or 5432}",
@@ -439,23 +444,36 @@ def prometheus_source(url: str) -> Json:
 # Dashboards
 
 
-def prepared(value: Any, *, postgres_type: str, postgres: str | None, prometheus: str | None) -> Any:
-    """A dashboard for one Grafana: its id for PostgreSQL, and our data sources chosen at first."""
+def prepared(
+    value: Any,
+    *,
+    postgres_type: str,
+    postgres: str | None,
+    prometheus: str | None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """A dashboard for one Grafana: its id for PostgreSQL, and our data sources chosen at first.
+
+    Args:
+        postgres, prometheus: uids.
+        names: of data sources by uid, where they differ. Grafana before 10.1 finds the chosen one by its name.
+    """
+
+    def within(part: Any) -> Any:
+        return prepared(part, postgres_type=postgres_type, postgres=postgres, prometheus=prometheus, names=names)
+
     if isinstance(value, list):
-        return [prepared(part, postgres_type=postgres_type, postgres=postgres, prometheus=prometheus) for part in value]
+        return [within(part) for part in value]
     if not isinstance(value, dict):
         return value
-    made = {
-        name: prepared(part, postgres_type=postgres_type, postgres=postgres, prometheus=prometheus)
-        for name, part in value.items()
-    }
+    made = {name: within(part) for name, part in value.items()}
     if made.get("type") == "postgres":
         made["type"] = postgres_type
     if made.get("type") == "datasource" and made.get("name") in ("postgres", "prometheus"):
         uid = postgres if made["name"] == "postgres" else prometheus
         made["query"] = postgres_type if made["name"] == "postgres" else "prometheus"
         if uid is not None:
-            made["current"] = {"selected": False, "text": uid, "value": uid}
+            made["current"] = {"selected": False, "text": names.get(uid, uid), "value": uid}
     return made
 
 

@@ -12,6 +12,7 @@ from dashboards.grafana.sql import (
     SPACES,
     WHOLE,
     bucket,
+    choice_of,
     loudest,
     moment,
     within,
@@ -206,9 +207,9 @@ EXEMPLARS = Table(
                              ORDER BY severity, segment <> '', opened_ms LIMIT 1), '') AS ask
             FROM kept
             WHERE {MODELS} AND {SPACES} AND flagged AND {within("time_ms")}
-              AND ('{WHOLE}' IN (${{segment:sqlstring}})
+              AND ('{WHOLE}' = ANY({choice_of("segment")})
                    OR EXISTS (SELECT FROM json_each_text(segments::json) AS part
-                              WHERE part.key || '=' || part.value IN (${{segment:sqlstring}})))
+                              WHERE part.key || '=' || part.value = ANY({choice_of("segment")})))
             ORDER BY p_value, score DESC LIMIT 100
             """
         ),

@@ -10,16 +10,23 @@ from dashboards.grafana.verdicts import RANK_OF_INCIDENT
 
 FROM_MS = "1000::bigint * $__unixEpochFrom()"
 TO_MS = "1000::bigint * $__unixEpochTo()"
-MODELS = "model IN (${model:sqlstring})"
-SPACES = "space IN (${space:sqlstring})"
+
+
+def choice_of(variable: str) -> str:
+    """What was chosen at the top of the dashboard: of all of nothing, an empty array, where IN () would be an error."""
+    return f"ARRAY[${{{variable}:sqlstring}}]::text[]"
+
+
+MODELS = f"model = ANY({choice_of('model')})"
+SPACES = f"space = ANY({choice_of('space')})"
 
 # In the database the whole traffic has no name, and Grafana's variables know no empty choice.
 WHOLE = "(whole traffic)"
 SEGMENT = f"coalesce(nullif(segment, ''), '{WHOLE}')"
-SEGMENTS = f"{SEGMENT} IN (${{segment:sqlstring}})"
+SEGMENTS = f"{SEGMENT} = ANY({choice_of('segment')})"
 
 # With one model chosen, its name in every legend says nothing.
-MODEL_IF_SEVERAL = "CASE WHEN cardinality(ARRAY[${model:sqlstring}]) > 1 THEN model END"
+MODEL_IF_SEVERAL = f"CASE WHEN cardinality({choice_of('model')}) > 1 THEN model END"
 
 # Stands for the model in incidents that are about none, such as a sink that takes nothing.
 DEPLOYMENT = "driftd"

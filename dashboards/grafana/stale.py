@@ -17,7 +17,18 @@ from dashboards.grafana.panels import (
     Table,
     TimeSeries,
 )
-from dashboards.grafana.sql import FROM_MS, MODEL_IF_SEVERAL, MODELS, SPACES, TO_MS, bucket, moment, next_step, within
+from dashboards.grafana.sql import (
+    FROM_MS,
+    MODEL_IF_SEVERAL,
+    MODELS,
+    SPACES,
+    TO_MS,
+    bucket,
+    choice_of,
+    moment,
+    next_step,
+    within,
+)
 from dashboards.grafana.targets import PromQL, Sql
 from dashboards.grafana.verdicts import FRESH, RANK_OF_INCIDENT, VERDICTS
 
@@ -121,7 +132,7 @@ TIMELINE = StateTimeline(
             )
             SELECT time, known.model AS metric, coalesce(min(rank), {FRESH}) AS value
             FROM generate_series({FROM_MS}, {TO_MS}, $__interval_ms::bigint) AS time
-            CROSS JOIN unnest(ARRAY[${{model:sqlstring}}]) AS known(model)
+            CROSS JOIN unnest({choice_of("model")}) AS known(model)
             LEFT JOIN told ON told.model = known.model AND opened_ms <= time AND coalesce(resolved_ms, time + 1) > time
             GROUP BY 1, 2 ORDER BY 1
             """,

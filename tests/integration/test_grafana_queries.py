@@ -380,3 +380,18 @@ def test_a_choice_with_a_quote_in_it_is_no_sql(large: psycopg.Connection[Any]) -
             chosen = {name: ["it's; DROP TABLE kept --"] for name in ("model", "space", "segment")}
             large.execute(filled(target.query, chosen, **TIMES))
     assert large.execute("SELECT count(*) FROM kept").fetchone() == (20_000,)
+
+
+@pytest.mark.parametrize("choice", [[], [""]], ids=["all of nothing", "none"])
+def test_before_anything_is_known_every_query_runs_and_finds_nothing(
+    choice: list[str], large: psycopg.Connection[Any]
+) -> None:
+    chosen = dict.fromkeys(("model", "space", "segment"), choice)
+    for dashboard in all_dashboards():
+        for query in (*dashboard.variables, *dashboard.annotations):
+            large.execute(filled(query.query, chosen, **TIMES))
+    for _, panel in PANELS:
+        for target in panel.targets:
+            assert isinstance(target, Sql)
+            large.execute(filled(target.query, chosen, **TIMES))
+    assert large.execute(filled(sql_of("Verdict of each model"), chosen, **TIMES)).fetchall() == []

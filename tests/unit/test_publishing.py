@@ -220,6 +220,13 @@ def test_a_data_source_of_theirs_is_used_and_not_touched(grafana: Grafana, clien
     changes = published(client, prometheus="mine")
     assert not any("prometheus" in name for name in changes if name.startswith("data source"))
     assert {query["datasourceUid"] for rule in grafana.rules.values() for query in rule["data"]} == {"mine", "__expr__"}
+    [variable] = [
+        one
+        for one in grafana.dashboards["driftd-stale"]["content"]["templating"]["list"]
+        if one["name"] == "prometheus"
+    ]
+    # Before 10.1 the name counts, then the uid.
+    assert variable["current"] == {"selected": False, "text": "Mine", "value": "mine"}
     with pytest.raises(InvalidInput, match="no data source with the uid nothere"):
         published(client, prometheus="nothere")
 
@@ -317,9 +324,8 @@ def test_after_an_update_of_grafana_the_route_is_taken_out_of_the_tree(grafana: 
             assert changes["route driftd"].diff == "- driftd\n" and GrafanaAlerting(newer).route() is None
             assert {rule["notification_settings"]["receiver"] for rule in updated.rules.values()} == {"driftd"}
             assert states(published(newer, postgres=None, prometheus=None, contact_point=None)) == {"unchanged"}
-            assert (
-                published(newer, contact_point="oncall@example.org")["contact point driftd-contact"].state == "changed"
-            )
+            change = published(newer, contact_point="oncall@example.org")["contact point driftd-contact"]
+            assert change.state == "changed" and states(published(newer, contact_point=None)) == {"unchanged"}
 
 
 @every_version
@@ -507,6 +513,10 @@ def test_build_writes_a_folder_that_grafana_can_read(tmp_path: Path) -> None:
         "driftd-prometheus",
         "__expr__",
     }
+    assert all(rule["annotations"]["__panelId__"] == str(rule["panelId"]) for rule in group["rules"])
+    # Grafana puts its environment into files: everywhere but into queries and annotations, and there into ${NAME}.
+    plain = [{name: part for name, part in rule.items() if name != "data"} for rule in group["rules"]]
+    assert "$labels" in str(plain) and "${" not in str(plain)
 
 
 def test_build_refuses_what_grafana_would_not_load(tmp_path: Path) -> None:
