@@ -15,7 +15,8 @@ import numpy.typing as npt
 from connectors.database.rows import BlockStatRow
 from detectors.conformal import P_EDGES
 from detectors.summary import BlockSummary
-from monitor.pipeline import EVERYTHING, RecordCounts
+from monitor.pipeline import EVERYTHING
+from monitor.record_counts import RecordCounts
 
 # Upper ends of the classes of p-values: a record of the last class is stranger than all but one in 131,072 of the
 # reference. Each of them is an edge of the summaries' own bins.

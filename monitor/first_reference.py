@@ -15,7 +15,8 @@ from monitor.collect import Collector, next_version
 from monitor.decode import Decoder
 from monitor.embedders import Embedder
 from monitor.log import event
-from monitor.pipeline import EVERYTHING, RecordCounts
+from monitor.pipeline import EVERYTHING
+from monitor.record_counts import RecordCounts
 from monitor.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -42,17 +42,11 @@ from monitor.block_stats import block_stats
 from monitor.budget import RATE_SHARE, fold_settings, segment_shares, why_only_warns
 from monitor.causes import ClosedBlocks, cause_of
 from monitor.deployments import MOST_DEPLOYMENTS, present, take_in
-from monitor.incidents import (
-    CauseOf,
-    Evidence,
-    IncidentPolicy,
-    advance,
-    dead_letter_evidence,
-    drift_evidence,
-    rate_evidence,
-)
+from monitor.evidence import Evidence, dead_letter_evidence, drift_evidence, rate_evidence
+from monitor.incidents import CauseOf, IncidentPolicy, advance
 from monitor.opinions import Opinions, OpinionStream, opinion_streams
-from monitor.pipeline import EVERYTHING, RecordCounts, Space
+from monitor.pipeline import EVERYTHING, Space
+from monitor.record_counts import RecordCounts
 from monitor.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)

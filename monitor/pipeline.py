@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -23,12 +21,13 @@ from detectors.conformal import p_bins, position_uniforms
 from detectors.reference import Reference, Scored
 from detectors.segments import OTHER as OTHER
 from detectors.segments import segment_codes, segment_names, thresholds_of
-from detectors.summary import BlockSummary, at_most, merge_counts, summarise
+from detectors.summary import BlockSummary, summarise
 from monitor.decode import MAX_ROWS, Decoder
 from monitor.embedders import Embedded, Embedder, embed_all
 from monitor.event import EventBatch
 from monitor.log import RepeatingFailure, event
 from monitor.pairing import PairCounts, Pairing, StoredHalves, none_stored, pairing_of
+from monitor.record_counts import RecordCounts, versions_of
 from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 from monitor.vector_watch import VectorWatch
 
@@ -42,7 +41,6 @@ MAX_SUMMARIES = 5_000  # block sums of a checkpoint, about 4 kB each: records fa
 MANY_ALONE = 1_000  # halves of pairs; by then some should have found their other
 EVERYTHING = ""  # the segment that every record belongs to
 AHEAD_MS = 60_000  # an event so long after the broker got it was stamped by a clock that is wrong
-MAX_VERSIONS = 32  # of the watched model, in one block
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,48 +57,6 @@ class Space:
     reference: Reference
     version: int
     segments: Mapping[str, Sequence[str]]
-
-
-class _StoredCounts(msgspec.Struct, array_like=True, frozen=True):
-    records: int
-    late: int
-    dead: list[tuple[str, int]]
-    versions: list[tuple[str, int]] = []  # not there before driftd knew of versions, and where none is named
-
-
-@dataclass(frozen=True, slots=True)
-class RecordCounts:
-    """What happened to the records of one block; the summary of space "".
-
-    Attributes:
-        records: all that came, late and unusable ones included.
-        dead: how many could not be used, by reason.
-        versions: records on time of each version of the watched model. Of more than `MAX_VERSIONS`, those with the
-            smallest hashes.
-    """
-
-    records: int
-    late: int
-    dead: dict[str, int]
-    versions: dict[str, int] = field(default_factory=dict)
-
-    def to_bytes(self) -> bytes:
-        counts = (self.records, self.late, sorted(self.dead.items()))
-        return msgspec.json.encode((*counts, sorted(self.versions.items())) if self.versions else counts)
-
-    @classmethod
-    def from_bytes(cls, blob: bytes) -> RecordCounts:
-        stored = msgspec.json.decode(blob, type=_StoredCounts)
-        return cls(stored.records, stored.late, dict(stored.dead), dict(stored.versions))
-
-    def merge(self, other: RecordCounts) -> RecordCounts:
-        # Counts may be negative: of a dead letter that was mended.
-        # In one order, whoever came first: the fold stores them.
-        reasons = sorted(self.dead | other.dead)
-        summed = {reason: self.dead.get(reason, 0) + other.dead.get(reason, 0) for reason in reasons}
-        dead = {reason: count for reason, count in summed.items() if count}
-        versions = merge_counts(self.versions, other.versions, most=MAX_VERSIONS)
-        return RecordCounts(self.records + other.records, self.late + other.late, dead, versions)
 
 
 @dataclass(slots=True)
@@ -643,7 +599,7 @@ class Pipeline:
         # A late record counts where its partition stood: its own block may be closed already, or not, and what is
         # counted must not depend on that.
         blocks = np.where(late, newest[:-1] // self._block_ms, blocks)
-        versions = _versions(events, blocks, late)
+        versions = versions_of(events, blocks, late)
         for block, records in zip(*np.unique(blocks, return_counts=True), strict=True):
             inside = int(np.count_nonzero(late[blocks == block]))
             counted = RecordCounts(int(records), inside, {}, versions.get(int(block), {}))
@@ -667,20 +623,6 @@ class Pipeline:
         key = (block, partition)
         before = self._counts.get(key)
         self._counts[key] = counts if before is None else before.merge(counts)
-
-
-def _versions(
-    events: EventBatch, blocks: npt.NDArray[np.int64], late: npt.NDArray[np.bool_]
-) -> dict[int, dict[str, int]]:
-    """By block, how many records on time each version of the model answered."""
-    if events.versions is None:
-        return {}
-    named = zip(blocks.tolist(), events.versions, late.tolist(), strict=True)
-    found: dict[int, dict[str, int]] = {}
-    for (block, version, is_late), count in Counter(named).items():
-        if version is not None and not is_late:
-            found.setdefault(block, {})[version] = count
-    return {block: at_most(counts, MAX_VERSIONS) for block, counts in found.items()}
 
 
 def _taken(scored: Scored, rows: npt.NDArray[np.int64]) -> Scored:

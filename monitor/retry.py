@@ -25,7 +25,8 @@ from detectors.errors import InvalidInput
 from monitor.decode import Decoder
 from monitor.event import EventBatch
 from monitor.pairing import Pairing
-from monitor.pipeline import EVERYTHING, Pipeline, RecordCounts
+from monitor.pipeline import EVERYTHING, Pipeline
+from monitor.record_counts import RecordCounts
 from monitor.settings import Settings
 from monitor.spaces import load_spaces
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from monitor.pipeline import RecordCounts
+from monitor.record_counts import RecordCounts
 from tests.acceptance.command import Running, wait_until
 from tests.servers.kafka import KafkaServer
 

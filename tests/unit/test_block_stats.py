@@ -10,7 +10,7 @@ import pytest
 from detectors.conformal import N_BINS, P_EDGES
 from detectors.summary import BlockSummary
 from monitor.block_stats import SURPRISE_BELOW, block_stats, mean_confidence, surprise
-from monitor.pipeline import RecordCounts
+from monitor.record_counts import RecordCounts
 
 
 def test_classes_of_surprise_begin_at_edges_of_the_summaries() -> None:

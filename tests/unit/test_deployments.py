@@ -20,7 +20,8 @@ from detectors.summary import summarise
 from monitor.deployments import MOST_DEPLOYMENTS, MOST_KNOWN, as_known_at, grace_end_ms, nearest, present, take_in
 from monitor.embedders.number import NumberEmbedder, NumberSettings
 from monitor.folding import Folder
-from monitor.pipeline import MAX_VERSIONS, RecordCounts, Space
+from monitor.pipeline import Space
+from monitor.record_counts import MAX_VERSIONS, RecordCounts
 from monitor.settings import Settings
 
 P0 = Partition("orders", 0)

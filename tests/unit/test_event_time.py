@@ -16,7 +16,8 @@ from detectors.reference import STANDARD, Reference
 from detectors.summary import summarise
 from monitor.embedders.number import NumberEmbedder, NumberSettings
 from monitor.folding import Folder, Outcome
-from monitor.pipeline import RecordCounts, Space
+from monitor.pipeline import Space
+from monitor.record_counts import RecordCounts
 from monitor.settings import Settings
 
 P = [Partition("orders", number) for number in range(3)]

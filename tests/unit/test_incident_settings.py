@@ -12,7 +12,7 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Partition
 from monitor.folding import Folder
-from monitor.pipeline import RecordCounts
+from monitor.record_counts import RecordCounts
 from monitor.settings import Settings
 
 P0 = Partition("orders", 0)

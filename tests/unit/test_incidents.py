@@ -21,15 +21,8 @@ from detectors.fold import Reading
 from detectors.rate import RateReading
 from monitor.amounts import duration, percent
 from monitor.deployments import MOST_DEPLOYMENTS
-from monitor.incidents import (
-    Evidence,
-    IncidentPolicy,
-    advance,
-    dead_letter_evidence,
-    drift_evidence,
-    incident_id,
-    rate_evidence,
-)
+from monitor.evidence import Evidence, dead_letter_evidence, drift_evidence, rate_evidence
+from monitor.incidents import IncidentPolicy, advance, incident_id
 from monitor.priority import priority_of
 from monitor.times import text_of
 from monitor.wording import chance, describe, text_of_incident

@@ -23,7 +23,8 @@ from monitor.decode import Decoder, RecordSettings
 from monitor.embedders import Embedder
 from monitor.embedders.number import NumberSettings
 from monitor.embedders.vector import VectorSettings
-from monitor.pipeline import Pipeline, RecordCounts, Space
+from monitor.pipeline import Pipeline, Space
+from monitor.record_counts import RecordCounts
 from monitor.settings import ReferenceSettings, Settings
 from monitor.worker import Worker
 

@@ -14,7 +14,8 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Gap, Partition
 from monitor.checks import gap_findings
-from monitor.incidents import OPERATIONAL, Evidence, IncidentPolicy, advance, dead_letter_evidence
+from monitor.evidence import Evidence, dead_letter_evidence
+from monitor.incidents import OPERATIONAL, IncidentPolicy, advance
 from monitor.operations import (
     BLIND,
     clock_incident,

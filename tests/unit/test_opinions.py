@@ -16,7 +16,8 @@ from detectors.summary import summarise
 from monitor.embedders.number import NumberEmbedder, NumberSettings
 from monitor.folding import Folder
 from monitor.opinions import is_opinion
-from monitor.pipeline import RecordCounts, Space
+from monitor.pipeline import Space
+from monitor.record_counts import RecordCounts
 from monitor.settings import Settings
 
 FILE = Partition("scores.jsonl", 0)

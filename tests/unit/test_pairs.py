@@ -26,7 +26,8 @@ from monitor.decode import Decoder, RecordSettings
 from monitor.embedders import Embedder
 from monitor.embedders.vector import VectorSettings
 from monitor.pairing import Pairing
-from monitor.pipeline import Pipeline, RecordCounts, Space
+from monitor.pipeline import Pipeline, Space
+from monitor.record_counts import RecordCounts
 from monitor.settings import ModelSettings, ReferenceSettings, Settings
 from monitor.worker import Step, Worker
 from tests.servers.postgres import PostgresServer

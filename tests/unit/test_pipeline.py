@@ -21,7 +21,8 @@ from detectors.summary import BlockSummary
 from monitor.decode import Decoder, RecordSettings
 from monitor.embedders import Columns, Embedded, Embedder
 from monitor.embedders.vector import VectorSettings
-from monitor.pipeline import OTHER, Pipeline, RecordCounts, Space
+from monitor.pipeline import OTHER, Pipeline, Space
+from monitor.record_counts import RecordCounts
 from monitor.scores import Scores
 
 START_MS = 1_772_438_400_000
