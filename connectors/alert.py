@@ -30,7 +30,7 @@ ALERT_NAMES = {
 }
 
 
-RUNBOOKS = "docs/runbooks.md"  # in the sources; dashboards/rules.py says the same
+RUNBOOKS = "docs/runbooks.md"  # in the sources; dashboards/rules.py says the same, and notify.runbooks another place
 _NOT_IN_NAMES = re.compile(r"^(?=[0-9])|[^a-zA-Z0-9_]")
 
 
@@ -39,9 +39,9 @@ def alert_name(kind: str) -> str:
     return ALERT_NAMES.get(kind, kind)
 
 
-def runbook_url(kind: str) -> str:
-    """Where docs/runbooks.md says what such an incident means, and what to do."""
-    return f"{RUNBOOKS}#{alert_name(kind).lower()}"
+def runbook_url(kind: str, runbooks: str = "") -> str:
+    """Where docs/runbooks.md, or its copy at ``runbooks``, says what such an incident means, and what to do."""
+    return f"{runbooks or RUNBOOKS}#{alert_name(kind).lower()}"
 
 
 def labels_of(notification: Notification) -> dict[str, str]:
@@ -57,13 +57,13 @@ def labels_of(notification: Notification) -> dict[str, str]:
     return {name: value for name, value in labels.items() if value}
 
 
-def annotations_of(notification: Notification) -> dict[str, str]:
+def annotations_of(notification: Notification, *, runbooks: str = "") -> dict[str, str]:
     """Words and numbers: the notification's values, title, text and ids, under names that Alertmanager takes."""
     return {
         **{_NOT_IN_NAMES.sub("_", name): value for name, value in notification.values.items() if name},
         "summary": notification.title,
         "description": notification.text,
-        **({"runbook_url": runbook_url(notification.kind)} if notification.kind in ALERT_NAMES else {}),
+        **({"runbook_url": runbook_url(notification.kind, runbooks)} if notification.kind in ALERT_NAMES else {}),
         "incident": notification.incident,
         "notification_id": notification.id,
     }

@@ -60,6 +60,9 @@ class AlertmanagerSink:
         clients: one for each of them.
         external_url: where an alert comes from.
         clock: seconds since 1970.
+
+    Attributes:
+        runbooks: address of the runbooks; "" for their path in the sources.
     """
 
     refresh_every_s: ClassVar[float] = 60.0
@@ -69,6 +72,7 @@ class AlertmanagerSink:
     ) -> None:
         self._clients = list(clients)
         self._external_url = external_url
+        self.runbooks = ""
         self._clock = clock
         self._failing: frozenset[str] = frozenset()
 
@@ -90,7 +94,9 @@ class AlertmanagerSink:
             SinkError: as `send`.
         """
         now_ms = int(self._clock() * 1000)
-        alerts = [alert_of(one, now_ms, external_url=self._external_url) for one in notifications]
+        alerts = [
+            alert_of(one, now_ms, external_url=self._external_url, runbooks=self.runbooks) for one in notifications
+        ]
         for first in range(0, len(alerts), _MOST_AT_ONCE):
             self._post(json.dumps(alerts[first : first + _MOST_AT_ONCE]).encode())
 
@@ -135,7 +141,7 @@ class AlertmanagerSink:
             raise min(errors, key=lambda error: not error.retryable)
 
 
-def alert_of(notification: Notification, now_ms: int, *, external_url: str = "") -> dict[str, Any]:
+def alert_of(notification: Notification, now_ms: int, *, external_url: str = "", runbooks: str = "") -> dict[str, Any]:
     """An alert of Alertmanager's API, version 2.
 
     Args:
@@ -150,7 +156,9 @@ def alert_of(notification: Notification, now_ms: int, *, external_url: str = "")
         starts_ms = min(starts_ms, ends_ms)
     return {
         "labels": labels_of(notification),
-        "annotations": {name: value for name, value in annotations_of(notification).items() if value},
+        "annotations": {
+            name: value for name, value in annotations_of(notification, runbooks=runbooks).items() if value
+        },
         "startsAt": rfc3339(starts_ms),
         "endsAt": rfc3339(ends_ms),
         "generatorURL": external_url,

@@ -115,6 +115,9 @@ class WebhookSink:
         preset: in which format.
         secret: key of the signature, None for none; of the receiver, where the preset needs one.
         external_url: goes into what is sent.
+
+    Attributes:
+        runbooks: address of the runbooks; "" for their path in the sources.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class WebhookSink:
         self._preset = preset
         self._secret = secret
         self._external_url = external_url
+        self.runbooks = ""
         self._taken: set[str] = set()  # requests of a group that the receiver took before one of them failed
 
     def __repr__(self) -> str:
@@ -170,7 +174,7 @@ class WebhookSink:
     def _posts(self, group: Group) -> Iterator[Post]:
         url = self._external_url
         if self._preset == "alertmanager":
-            body = _json(alertmanager_body(group, external_url=url))
+            body = _json(alertmanager_body(group, external_url=url, runbooks=self.runbooks))
             yield Post(body, headers=self._signed(group, body))
         elif self._preset == "slack":
             yield Post(_json(slack_body(group, external_url=url)))
@@ -198,7 +202,7 @@ class WebhookSink:
         return headers
 
 
-def alertmanager_body(group: Group, *, external_url: str = "") -> dict[str, Any]:
+def alertmanager_body(group: Group, *, external_url: str = "", runbooks: str = "") -> dict[str, Any]:
     """The webhook body of Alertmanager, version "4", with one alert for each incident.
 
     Labels name the reason and never an event, so that receivers can group and silence by them; the fingerprint is a
@@ -209,7 +213,7 @@ def alertmanager_body(group: Group, *, external_url: str = "") -> dict[str, Any]
         {
             "status": notification.status,
             "labels": labels_of(notification),
-            "annotations": annotations_of(notification),
+            "annotations": annotations_of(notification, runbooks=runbooks),
             "startsAt": rfc3339(notification.starts_ms),
             "endsAt": NO_END if notification.ends_ms is None else rfc3339(notification.ends_ms),
             "generatorURL": external_url,
@@ -226,7 +230,9 @@ def alertmanager_body(group: Group, *, external_url: str = "") -> dict[str, Any]
         "receiver": "driftd",
         "groupLabels": {"model": models.pop()} if len(models) == 1 else {},
         "commonLabels": _common([labels_of(notification) for notification in group.latest]),
-        "commonAnnotations": _common([annotations_of(notification) for notification in group.latest]),
+        "commonAnnotations": _common(
+            [annotations_of(notification, runbooks=runbooks) for notification in group.latest]
+        ),
         "externalURL": external_url,
         "alerts": alerts,
     }

@@ -27,7 +27,7 @@ from dashboards.grafana import all_dashboards
 
 GROUP = "driftd"
 INTERVAL_S = 60
-RUNBOOKS = "docs/runbooks.md"  # in the sources; people who host them elsewhere replace it in the generated files
+RUNBOOKS = "docs/runbooks.md"  # in the sources; `driftd dashboards build --runbooks` names another place
 FOLDER = Path(__file__).resolve().parent / "rules"
 PROMETHEUS_FILE = "driftd.yml"
 GRAFANA_FILE = "driftd-grafana.json"
@@ -69,10 +69,9 @@ class Rule:
         """The whole condition in PromQL."""
         return f"(\n{textwrap.indent(self.query, '  ')}\n) > {self.above:g}"
 
-    @property
-    def runbook_url(self) -> str:
-        """Where docs/runbooks.md speaks of it."""
-        return f"{RUNBOOKS}#{self.name.lower()}"
+    def runbook_url(self, runbooks: str = RUNBOOKS) -> str:
+        """Where docs/runbooks.md, or its copy at ``runbooks``, speaks of it."""
+        return f"{runbooks}#{self.name.lower()}"
 
     @property
     def uid(self) -> str:
@@ -477,34 +476,44 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def prometheus_rules() -> str:
-    """The file for ``rule_files`` of Prometheus: a group about models, and one about driftd itself."""
+def prometheus_rules(*, runbooks: str = RUNBOOKS) -> str:
+    """The file for ``rule_files`` of Prometheus: a group about models, and one about driftd itself.
+
+    Args:
+        runbooks: address of docs/runbooks.md, for links.
+    """
     groups = [
         {
             "name": f"{GROUP}-{name}",
             "interval": f"{INTERVAL_S}s",
-            "rules": [_prometheus_rule(rule) for rule in RULES if rule.about == about],
+            "rules": [_prometheus_rule(rule, runbooks) for rule in RULES if rule.about == about],
         }
         for name, about in (("models", "model"), ("itself", "driftd"))
     ]
     text: str = yaml.dump({"groups": groups}, Dumper=_Dumper, sort_keys=False, width=118, allow_unicode=True)
-    return f"# Made by `python -m dashboards.rules`. What each means and what to do: {RUNBOOKS}\n{text}"
+    return f"# Made by `python -m dashboards.rules`. What each means and what to do: {runbooks}\n{text}"
 
 
-def _prometheus_rule(rule: Rule) -> dict[str, Any]:
+def _prometheus_rule(rule: Rule, runbooks: str) -> dict[str, Any]:
     hold = {"for": f"{rule.hold_s}s"} if rule.hold_s else {}
-    return {"alert": rule.name, "expr": rule.expression, **hold, "labels": _labels(rule), "annotations": _words(rule)}
+    return {
+        "alert": rule.name,
+        "expr": rule.expression,
+        **hold,
+        "labels": _labels(rule),
+        "annotations": _words(rule, runbooks),
+    }
 
 
 def _labels(rule: Rule) -> dict[str, str]:
     return {"severity": rule.severity, "about": rule.about}
 
 
-def _words(rule: Rule) -> dict[str, str]:
-    return {"summary": rule.summary, "description": rule.description, "runbook_url": rule.runbook_url}
+def _words(rule: Rule, runbooks: str) -> dict[str, str]:
+    return {"summary": rule.summary, "description": rule.description, "runbook_url": rule.runbook_url(runbooks)}
 
 
-def grafana_rule_group(*, folder_uid: str, prometheus_uid: str) -> dict[str, Any]:
+def grafana_rule_group(*, folder_uid: str, prometheus_uid: str, runbooks: str = RUNBOOKS) -> dict[str, Any]:
     """The body of ``PUT /api/v1/provisioning/folder/{folderUID}/rule-groups/driftd``.
 
     Each rule asks Prometheus (A), takes the last value of each series (B) and compares it (C) by mathematics, which
@@ -516,13 +525,16 @@ def grafana_rule_group(*, folder_uid: str, prometheus_uid: str) -> dict[str, Any
     Args:
         folder_uid: of the folder that the rules stand in.
         prometheus_uid: of the data source that scrapes driftd.
+        runbooks: address of docs/runbooks.md, for links.
     """
-    rules = [_grafana_rule(rule, folder_uid=folder_uid, prometheus_uid=prometheus_uid) for rule in RULES]
+    rules = [
+        _grafana_rule(rule, folder_uid=folder_uid, prometheus_uid=prometheus_uid, runbooks=runbooks) for rule in RULES
+    ]
     return {"title": GROUP, "folderUid": folder_uid, "interval": INTERVAL_S, "rules": rules}
 
 
-def _grafana_rule(rule: Rule, *, folder_uid: str, prometheus_uid: str) -> dict[str, Any]:
-    words = {name: text.replace("$value", "$values.B.Value") for name, text in _words(rule).items()}
+def _grafana_rule(rule: Rule, *, folder_uid: str, prometheus_uid: str, runbooks: str) -> dict[str, Any]:
+    words = {name: text.replace("$value", "$values.B.Value") for name, text in _words(rule, runbooks).items()}
     return {
         "uid": rule.uid,
         "orgID": 1,

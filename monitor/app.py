@@ -6,12 +6,14 @@ import os
 import socket
 from pathlib import Path
 
+from connectors.alertmanager import AlertmanagerSink
 from connectors.database.store import Store
 from connectors.kafka import KafkaSettings
 from connectors.kafka_dead_letters import KafkaDeadLetterTopic
 from connectors.kafka_scores import KafkaScoresSettings
 from connectors.notification import Sink
 from connectors.records import Source
+from connectors.webhook import WebhookSink
 from detectors.errors import InvalidSettings
 from monitor.scores import Scores
 from monitor.settings import ModelSettings, Settings
@@ -70,7 +72,11 @@ def build_scores(name: str, model: ModelSettings, *, ordinal: int = 0) -> Scores
 
 def build_sinks(settings: Settings) -> dict[str, Sink]:
     """The sinks by their names in the settings."""
-    return {name: sink.build() for name, sink in settings.sinks.items()}
+    sinks: dict[str, Sink] = {name: sink.build() for name, sink in settings.sinks.items()}
+    for sink in sinks.values():
+        if isinstance(sink, WebhookSink | AlertmanagerSink):
+            sink.runbooks = settings.notify.runbooks
+    return sinks
 
 
 def build_dead_letter_topics(settings: Settings) -> dict[str, KafkaDeadLetterTopic]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +29,15 @@ TokenFile = Annotated[
 ]
 Organisation = Annotated[int | None, typer.Option("--org-id", help="organisation, with a password in the address")]
 Authorities = Annotated[Path | None, typer.Option("--ca-file", help="certificate authorities to trust (PEM)")]
+Runbooks = Annotated[
+    str | None,
+    typer.Option(
+        "--runbooks",
+        metavar="URL",
+        envvar="DRIFTD_RUNBOOKS",
+        help="address of docs/runbooks.md as people reach it, for the links in alerts",
+    ),
+]
 DEFAULT_GRAFANA = "http://localhost:3000"
 
 
@@ -56,6 +67,7 @@ def publish(
             help="who gets driftd's alerts: a contact point's name, a webhook's address, or a mail address",
         ),
     ] = None,
+    runbooks: Runbooks = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would change, change nothing")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="also what was edited by hand; send passwords again")
@@ -71,7 +83,7 @@ def publish(
     from monitor.publishing import Publisher
 
     with _client(grafana, token_file, org_id, ca_file) as client:
-        wanted = _wanted(postgres=postgres, prometheus=prometheus, contact_point=contact_point)
+        wanted = _wanted(postgres=postgres, prometheus=prometheus, contact_point=contact_point, runbooks=runbooks)
         publisher = Publisher(client, wanted, overwrite=overwrite)
         changes = publisher.plan()
         if not dry_run:
@@ -138,6 +150,7 @@ def build(
         str, typer.Option("--prometheus", help="Prometheus as Grafana reaches it")
     ] = "http://localhost:9090",
     at: Annotated[str, typer.Option("--at", help="where Grafana finds the folder")] = "/etc/grafana/provisioning",
+    runbooks: Runbooks = None,
     json: AsJson = False,
 ) -> None:
     """Write files for Grafana's provisioning, and rules for Prometheus. Example: driftd dashboards build DIR"""
@@ -145,7 +158,12 @@ def build(
     from monitor.provisioning import PASSWORD_VARIABLE, provisioning_files, write_files
 
     files = provisioning_files(
-        _dashboards(), _rules, prometheus_rules(), postgres=postgres, prometheus=prometheus, at=at
+        _dashboards(),
+        partial(_rules, runbooks=runbooks),
+        prometheus_rules(runbooks=_runbooks(runbooks)),
+        postgres=postgres,
+        prometheus=prometheus,
+        at=at,
     )
     write_files(files, folder)
     if json:
@@ -202,11 +220,15 @@ def _client(address: str, token_file: Path | None, org_id: int | None, ca_file: 
     )
 
 
-def _wanted(*, postgres: str | None, prometheus: str | None, contact_point: str | None) -> Wanted:
+def _wanted(*, postgres: str | None, prometheus: str | None, contact_point: str | None, runbooks: str | None) -> Wanted:
     from monitor.publishing import Wanted
 
     return Wanted(
-        dashboards=_dashboards(), rules=_rules, postgres=postgres, prometheus=prometheus, contact_point=contact_point
+        dashboards=_dashboards(),
+        rules=partial(_rules, runbooks=runbooks),
+        postgres=postgres,
+        prometheus=prometheus,
+        contact_point=contact_point,
     )
 
 
@@ -216,7 +238,18 @@ def _dashboards() -> list[dict[str, Any]]:
     return [dashboard.to_json() for dashboard in all_dashboards()]
 
 
-def _rules(folder_uid: str, prometheus_uid: str) -> dict[str, Any]:
+def _rules(folder_uid: str, prometheus_uid: str, *, runbooks: str | None = None) -> dict[str, Any]:
     from dashboards.rules import grafana_rule_group
 
-    return grafana_rule_group(folder_uid=folder_uid, prometheus_uid=prometheus_uid)
+    return grafana_rule_group(folder_uid=folder_uid, prometheus_uid=prometheus_uid, runbooks=_runbooks(runbooks))
+
+
+def _runbooks(address: str | None) -> str:
+    """The address, which becomes a part of templates. Raises InvalidInput where it is none."""
+    from dashboards.rules import RUNBOOKS
+
+    if address and not re.fullmatch(r"https?://[^\s#${}]+", address):
+        raise InvalidInput(
+            "The address of the runbooks cannot be used.", hint="Expected: https://docs.example.org/driftd/runbooks"
+        )
+    return address or RUNBOOKS

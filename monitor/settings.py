@@ -138,6 +138,11 @@ class NotifySettings(_Section):
     group_interval: Wait = Field(60.0, description="between two messages about a model")
     repeat_interval: Duration = Field(4 * 3600.0, description="event time between notices of an incident that goes on")
     most_per_minute: int = Field(10, ge=1, le=1000, description="messages of one sink; more models share a message")
+    runbooks: str = Field(
+        "",
+        pattern=r"^(https?://[^\s#]+)?$",
+        description="address of docs/runbooks.md as people reach it, for the links in alerts",
+    )
 
 
 class DriftSettings(_Section):

@@ -519,6 +519,18 @@ def test_build_writes_a_folder_that_grafana_can_read(tmp_path: Path) -> None:
     assert "$labels" in str(plain) and "${" not in str(plain)
 
 
+def test_alerts_link_to_the_runbooks_where_people_read_them(tmp_path: Path) -> None:
+    page = "https://docs.example.org/driftd/runbooks"
+    assert run("build", str(tmp_path), "--runbooks", page).exit_code == 0
+    [group] = yaml.safe_load((tmp_path / "alerting/driftd.yaml").read_text())["groups"]
+    told = yaml.safe_load((tmp_path / "prometheus/driftd.yml").read_text())["groups"]
+    links = {rule["alert"]: rule["annotations"]["runbook_url"] for each in told for rule in each["rules"]}
+    assert links["MonitorDown"] == f"{page}#monitordown" and len(links) == len(group["rules"])
+    assert links == {rule["title"]: rule["annotations"]["runbook_url"] for rule in group["rules"]}
+    for bad in ("docs/runbooks.md", f"{page}#x", "https://x/${HOME}", "https://x/{{ . }}"):
+        assert isinstance(run("build", str(tmp_path), "--runbooks", bad).exception, InvalidInput)
+
+
 def test_build_refuses_what_grafana_would_not_load(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert isinstance(run("build", str(tmp_path / "file")).exception, InvalidInput)

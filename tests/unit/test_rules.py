@@ -882,7 +882,7 @@ def test_each_rule_fires_when_it_should_and_only_then(name: str, promtool_there:
             words = {
                 "summary": rendered(rule.summary, labels, case.value),
                 "description": rendered(rule.description, labels, case.value),
-                "runbook_url": rule.runbook_url,
+                "runbook_url": rule.runbook_url(),
             }
             expected = [{"exp_labels": {**labels, **own}, "exp_annotations": words}]
             test["alert_rule_test"] = [{"alertname": name, "eval_time": f"{case.minute}m", "exp_alerts": expected}]

@@ -6,14 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from connectors.alert import alert_name
+from connectors.notification import Notification
 from connectors.prometheus import Metrics
 from connectors.prometheus_workers import SupervisorMetrics
 from dashboards.grafana import all_dashboards
 from dashboards.rules import BLIND_KINDS, RULES, RUNBOOKS
+from monitor.app import build_sinks
 from monitor.cli import app
 from monitor.operations_wording import KINDS
+from monitor.settings import Settings
+from tests.servers.receiver import Receiver
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / RUNBOOKS).read_text()
@@ -22,10 +27,27 @@ ANCHORS = {
     *re.findall(r'<a id="([a-z-]+)"></a>', TEXT),
 }
 
+NOTE = Notification(
+    id="note-1",
+    incident="abc123",
+    group_key="m/drift/input/",
+    status="firing",
+    severity="page",
+    model="m",
+    kind="drift",
+    space="input",
+    segment="",
+    title="m: its records have changed",
+    text="Next: driftd explain abc123",
+    starts_ms=1_700_000_000_000,
+    ends_ms=None,
+    values={},
+)
+
 
 def test_every_rule_leads_to_a_section() -> None:
     for rule in RULES:
-        page, _, anchor = rule.runbook_url.partition("#")
+        page, _, anchor = rule.runbook_url().partition("#")
         assert page == "docs/runbooks.md" and anchor in ANCHORS, rule.name
 
 
@@ -87,3 +109,29 @@ def test_the_panels_and_metrics_that_it_names_are_there() -> None:
         assert any(title == panel or title.startswith(f"{panel}:") for title in titles), panel
     metrics = {spec.name for spec in [*Metrics().specs, *SupervisorMetrics().specs]}
     assert set(re.findall(r"`(driftd_\w+)`", TEXT)) <= metrics
+
+
+def test_alerts_link_to_the_page_where_the_settings_say_that_people_read_it(tmp_path: Path) -> None:
+    page = "https://docs.example.org/driftd/runbooks"
+    with Receiver() as receiver:
+        given = {
+            "models": {
+                "m": {
+                    "source": {"kind": "files", "path": str(tmp_path)},
+                    "spaces": {"input": {"embedder": {"kind": "vector", "field": "/v"}}},
+                }
+            },
+            "sinks": {
+                "hook": {"kind": "webhook", "url": receiver.url},
+                "cluster": {"kind": "alertmanager", "urls": [receiver.url]},
+            },
+        }
+        settings = Settings.model_validate({**given, "notify": {"runbooks": page}})
+        for sink in build_sinks(settings).values():
+            sink.send(NOTE)
+            sink.close()
+        hook, (alert,) = (request.json for request in receiver.requests)
+    links = [one["annotations"]["runbook_url"] for one in (*hook["alerts"], alert)]
+    assert links == [f"{page}#embeddingdrift"] * 2
+    with pytest.raises(ValidationError, match="runbooks"):
+        Settings.model_validate({**given, "notify": {"runbooks": "docs/runbooks.md"}})
