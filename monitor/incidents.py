@@ -36,9 +36,7 @@ Harm = Literal["low", "normal", "high"]
 EventName = Literal["opened", "raised", "repeated", "resolved", "reopened"]
 
 # Of the watching itself, not of what is watched: a worker opens and resolves them (monitor/operations.py).
-OPERATIONAL = frozenset(
-    {"source", "dead_letter_wave", "stalled", "silent", "lag", "embedder", "vectors", "clock", "sink"},
-)
+OPERATIONAL = operations_wording.KINDS - {"gap"}
 # Everything that an incident can be of.
 KINDS = ("drift", "outlier_rate", "dead_letters", *sorted(operations_wording.KINDS))
 # Of what is watched: a new version of the model may be behind these.

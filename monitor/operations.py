@@ -20,13 +20,11 @@ from typing import Literal
 from connectors.database.rows import IncidentRow
 from connectors.notification import Notification
 from connectors.records import Gap, Partition
-from monitor.incidents import notification_of
+from monitor.incidents import OPERATIONAL, notification_of
 from monitor.wording import text_of_incident, title_of
 
 # While one of these is open, what driftd says of a model cannot be relied on.
-BLIND = frozenset(
-    {"source", "dead_letter_wave", "stalled", "silent", "lag", "embedder", "vectors", "clock"},
-)
+BLIND = OPERATIONAL - {"sink"}
 
 DEPLOYMENT = "driftd"  # stands for the model in incidents that are about no model
 
