@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from grafana_api.grafana_face import GrafanaFace
 
 RETRYABLE = frozenset({429, 502, 503, 504})
+_UNSEEN = (403, 404)  # of what is not there, all but an Admin are told that they may not see it
 LONGEST_WAIT_S = 30.0  # a server that asks for more is left to the next run
 MOST_BYTES = 32 << 20  # of an answer; a dashboard has some 100 kB
 MOST_ANNOTATIONS = 1000  # asked for by one tag; the server's own limit is 100, which would hide the one looked for
@@ -235,8 +236,8 @@ class GrafanaClient:
     # Folders and dashboards
 
     def folder(self, uid: str) -> Json | None:
-        """A folder; None if there is none with that uid."""
-        return self.get(f"/folders/{quoted(uid)}")
+        """A folder; None if there is none with that uid, or none that we may see."""
+        return self.get(f"/folders/{quoted(uid)}", missing=_UNSEEN)
 
     def create_folder(self, uid: str, title: str) -> None:
         """Make a folder. It is fine if it is there by now: 9.2 says so by 412, later versions by 409."""
@@ -244,8 +245,8 @@ class GrafanaClient:
         self.create("/folders", {"uid": uid, "title": title}, lambda: self.folder(uid) is not None)
 
     def dashboard(self, uid: str) -> SavedDashboard | None:
-        """A dashboard; None if there is none with that uid."""
-        found = self.get(f"/dashboards/uid/{quoted(uid)}")
+        """A dashboard; None if there is none with that uid, or none that we may see."""
+        found = self.get(f"/dashboards/uid/{quoted(uid)}", missing=_UNSEEN)
         if found is None:
             return None
         content, meta = found.get("dashboard"), found.get("meta")

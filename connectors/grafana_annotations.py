@@ -147,8 +147,8 @@ class GrafanaSink:
                 time_ms=starts_ms, end_ms=ends_ms, tags=tags, text=text, dashboard_uid=self._dashboard
             )
         except GrafanaError as error:
-            # 9.2 makes it the organisation's by itself, later versions refuse it.
-            if error.status not in (400, 404) or self._client.dashboard(self._dashboard) is not None:
+            # 9.2 makes it the organisation's by itself, later versions refuse it; an Editor is told that it may not.
+            if error.status not in (400, 403, 404) or self._client.dashboard(self._dashboard) is not None:
                 raise
             self._client.add_annotation(time_ms=starts_ms, end_ms=ends_ms, tags=tags, text=text, dashboard_uid="")
 

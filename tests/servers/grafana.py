@@ -274,6 +274,8 @@ def _permissions(grafana: Grafana, *_: Any) -> Result:
 def _folders(grafana: Grafana, verb: str, parts: list[str], query: Any, body: Any) -> Result:
     if verb == "GET":
         if parts[0] not in grafana.folders:
+            if grafana.caller != "Admin":  # who may not see all folders is not told which there are
+                raise Refused(403, "You'll need additional permissions to perform this action.", title="Access denied")
             raise Refused(404, "folder not found", status="not-found")
         return 200, grafana.folders[parts[0]]
     uid = str(body.get("uid") or f"made{grafana.next_id()}")
@@ -578,6 +580,8 @@ def _annotations(grafana: Grafana, verb: str, parts: list[str], query: dict[str,
     dashboard = body.get("dashboardUID") or ""
     if dashboard and dashboard not in grafana.dashboards:
         if grafana.numbers >= (10, 0):
+            if grafana.caller != "Admin":
+                raise Refused(403, "Access denied to save the annotation")
             raise Refused(404, "Dashboard not found")
         dashboard = ""  # it becomes the organisation's
     entry = {

@@ -104,9 +104,9 @@ OPERATIONS: dict[str, Operation] = {
     "version": (lambda c: c.version, "GET", "/api/health", ()),
     "organisation": (lambda c: c.organisation, "GET", "/api/org", ()),
     "actions": (lambda c: c.actions(), "GET", "/api/access-control/user/permissions", (403, 404, 500)),
-    "folder": (lambda c: c.folder("driftd"), "GET", "/api/folders/driftd", (404,)),
+    "folder": (lambda c: c.folder("driftd"), "GET", "/api/folders/driftd", (403, 404)),
     "create_folder": (lambda c: c.create_folder("new", "New"), "POST", "/api/folders", ()),
-    "dashboard": (lambda c: c.dashboard("driftd-a"), "GET", "/api/dashboards/uid/driftd-a", (404,)),
+    "dashboard": (lambda c: c.dashboard("driftd-a"), "GET", "/api/dashboards/uid/driftd-a", (403, 404)),
     "save_dashboard": (
         lambda c: c.save_dashboard({"uid": "driftd-a", "title": "B"}, folder_uid="driftd", version=1),
         "POST",
