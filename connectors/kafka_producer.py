@@ -83,7 +83,8 @@ class WrittenTopic:
                 hint=error.hint.replace("source.", f"{self._place}."),
             ) from error
         self.partitions = found.partitions
-        return f"kafka {found.broker}, topic {self._topic}, {found.partitions} partitions"
+        noun = "partition" if found.partitions == 1 else "partitions"
+        return f"kafka {found.broker}, topic {self._topic}, {found.partitions} {noun}"
 
     def producer(self) -> KafkaProducer:
         """The producer; the same until `close`.

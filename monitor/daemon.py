@@ -11,10 +11,11 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from types import FrameType
 
-from connectors.database.rows import Retention
+from connectors.database.rows import MuteRow, Retention
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from detectors.errors import DriftdError, RetryableError, SinkError, StoreError
@@ -26,7 +27,7 @@ from monitor.child import Parent
 from monitor.dead_letters import DeadLetterPublisher
 from monitor.folding import Outcome
 from monitor.health import Health
-from monitor.incident_list import alerted
+from monitor.incident_list import alerted, mute_of
 from monitor.log import configure, event
 from monitor.outbox import OutboxSender
 from monitor.pacing import Pace
@@ -42,6 +43,7 @@ RETRY_BESIDE_S = 30.0  # of a start that may take 5 s to fail, while other model
 TICK_S = 0.05
 PRUNE_EVERY_S = 3600.0
 LOOK_BACK_EVERY_S = 30.0
+MUTES_EVERY_S = 5.0
 WAIT_S = 0.5  # longest wait for records of all models together
 
 
@@ -69,6 +71,8 @@ class Daemon:
         self._said: dict[str, str] = {}
         self._next_prune = 0.0
         self._next_look = 0.0
+        self._next_mutes = 0.0
+        self._mutes: list[MuteRow] = []  # in force, when it was looked last
         self._paged: dict[str, set[str]] = {}  # pages that are counted already, by model
         self._seen: dict[str, tuple[int, int, int]] = {}  # what a source counts, as it was counted here, by model
         self._health: dict[str, Health] = {}
@@ -156,6 +160,7 @@ class Daemon:
                     running.remove(worker)
             self._prune(store)
             self._look_back(store, publisher)
+            self._look_at_mutes(store, workers)
             for sink, trouble in sender.troubles().items():
                 self._status.check(f"sink {sink}", ok=not trouble, detail=trouble or "nothing known against it")
         self._drain([worker for worker in workers if worker not in starting])
@@ -272,6 +277,23 @@ class Daemon:
             self._say("dead letters", str(error))
         detail = budget_so_far(self._settings, together(seen.values()))
         self._status.check("alarm budget", ok=True, detail=detail)
+
+    def _look_at_mutes(self, store: Store, workers: Iterable[Worker]) -> None:
+        """Show how many of the open incidents are muted; nothing else here depends on it."""
+        if time.monotonic() < self._next_mutes:
+            return
+        self._next_mutes = time.monotonic() + MUTES_EVERY_S
+        try:
+            self._mutes = store.mutes(self._now_ms())
+        except StoreError as error:
+            self._say("mutes", str(error))
+            return
+        self._said.pop("mutes", None)
+        for worker in workers:
+            self._status.model(worker.name, muted_incidents=self._muted(worker))
+
+    def _muted(self, worker: Worker) -> int:
+        return sum(mute_of(row, self._mutes) is not None for row in worker.open_incidents)
 
     def _prune(self, store: Store) -> None:
         if time.monotonic() < self._next_prune:
@@ -408,6 +430,7 @@ class Daemon:
             dead_letters=worker.dead,
             lag=sum(worker.source.lag().values()),
             open_incidents=len(worker.open_incidents),
+            muted_incidents=self._muted(worker),
             watermark_ms=worker.watermark_ms,
             reference=", ".join(f"{space.name} {space.version}" for space in worker.spaces),
         )

@@ -60,7 +60,8 @@ class Health:
         if not state.connected:
             return [self._named("group", False, self._worker.failure or "no broker has said anything for a while")]
         if self._joining_since is None:
-            return [self._named("group", True, f"stable, after {state.rebalances} rebalances")]
+            times = "1 rebalance" if state.rebalances == 1 else f"{state.rebalances} rebalances"
+            return [self._named("group", True, f"stable, after {times}")]
         waited = clock_s - self._joining_since
         if waited < JOINING_S:
             return [self._named("group", True, f"sharing out the partitions for {waited:.0f} s")]

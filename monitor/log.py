@@ -85,8 +85,8 @@ def configure(
 
     ``worker``: the ordinal of this process, to stand in each line.
 
-    Calling it again replaces the earlier handler. Other libraries speak from "warning" on; urllib3 from "error" on,
-    since its warnings quote whole URLs.
+    Calling it again replaces the earlier handler. Other libraries speak from "warning" on; from "error" on
+    urllib3, whose warnings quote whole URLs, and kafka-python's loop, which warns of a tenth of a second without a pause.
     """
     handler = _Handler(stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
@@ -100,7 +100,8 @@ def configure(
     root.setLevel(logging.WARNING)
     for name in ("monitor", "connectors", "dashboards", "detectors"):
         logging.getLogger(name).setLevel(level.upper())
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    for name in ("urllib3", "kafka.net.selector"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class TextFormatter(logging.Formatter):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 mute_app = typer.Typer()
 
+MOST_SHOWN = 10  # incidents that a new mute names
+
 
 @mute_app.callback(invoke_without_command=True)
 def mute(
@@ -81,15 +83,23 @@ def mute(
     )
     with open_store(loaded) as store:
         store.add_mute(row)
-        covered = [incident.title for incident in store.incidents(status="open") if row.covers(incident)]
+        covered = [
+            incident.title
+            for incident in store.incidents(status="open")
+            if row.covers(incident) and incident.detail.get("quiet") is not True
+        ]
     if json:
         put_json(row)
         return
     from monitor.times import text_of
 
     say(f"Mute {row.id}: {about(row)}, from {text_of(from_ms)} until {text_of(until_ms)}.")
-    for title in covered:
+    for title in covered[:MOST_SHOWN]:
         say(f"  Open now, and told to nobody meanwhile: {title}")
+    if len(covered) > MOST_SHOWN:
+        say(f"  And {len(covered) - MOST_SHOWN} more: driftd incidents --open")
+    if not covered:
+        say("  Nothing of it is open now.")
     say(f"End it: driftd mute end {row.id}")
 
 

@@ -20,17 +20,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from connectors.database.rows import OutboxRow, Waiting
 from connectors.notification import Group, GroupSink, Notification, RefreshedSink, Sink
 from detectors.errors import SinkError, StoreError
-from monitor.holding import Holding, HoldingStore
+from monitor.holding import Holding
 from monitor.log import RepeatingFailure, describe, event
 from monitor.pacing import Pace, due_models
-from monitor.sink_watch import SinkWatch, WatchStore
+from monitor.sink_watch import SinkWatch
 
 if TYPE_CHECKING:
+    from connectors.database.store import Store
     from connectors.prometheus import Metrics
 
 log = logging.getLogger(__name__)
@@ -41,34 +42,6 @@ DEPTH_EVERY_S = 5.0
 MOST_IN_GROUP = 1_000  # notifications of one message
 MOST_REFUSED = 3
 RESOLVED_MS = 900_000  # for so long a refreshed sink is told that an incident is over
-
-
-class OutboxStore(WatchStore, HoldingStore, Protocol):
-    """What the sender needs of the database; `connectors.database.store.Store` has it. Called from several threads."""
-
-    def outbox_claim(self, sink: str, now_ms: int, lease_ms: int, limit: int) -> list[OutboxRow]: ...
-    def outbox_waits(self, sink: str, now_ms: int, since_ms: int) -> Waiting: ...
-    def outbox_claim_group(
-        self,
-        sink: str,
-        now_ms: int,
-        lease_ms: int,
-        *,
-        since_ms: int,
-        choose: Callable[[Waiting], Sequence[str]],
-        limit: int,
-    ) -> list[OutboxRow]: ...
-    def outbox_claim_again(
-        self, sink: str, rows: Sequence[OutboxRow], now_ms: int, lease_ms: int
-    ) -> list[OutboxRow]: ...
-    def open_incidents(self, sink: str, models: Sequence[str]) -> dict[str, tuple[int, int]]: ...
-    def outbox_sent(self, sink: str, ids: Sequence[str], now_ms: int | None = None) -> None: ...
-    def outbox_failed(
-        self, sink: str, ids: Sequence[str], due_ms: int, error: str, *, held_ms: int | None = None
-    ) -> None: ...
-    def outbox_dead(self, sink: str, ids: Sequence[str], error: str) -> None: ...
-    def outbox_waiting(self) -> tuple[int, int | None]: ...
-    def outbox_told(self, sink: str, resolved_since_ms: int) -> list[Notification]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +95,7 @@ class SinkQueue:
         self,
         name: str,
         sink: Sink,
-        store: OutboxStore,
+        store: Store,
         *,
         policy: RetryPolicy,
         pace: Pace | None = None,
@@ -359,6 +332,28 @@ class SinkQueue:
             self._refreshing.over(sink=self.name)
 
 
+class _SharedDatabase:
+    """What all senders find of their one database: said once, however many senders there are. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failure = RepeatingFailure(log, "outbox cannot be read or written")
+        self._without: set[str] = set()
+
+    def failed(self, sender: str, reason: str) -> None:
+        """A sender could not use it."""
+        with self._lock:
+            self._without.add(sender)
+            self._failure.happened(reason)
+
+    def works(self, sender: str) -> None:
+        """A sender could; it is over when all can."""
+        with self._lock:
+            self._without.discard(sender)
+            if not self._without:
+                self._failure.over()
+
+
 class OutboxSender:
     """Runs a `SinkQueue` for each sink, each in its own daemon thread.
 
@@ -376,7 +371,7 @@ class OutboxSender:
 
     def __init__(
         self,
-        store: OutboxStore,
+        store: Store,
         sinks: Mapping[str, Sink],
         *,
         metrics: Metrics | None = None,
@@ -390,6 +385,7 @@ class OutboxSender:
         self._metrics = metrics
         self._clock = clock
         self._look_every_s = look_every_s
+        self._database = _SharedDatabase()
         self._stopping = threading.Event()
         self._finishing = threading.Event()
         self._woken = {name: threading.Event() for name in self._sinks}
@@ -455,7 +451,6 @@ class OutboxSender:
 
     def _run(self, name: str) -> None:
         queue = self._queues[name]
-        database = RepeatingFailure(log, "outbox cannot be read or written")
         next_depth_s = 0.0
         while not self._stopping.is_set():
             finishing = self._finishing.is_set()
@@ -469,9 +464,9 @@ class OutboxSender:
                     self._metrics.outbox_depth.set(depth)
                     waited_ms = 0 if oldest_ms is None else max(self._clock() - oldest_ms, 0)
                     self._metrics.outbox_oldest.set(waited_ms / 1000)
-                database.over(sink=name)
+                self._database.works(name)
             except StoreError as error:
-                database.happened(describe(error), sink=name)
+                self._database.failed(name, describe(error))
             except Exception:  # a thread that ends in silence would be alerts that never come
                 log.exception(event("sender failed", sink=name))
             self._woken[name].wait(self._look_every_s)

@@ -41,6 +41,7 @@ class ModelStatus:
         records, dead_letters: since the process started.
         lag: records not read yet; None if unknown.
         open_incidents: pages and warnings that are open.
+        muted_incidents: of them, those that a mute covers.
         watermark_ms: event time that was reached, milliseconds since 1970; None before the first record.
         reference: numbers of the references, such as "input 1, output 1"; "" before there is one.
         finished: its source was read to its end, so that no more polls are expected.
@@ -54,6 +55,7 @@ class ModelStatus:
     dead_letters: int = 0
     lag: int | None = None
     open_incidents: int = 0
+    muted_incidents: int = 0
     watermark_ms: int | None = None
     reference: str = ""
     finished: bool = False
@@ -296,15 +298,18 @@ def status_page(checks: Sequence[Check], models: Sequence[ModelStatus], liveness
 
 
 def _row(model: ModelStatus) -> str:
+    good = model.ready and not model.blind
+    state, semicolon, cautions = model.state.partition(";") if good else (model.state, "", "")
+    opened = f"{model.open_incidents}, {model.muted_incidents} muted" if model.muted_incidents else model.open_incidents
     cells = [
         (f"<b>{_text(model.name)}</b>", "Model"),
-        (f'<span class="{"ok" if model.ready and not model.blind else "bad"}">{_text(model.state)}</span>', "State"),
+        (f'<span class="{"ok" if good else "bad"}">{_text(state)}</span>{semicolon}{_text(cautions)}', "State"),
         (f"{model.records:,}", "Records"),
         (f"{model.dead_letters:,}", "Dead letters"),
         ("?" if model.lag is None else f"{model.lag:,}", "Lag"),
         (_text(_moment(model.watermark_ms)), "Event time"),
         (_text(model.reference or "none yet"), "Reference"),
-        (f'<span class="{"bad" if model.open_incidents else "ok"}">{model.open_incidents}</span>', "Open incidents"),
+        (f'<span class="{"bad" if model.open_incidents else "ok"}">{opened}</span>', "Open incidents"),
     ]
     return "<tr>" + "".join(f'<td data-label="{label}">{cell}</td>' for cell, label in cells) + "</tr>"
 

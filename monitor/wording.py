@@ -189,7 +189,7 @@ def describe(row: IncidentRow, mute: MuteRow | None = None) -> str:
     elif row.kind in operations_wording.KINDS:
         pass  # the text ends with what to do
     elif row.status == "open":
-        lines += ["See the records behind it: driftd report"]
+        lines += [f"See the records behind it: driftd report --model {row.model}"]
     return "\n".join(lines)
 
 

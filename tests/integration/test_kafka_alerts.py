@@ -138,7 +138,7 @@ def test_a_password_is_taken_or_refused_and_never_shown(kafka: KafkaServer, topi
     security = {"protocol": "SASL_PLAINTEXT", "mechanism": "SCRAM-SHA-256", "username": USER, "password": PASSWORD}
     sink = sink_for(kafka, name, brokers=kafka.sasl_brokers, security=security)
     sink.send(NOTE)
-    assert sink.check() == f"kafka {kafka.sasl_brokers}, topic {name}, 1 partitions"
+    assert sink.check() == f"kafka {kafka.sasl_brokers}, topic {name}, 1 partition"
     sink.close()
     wrong = sink_for(kafka, name, brokers=kafka.sasl_brokers, security={**security, "password": "wr0ng"})
     for call in (wrong.check, lambda: wrong.send(NOTE)):

@@ -120,6 +120,7 @@ def test_configuring_twice_gives_one_line_per_event_and_levels_hold(out: io.Stri
     log.warning(event("loud"))
     logging.getLogger("some.library").info("chatter")
     logging.getLogger("urllib3.connectionpool").warning("url=/hook?token=1")
+    logging.getLogger("kafka.net.selector").warning("Task <...> ran for 0.162s")
     assert out.getvalue().count("\n") == 1 and "loud" in out.getvalue()
 
 

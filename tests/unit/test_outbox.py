@@ -340,7 +340,8 @@ def test_senders_outlive_a_database_outage_and_log_it_once(
     caplog.set_level(logging.INFO, logger="monitor")
     path, flaky = tmp_path / "alerts.jsonl", FlakyStore(store)
     flaky.down = True
-    sender = OutboxSender(flaky, {"file": JsonlSink(path)}, look_every_s=0.01)  # type: ignore[arg-type]
+    sinks = {"file": JsonlSink(path), "other": JsonlSink(tmp_path / "other.jsonl")}
+    sender = OutboxSender(flaky, sinks, look_every_s=0.01)  # type: ignore[arg-type]
     put(store, ("file", note("n")))
     sender.start()
     wait_until(lambda: "outbox cannot be read" in caplog.text)

@@ -128,6 +128,15 @@ def test_the_page_shows_each_model_and_nothing_from_elsewhere(server: WebServer,
     assert "http://" not in text and "https://" not in text and "src=" not in text
 
 
+def test_the_page_says_how_many_incidents_are_muted_and_only_the_state_is_coloured(
+    server: WebServer, status: Status
+) -> None:
+    status.model("triage", state="running; pages turn into warnings", ready=True, open_incidents=3, muted_incidents=1)
+    page = get(server, "/")[1]
+    assert '<span class="bad">3, 1 muted</span>' in page
+    assert '<span class="ok">running</span>; pages turn into warnings' in page
+
+
 def test_a_blind_model_is_ready_and_stands_out(server: WebServer, status: Status) -> None:
     status.model("triage", state="running; blind: no records come any more", ready=True, blind=True)
     assert get(server, "/readyz")[0] == 200
