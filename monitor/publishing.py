@@ -26,6 +26,7 @@ POSTGRES_UID, PROMETHEUS_UID = "driftd-postgres", "driftd-prometheus"
 CONTACT_UID, CONTACT_NAME = "driftd-contact", "driftd"
 DASHBOARD_MARK, RULE_MARK = "driftd_published", "__driftd__"
 OLDEST, NEWEST = (9, 2), 12  # versions of Grafana that driftd knows
+FIRST_UNLOCKED = (9, 5)  # the first version in which what a call has written can be edited in the browser
 LONGEST_DIFF = 200  # lines
 
 Json = dict[str, Any]
@@ -123,6 +124,10 @@ class Publisher:
             changes += self._rules_and_routes(prometheus)
         elif rules_too:
             self.notes.append("Rules are left out, since they ask Prometheus: --prometheus URL")
+        if self._wanted.contact_point is not None and version and numbers_of(version) < FIRST_UNLOCKED:
+            self.notes.append(
+                f"Grafana {version} locks what is published: nobody can edit its notification policies in the browser."
+            )
         if rules_too and postgres is None:
             self.notes.append("There is no data source for the database: --postgres URL")
         return changes

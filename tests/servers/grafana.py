@@ -579,7 +579,7 @@ def _annotations(grafana: Grafana, verb: str, parts: list[str], query: dict[str,
         raise Refused(400, "tags length (501) exceeds the maximum allowed")
     dashboard = body.get("dashboardUID") or ""
     if dashboard and dashboard not in grafana.dashboards:
-        if grafana.numbers >= (10, 0):
+        if grafana.numbers >= (11, 0):
             if grafana.caller != "Admin":
                 raise Refused(403, "Access denied to save the annotation")
             raise Refused(404, "Dashboard not found")

@@ -278,6 +278,9 @@ def test_a_prometheus_address_may_hold_a_password() -> None:
 def test_our_rules_reach_our_contact_point_and_nobody_elses_do(grafana: Grafana, client: GrafanaClient) -> None:
     theirs = copy.deepcopy(grafana.policies)
     published(client)
+    publisher = Publisher(client, wanted())
+    publisher.plan()
+    assert any("in the browser" in note for note in publisher.notes) == bool(grafana.policies_provenance)
     [_, ours] = grafana.contact_points
     assert (ours["uid"], ours["type"], ours["settings"]["url"]) == ("driftd-contact", "webhook", HOOK)
     if grafana.numbers >= (11, 0):
