@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from connectors.database.rows import IncidentRow, MuteRow
 
 if TYPE_CHECKING:
+    from connectors.database.store import Store
     from connectors.prometheus import Metrics
 
 Item = TypeVar("Item")
@@ -21,22 +22,10 @@ LOOK_EVERY_MS = 1_000  # while much is sent, new mutes are looked for so often
 AT_A_TIME = 1_000  # incidents of one statement
 
 
-class HoldingStore(Protocol):
-    """What this needs of the database; `connectors.database.store.Store` has it."""
-
-    def mutes(self, now_ms: int | None) -> list[MuteRow]: ...
-    def outbox_incidents(self, sink: str, status: Literal["pending", "held"]) -> list[IncidentRow]: ...
-    def outbox_acknowledged(self, sink: str) -> list[str]: ...
-    def outbox_last_told(self, sink: str, incidents: Sequence[str]) -> dict[str, str]: ...
-    def outbox_hold(self, sink: str, incidents: Sequence[str], now_ms: int) -> None: ...
-    def outbox_release(self, sink: str, incidents: Sequence[str]) -> None: ...
-    def outbox_mute(self, sink: str, incidents: Sequence[str], now_ms: int, *, event: str | None = None) -> int: ...
-
-
 class Holding:
     """Holds back, lets go and drops the notifications of one sink. Called from one thread."""
 
-    def __init__(self, sink: str, store: HoldingStore, *, metrics: Metrics | None = None) -> None:
+    def __init__(self, sink: str, store: Store, *, metrics: Metrics | None = None) -> None:
         self._sink = sink
         self._store = store
         self._metrics = metrics

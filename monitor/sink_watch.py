@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING
 
-from connectors.database.rows import IncidentRow
-from connectors.notification import Notification
 from monitor.log import event
 from monitor.operations import DEPLOYMENT, resolved, sink_incident, sink_segment
+
+if TYPE_CHECKING:
+    from connectors.database.store import Store
 
 log = logging.getLogger(__name__)
 
 REFUSED_MS = 600_000  # a sink that has refused for so long is an incident
 LOOK_EVERY_MS = 60_000  # for an incident that another process opened
-
-
-class WatchStore(Protocol):
-    """What the watch needs of the database; `connectors.database.store.Store` has it."""
-
-    def open_incident(self, row: IncidentRow, outbox: Sequence[tuple[str, Notification]] = ()) -> bool: ...
-    def resolve_incident(self, row: IncidentRow, outbox: Sequence[tuple[str, Notification]] = ()) -> bool: ...
-    def incidents(
-        self, model: str | None = None, status: Literal["open", "resolved"] | None = None
-    ) -> list[IncidentRow]: ...
-    def outbox_refused(self, sink: str) -> bool: ...
 
 
 class SinkWatch:
@@ -39,7 +29,7 @@ class SinkWatch:
         trouble: why there is an incident, in words; "" if there is none.
     """
 
-    def __init__(self, sink: str, store: WatchStore, *, others: Sequence[str]) -> None:
+    def __init__(self, sink: str, store: Store, *, others: Sequence[str]) -> None:
         self.since_ms: int | None = None
         self.trouble = ""
         self._sink = sink
@@ -99,3 +89,20 @@ class SinkWatch:
                     log.info(event("sink works again", sink=self._sink, incident=row.id))
         self.trouble, self._took = "", False
         self._next_look_ms = now_ms + LOOK_EVERY_MS
+
+
+def resolve_removed(store: Store, sinks: Sequence[str], now_ms: int) -> None:
+    """Resolve the incidents of sinks that are no longer in the settings: they will never take anything again.
+
+    Args:
+        sinks: those in the settings, which are told.
+
+    Raises:
+        StoreError: the database refuses.
+    """
+    segments = {sink_segment(sink) for sink in sinks}
+    for row in store.incidents(model=DEPLOYMENT, status="open"):
+        if row.kind == "sink" and row.segment not in segments:
+            over, notice = resolved(row, now_ms)
+            if store.resolve_incident(over, [(sink, notice) for sink in sinks]):
+                log.info(event("sink is no longer in the settings", incident=row.id))
