@@ -32,9 +32,9 @@ sys.exit(monitor.daemon.Daemon(load_settings(Path("driftd.yaml"))).run())
 @pytest.mark.parametrize(
     ("where", "poll_s", "step_s", "what"),
     [
-        ("poll", 0.2, 600, "poll of orders"),
-        ("_collect", 60, 0.2, "step of orders"),
-        ("open", 60, 0.2, "start"),
+        ("poll", 2.0, 600, "poll of orders"),
+        ("_collect", 60, 3.0, "step of orders"),
+        ("open", 60, 3.0, "start"),
     ],
 )
 def test_a_daemon_that_hangs_exits_with_70_and_its_stacks(
