@@ -86,7 +86,7 @@ def configure(
     ``worker``: the ordinal of this process, to stand in each line.
 
     Calling it again replaces the earlier handler. Other libraries speak from "warning" on; from "error" on
-    urllib3, whose warnings quote whole URLs, and kafka-python's loop, which warns of a tenth of a second without a pause.
+    urllib3, whose warnings quote whole URLs, and kafka-python's loop, which warns when it was busy for 0.1 seconds.
     """
     handler = _Handler(stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())

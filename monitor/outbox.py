@@ -28,7 +28,7 @@ from detectors.errors import SinkError, StoreError
 from monitor.holding import Holding
 from monitor.log import RepeatingFailure, describe, event
 from monitor.pacing import Pace, due_models
-from monitor.sink_watch import SinkWatch
+from monitor.sink_watch import SinkWatch, resolve_removed
 
 if TYPE_CHECKING:
     from connectors.database.store import Store
@@ -452,9 +452,13 @@ class OutboxSender:
     def _run(self, name: str) -> None:
         queue = self._queues[name]
         next_depth_s = 0.0
+        first = name == next(iter(self._sinks))  # looks once for what sinks of earlier settings have left
         while not self._stopping.is_set():
             finishing = self._finishing.is_set()
             try:
+                if first:
+                    resolve_removed(self._store, list(self._sinks), self._clock())
+                    first = False
                 queue.pump(self._clock, self._stopping)
                 if finishing:
                     self._through[name].set()

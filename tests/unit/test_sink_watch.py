@@ -15,6 +15,7 @@ from connectors.notification import Notification
 from connectors.prometheus import Metrics
 from detectors.errors import SinkError
 from monitor.outbox import OutboxSender, RetryPolicy, SinkQueue
+from monitor.sink_watch import resolve_removed
 from tests.senders import START_MS, Clock, ScriptedSink, incident, outbox, put, told
 
 NEVER = threading.Event()
@@ -70,6 +71,22 @@ def test_a_sink_that_refuses_for_ten_minutes_is_told_of_through_the_others_until
     assert sink_incidents(store) == [("driftd", "sink=pager", "resolved")] and queue.trouble == ""
     sent = [(sink, event) for sink, event in outbox(database, "sink, event") if sink == "mail"]
     assert sent == [("mail", "opened"), ("mail", "resolved")], "and never through the sink itself"
+
+
+def test_the_incident_of_a_sink_that_is_no_longer_in_the_settings_is_resolved(
+    store: Store, clock: Clock, database: Path
+) -> None:
+    refuses = SinkError("The pager answers 401.", retryable=False)
+    put(store, ("pager", told(incident("a"), "opened")))
+    queue_of(store, ScriptedSink(refuses)).pump(clock, NEVER)
+    assert sink_incidents(store) == [("driftd", "sink=pager", "open")]
+    resolve_removed(store, ["mail", "pager"], clock())
+    assert sink_incidents(store) == [("driftd", "sink=pager", "open")], "it is still there"
+    sender = OutboxSender(store, {"mail": ScriptedSink()}, clock=clock, look_every_s=0.01)
+    sender.start()
+    sender.finish()
+    assert sender.stop() == [] and sink_incidents(store) == [("driftd", "sink=pager", "resolved")]
+    assert ("mail", "resolved") in outbox(database, "sink, event")
 
 
 def test_an_incident_of_the_same_outage_has_the_same_id_and_another_outage_another(store: Store, clock: Clock) -> None:
