@@ -30,7 +30,7 @@ ALERT_NAMES = {
 }
 
 
-RUNBOOKS = "docs/runbooks.md"  # in the sources; dashboards/rules.py says the same, and notify.runbooks another place
+RUNBOOKS = "docs/runbooks.md"  # in the sources; settings and options name another place
 _NOT_IN_NAMES = re.compile(r"^(?=[0-9])|[^a-zA-Z0-9_]")
 
 

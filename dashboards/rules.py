@@ -23,11 +23,11 @@ from typing import Any, Literal
 
 import yaml
 
+from connectors.alert import RUNBOOKS
 from dashboards.grafana import all_dashboards
 
 GROUP = "driftd"
 INTERVAL_S = 60
-RUNBOOKS = "docs/runbooks.md"  # in the sources; `driftd dashboards build --runbooks` names another place
 FOLDER = Path(__file__).resolve().parent / "rules"
 PROMETHEUS_FILE = "driftd.yml"
 GRAFANA_FILE = "driftd-grafana.json"

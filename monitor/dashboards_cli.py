@@ -246,7 +246,7 @@ def _rules(folder_uid: str, prometheus_uid: str, *, runbooks: str | None = None)
 
 def _runbooks(address: str | None) -> str:
     """The address, which becomes a part of templates. Raises InvalidInput where it is none."""
-    from dashboards.rules import RUNBOOKS
+    from connectors.alert import RUNBOOKS
 
     if address and not re.fullmatch(r"https?://[^\s#${}]+", address):
         raise InvalidInput(

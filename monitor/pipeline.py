@@ -183,11 +183,6 @@ class Pipeline:
             watch.zeros = 0
 
     @property
-    def pending_dead(self) -> Sequence[DeadLetter]:
-        """Dead letters of the next checkpoint."""
-        return self._dead
-
-    @property
     def pending_spoiled(self) -> Sequence[DeadLetter]:
         """One dead letter for each record of the next checkpoint of which no row can be used."""
         return self._spoiled

@@ -305,5 +305,5 @@ def test_a_record_with_one_bad_row_is_not_spoiled(reference: Reference) -> None:
     good, bad = rows_of(3), rows_of(1)[0] | {"v": [0.0] * DIMENSION}
     pipeline = pipeline_of(reference, RECORD, "/inputs/v")
     pipeline.process(batch_of([body_of([*good, bad]), body_of([bad, bad]), None, body_of(good)]), None)
-    assert [letter.offset for letter in pipeline.pending_dead] == [0, 1, 1, 2]
     assert [letter.offset for letter in pipeline.pending_spoiled] == [1, 2]
+    assert [letter.offset for letter in pipeline.checkpoint().dead_letters] == [0, 1, 1, 2]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from connectors.alert import alert_name
+from connectors.alert import RUNBOOKS, alert_name
 from connectors.notification import Notification
 from connectors.prometheus import Metrics
 from connectors.prometheus_workers import SupervisorMetrics
 from dashboards.grafana import all_dashboards
-from dashboards.rules import BLIND_KINDS, RULES, RUNBOOKS
+from dashboards.rules import BLIND_KINDS, RULES
 from monitor.app import build_sinks
 from monitor.cli import app
 from monitor.operations_wording import KINDS
