@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from connectors.database.connection import wall_clock_ms
 from connectors.database.store import Store
 from connectors.schema_registry import SchemaSettings
 from detectors.errors import DriftdError
@@ -29,7 +30,6 @@ from monitor.budget import (
 from monitor.collect import check_block_length
 from monitor.decode import Decoder
 from monitor.folding import alarmed_segments
-from monitor.outbox import wall_clock_ms
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
 from monitor.times import text_of

@@ -29,8 +29,8 @@ from monitor.folding import Outcome
 from monitor.health import Health
 from monitor.incident_list import alerted, mute_of
 from monitor.log import configure, event
-from monitor.outbox import OutboxSender
 from monitor.pacing import Pace
+from monitor.sender import OutboxSender
 from monitor.settings import Settings
 from monitor.watchdog import STEP_S, Watchdog
 from monitor.web import Status, WebServer

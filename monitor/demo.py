@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from connectors.database.connection import wall_clock_ms
 from connectors.database.store import Store
 from dashboards.picture import write_picture
 from dashboards.report import write_report
@@ -23,7 +24,7 @@ from dashboards.report_data import Comparison, Period
 from detectors.errors import InvalidInput
 from monitor.app import build_sinks, build_workers, open_store
 from monitor.demo_stream import DemoTruth, make_demo
-from monitor.outbox import RetryPolicy, SinkQueue, wall_clock_ms
+from monitor.outbox import RetryPolicy, SinkQueue
 from monitor.references import from_source
 from monitor.reporting import report_of
 from monitor.settings import Settings, load_settings

@@ -31,7 +31,8 @@ import sys, threading
 from pydantic import SecretStr
 from connectors.database.store import Store
 from connectors.webhook import WebhookSettings
-from monitor.outbox import RetryPolicy, SinkQueue, wall_clock_ms
+from connectors.database.connection import wall_clock_ms
+from monitor.outbox import RetryPolicy, SinkQueue
 from monitor.pacing import Pace
 
 class Single:

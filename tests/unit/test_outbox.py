@@ -19,7 +19,8 @@ from connectors.prometheus import Metrics
 from connectors.webhook import WebhookSettings
 from detectors.errors import SinkError, StoreError
 from monitor.checks import outbox_finding
-from monitor.outbox import OutboxSender, RetryPolicy, SinkQueue
+from monitor.outbox import RetryPolicy, SinkQueue
+from monitor.sender import OutboxSender
 from tests.senders import AT_ONCE, NOTE, Clock, ScriptedSink, outbox, put
 from tests.servers.receiver import Answer, Receiver
 

@@ -13,8 +13,9 @@ from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from detectors.errors import SinkError
 from monitor.incidents import EventName
-from monitor.outbox import OutboxSender, RetryPolicy, SinkQueue
+from monitor.outbox import RetryPolicy, SinkQueue
 from monitor.pacing import Pace, due_models, due_ms
+from monitor.sender import OutboxSender
 from tests.senders import Clock, ScriptedGroupSink, incident, outbox, put, told
 
 PACE = Pace(group_wait_ms=10_000, group_interval_ms=60_000, most_per_minute=10)

@@ -14,7 +14,8 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.prometheus import Metrics
 from detectors.errors import SinkError
-from monitor.outbox import OutboxSender, RetryPolicy, SinkQueue
+from monitor.outbox import RetryPolicy, SinkQueue
+from monitor.sender import OutboxSender
 from monitor.sink_watch import resolve_removed
 from tests.senders import START_MS, Clock, ScriptedSink, incident, outbox, put, told
 
