@@ -37,7 +37,7 @@ class Entry:
         title: one line.
         facts: since when, until when, how strong; one line.
         text: what, and why.
-        next: what to type; "" where the notification does not say.
+        next: the command to type; "" where the notification does not say, or says more than a command.
     """
 
     urgency: Urgency
@@ -127,7 +127,7 @@ def _urgency(notification: Notification) -> Urgency:
 
 def _entry(notification: Notification) -> Entry:
     text, _, following = notification.text.rpartition(_NEXT)
-    if not text:
+    if not text or ";" in following:  # no command alone: it stays a sentence, which nobody would paste into a shell
         text, following = notification.text, ""
     facts = [f"since {_time(notification.starts_ms)}"]
     if notification.ends_ms is not None:

@@ -321,3 +321,12 @@ def test_what_is_over_is_not_called_so_twice() -> None:
     over = dataclasses.replace(OVER, title="Resolved: support_triage: input has drifted")
     message = message_of(Group("support_triage", (over,), 0, 0))
     assert message.subject == message.entries[0].headline == "RESOLVED support_triage: input has drifted"
+
+
+def test_a_next_step_that_is_more_than_a_command_stays_in_the_text() -> None:
+    alone, more = (
+        message_of(Group.of(dataclasses.replace(DRIFT, text=f"It changed. Next: {step}"))).entries[0]
+        for step in ("driftd explain 3f2a91", "driftd check; then mend the receiver")
+    )
+    assert (alone.text, alone.next) == ("It changed.", "driftd explain 3f2a91")
+    assert (more.text, more.next) == ("It changed. Next: driftd check; then mend the receiver", "")
