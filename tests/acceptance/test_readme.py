@@ -6,12 +6,18 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from connectors.database.store import Store
+from dashboards.grafana import all_dashboards
+from dashboards.rules import RULES
+from monitor.operations import source_incident
 from tests.acceptance.command import ROOT, Running, driftd
+from tests.servers.grafana import Grafana
 from tests.servers.kafka import KafkaServer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +34,7 @@ def words_of(command: str) -> list[list[str]]:
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
-    ran_here = {"init", "check", "run", "incidents", "reference", "score"}
+    ran_here = {"init", "check", "run", "incidents", "reference", "score", "dashboards", "mute"}
     assert {words[1] for words in COMMANDS if words[0] == "driftd"} == ran_here
     assert {words[1] for words in COMMANDS if words[0] == "make"} == {"demo"}
     makefile = (ROOT / "Makefile").read_text()
@@ -69,6 +75,33 @@ def test_the_python_of_the_readme() -> None:
     assert readings
 
 
+def test_the_commands_about_telling_people(tmp_path: Path) -> None:
+    (settings,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "driftd.yaml").write_text(settings)
+    row, notification = source_incident("support_triage", problem="It is gone.", lasting=False, since_ms=1, now_ms=2)
+    (acknowledge,) = [words for words in words_of("incidents") if "--ack" in words]
+    with Store.open(f"sqlite:///{tmp_path}/driftd.db") as store:
+        store.migrate()
+        assert store.open_incident(replace(row, id=f"{acknowledge[-1]}c0de11"), [("pager", notification)])
+        for words in [acknowledge, *words_of("mute")]:
+            done = driftd(*words, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        (incident,), (mute,) = store.incidents(), store.mutes(None)
+    assert incident.detail["acknowledged"] and mute.covers(incident)
+
+
+def test_the_command_about_dashboards(tmp_path: Path) -> None:
+    (words,) = words_of("dashboards")
+    with Grafana("11.6.5") as grafana:
+        addressed = [grafana.url if word == "http://localhost:3000" else word for word in words]
+        done = driftd(*addressed, cwd=tmp_path, DRIFTD_GRAFANA_TOKEN=grafana.token("Admin"))
+        assert done.returncode == 0, done.stderr
+        assert grafana.url in addressed and not grafana.writes
+    said = re.findall(r"(\w+) dashboards and (\d+) rules", README)
+    assert said == [({5: "five"}[len(all_dashboards())], str(len(RULES)))]
+    assert "driftd-overview" in done.stdout
+
+
 @pytest.mark.kafka
 @pytest.mark.timeout(200)
 def test_five_minutes_with_kafka(
@@ -103,7 +136,7 @@ def test_five_minutes_with_kafka(
         daemon.wait_for_records(3_000)
     finally:
         daemon.terminate()
-    (incidents,) = words_of("incidents")
+    incidents = words_of("incidents")[0]
     assert driftd(*incidents, cwd=tmp_path).returncode == 0
     report = driftd("report", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
