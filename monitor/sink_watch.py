@@ -10,6 +10,7 @@ from monitor.log import event
 from monitor.operations import DEPLOYMENT, resolved, sink_incident, sink_segment
 
 if TYPE_CHECKING:
+    from connectors.database.rows import IncidentRow
     from connectors.database.store import Store
 
 log = logging.getLogger(__name__)
@@ -82,11 +83,9 @@ class SinkWatch:
         self.trouble, self._given_up = row.text, False
 
     def _resolve(self, now_ms: int) -> None:
-        for row in self._store.incidents(model=DEPLOYMENT, status="open"):
-            if row.kind == "sink" and row.segment == sink_segment(self._sink):
-                over, notice = resolved(row, now_ms)
-                if self._store.resolve_incident(over, [(other, notice) for other in self._others]):
-                    log.info(event("sink works again", sink=self._sink, incident=row.id))
+        for row in _open_incidents(self._store):
+            if row.segment == sink_segment(self._sink) and _end(row, self._store, self._others, now_ms):
+                log.info(event("sink works again", sink=self._sink, incident=row.id))
         self.trouble, self._took = "", False
         self._next_look_ms = now_ms + LOOK_EVERY_MS
 
@@ -101,8 +100,17 @@ def resolve_removed(store: Store, sinks: Sequence[str], now_ms: int) -> None:
         StoreError: the database refuses.
     """
     segments = {sink_segment(sink) for sink in sinks}
-    for row in store.incidents(model=DEPLOYMENT, status="open"):
-        if row.kind == "sink" and row.segment not in segments:
-            over, notice = resolved(row, now_ms)
-            if store.resolve_incident(over, [(sink, notice) for sink in sinks]):
-                log.info(event("sink is no longer in the settings", incident=row.id))
+    for row in _open_incidents(store):
+        if row.segment not in segments and _end(row, store, sinks, now_ms):
+            log.info(event("sink is no longer in the settings", incident=row.id))
+
+
+def _open_incidents(store: Store) -> list[IncidentRow]:
+    """Those about sinks."""
+    return [row for row in store.incidents(model=DEPLOYMENT, status="open") if row.kind == "sink"]
+
+
+def _end(row: IncidentRow, store: Store, told: Sequence[str], now_ms: int) -> bool:
+    """Resolve it and tell these sinks; whether nobody else did so before."""
+    over, notice = resolved(row, now_ms)
+    return store.resolve_incident(over, [(sink, notice) for sink in told])

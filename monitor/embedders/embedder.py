@@ -121,7 +121,7 @@ def embed_all(
     except DriftdError:
         raise
     except Exception:
-        pass
+        pass  # which record it was shows below, where each that fails alone is told
     vectors = np.zeros((n, dimension), dtype=np.float32)
     problems: list[Problem] = []
     for row in range(n):
