@@ -310,6 +310,8 @@ class Daemon:
                     dead_letter_rows=keep.dead_letter_rows,
                     readings_days=keep.readings_days,
                     summaries_days=keep.summaries_days,
+                    remembered_days=keep.remembered_days,
+                    remembered_mb=keep.remembered_mb,
                 ),
             )
         except StoreError as error:

@@ -121,7 +121,11 @@ def from_source(
     store = open_store(settings)
     embedders = {space: entry.embedder.build() for space, entry in chosen.spaces.items()}
     fields = [field for embedder in embedders.values() for field in embedder.fields]
-    decoder = Decoder(chosen.watched_record, fields=fields, payload_bytes=chosen.dead_letters.payload_bytes)
+    decoder = Decoder(
+        chosen.watched_record,
+        fields=[*fields, *chosen.extra_fields],
+        payload_bytes=chosen.dead_letters.payload_bytes,
+    )
     collector = Collector(
         name,
         decoder=decoder,

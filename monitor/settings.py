@@ -25,6 +25,7 @@ from detectors.errors import InvalidSettings
 from detectors.feedback import OpinionName
 from monitor.decode import RecordSettings
 from monitor.embedders import EmbedderSettings
+from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.times import Duration, Wait, seconds_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -238,6 +239,7 @@ class ModelSettings(_Section):
     outliers: OutlierSettings = OutlierSettings()
     drift: DriftSettings = DriftSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
+    fraud: FraudSettings | None = Field(None, description="score every record as fraud; default: not")
     scores: ScoresSettings | None = Field(
         None, description="where every record's scores go, for other programs; default: nowhere"
     )
@@ -246,6 +248,27 @@ class ModelSettings(_Section):
     @classmethod
     def _names_of_spaces(cls, value: dict[str, SpaceSettings]) -> dict[str, SpaceSettings]:
         return _check_names(value)
+
+    @model_validator(mode="after")
+    def _fraud_has_vectors(self) -> ModelSettings:
+        if self.fraud is None:
+            return self
+        if FRAUD_SPACE in self.spaces:
+            raise ValueError(f'a space may not be named "{FRAUD_SPACE}" where fraud is scored; give it another name')
+        if self.fraud.space is not None and self.fraud.space not in self.spaces:
+            raise ValueError(f"fraud.space: there is no space {self.fraud.space}; there is: {', '.join(self.spaces)}")
+        return self
+
+    @property
+    def fraud_space(self) -> str:
+        """The space whose vectors are scored as fraud."""
+        chosen = None if self.fraud is None else self.fraud.space
+        return next(iter(self.spaces)) if chosen is None else chosen
+
+    @property
+    def extra_fields(self) -> list[str]:
+        """Fields of a record that no embedder reads, but something else does."""
+        return [] if self.fraud is None else self.fraud.record_fields
 
     @property
     def lateness_ms(self) -> int:
@@ -323,6 +346,8 @@ class RetentionSettings(_Section):
     dead_letters_days: float = Field(30.0, gt=0)
     kept_rows: int = Field(1_000_000, ge=1000, description="most kept records; the oldest go first")
     dead_letter_rows: int = Field(100_000, ge=1000, description="most dead letters; the oldest go first")
+    remembered_days: float = Field(120.0, gt=0, description="how late a label may come, where fraud is scored")
+    remembered_mb: float = Field(1024.0, gt=0, description="most megabytes of records that labels may still mean")
 
 
 class CheckpointSettings(_Section):

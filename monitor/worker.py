@@ -274,7 +274,7 @@ class Worker:
         fields = [field for embedder in embedders.values() for field in embedder.fields]
         self._decoder = Decoder(
             self.model.watched_record,
-            fields=fields,
+            fields=[*fields, *self.model.extra_fields],
             payload_bytes=self.model.dead_letters.payload_bytes,
             pin=partial(self._store.pin_format, self.name),
         )

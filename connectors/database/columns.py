@@ -211,6 +211,8 @@ def kept_columns(model: str, record: KeptRecord, stored_ms: int) -> Columns:
         "stored_ms": stored_ms,
         "vector": record.vector,
         "row": record.row,
+        "labels": record.labels,
+        "detail": to_json(record.detail) if record.detail else "",
     }
 
 
@@ -234,6 +236,8 @@ def kept_row(row: Any) -> KeptRecord:
         bool(row.flagged),
         row.vector,
         row.row,
+        row.labels,
+        from_json(row.detail) if row.detail else {},
     )
 
 

@@ -232,9 +232,11 @@ class Fold:
         # Late deltas lie below the old next_block, and so below the new one.
         done = sorted(number for number, block in self._handed_out.items() if block < result.next_block)
         write(delete(_DELTAS).where(_DELTAS.c.id == bindparam("delta")), ({"delta": number} for number in done))
-        # A closed block takes no more records, so its keys are not needed: those of checkpoints since the snapshot too.
-        keys = schema.thinned_keys
-        connection.execute(delete(keys).where(keys.c.model == model, keys.c.block < result.next_block))
+        # A closed block takes no more records, so its keys and counts are not needed: those of
+        # checkpoints since the snapshot too.
+        for open_blocks in (schema.thinned_keys, schema.flood_counts):
+            closed = (open_blocks.c.model == model) & (open_blocks.c.block < result.next_block)
+            connection.execute(delete(open_blocks).where(closed))
         write(
             schema.upsert(schema.summaries, ("model", "space", "segment", "block", "reference"), dialect=dialect),
             (summary_columns(model, merged, now_ms) for merged in result.merged),

@@ -23,6 +23,9 @@ _PLACES: tuple[Column[Any], ...] = (
     schema.pending_halves.c.position,
     schema.kept.c.position,
     schema.dead_letters.c.position,
+    schema.label_spans.c.from_offset,
+    schema.remembered.c.first_offset,
+    schema.flood_counts.c.first_offset,
 )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Table, delete, select
+from sqlalchemy import ColumnElement, Table, delete, func, select
 
 from connectors.database import schema
 from connectors.database.connection import Database
@@ -43,8 +43,23 @@ def prune(database: Database, now_ms: int, settings: Retention) -> dict[str, int
         _Rule(schema.outbox, "stored_ms", keep.outbox_days, keep.outbox_rows, _ROWS, settled),
     )
     return {rule.table.name: _prune(database, rule, now_ms) for rule in rules} | {
-        "gaps": _prune_gaps(database, now_ms - int(keep.summaries_days * _DAY_MS))
+        "gaps": _prune_gaps(database, now_ms - int(keep.summaries_days * _DAY_MS)),
+        "remembered": _prune_remembered(database, keep, now_ms),
     }
+
+
+def _prune_remembered(database: Database, keep: Retention, now_ms: int) -> int:
+    """Rows are of any size, so that their bytes are bounded, and not their number."""
+    rule = _Rule(schema.remembered, "stored_ms", keep.remembered_days, None, _SUMMARIES)
+    table, most = schema.remembered.c, int(keep.remembered_mb * 1e6)
+    with database.reading() as connection:
+        held = int(connection.execute(select(func.coalesce(func.sum(table.bytes), 0))).scalar_one())
+        if held > most:
+            newer = func.sum(table.bytes).over(order_by=table.id.desc())
+            sums = select(table.id, newer.label("newer")).subquery()
+            beyond = select(func.count()).select_from(sums).where(sums.c.newer <= most)
+            rule = replace(rule, rows=int(connection.execute(beyond).scalar_one()))
+    return _prune(database, rule, now_ms)
 
 
 def _prune_gaps(database: Database, cutoff_ms: int) -> int:

@@ -84,7 +84,11 @@ class HalfRow:
 
 @dataclass(frozen=True, slots=True)
 class KeptRecord:
-    """A record that a person may want to see: a candidate outlier, or one of the hash-chosen sample."""
+    """A record that a person may want to see: a candidate outlier, or one of the hash-chosen sample.
+
+    Of the pseudo-space "fraud" the reason is fraud (a candidate), review (chosen by its hash, for a person to judge) or
+    flood, the score is the probability of fraud, the vector float32 as embedded, and ``detail`` holds the evidence.
+    """
 
     partition: Partition
     offset: int
@@ -92,7 +96,7 @@ class KeptRecord:
     space: str
     block: int
     id: str
-    reason: Literal["outlier", "sample"]
+    reason: Literal["outlier", "sample", "fraud", "review", "flood"]
     score: float
     p_value: float
     reference: int
@@ -104,6 +108,8 @@ class KeptRecord:
     flagged: bool = False  # set by the fold; ignored when a checkpoint writes the record
     vector: bytes | None = None  # float16 little-endian, as prepared by the reference; None where not kept
     row: int = 0  # among the rows of one record
+    labels: int = 0  # of space "fraud": the version of the labels
+    detail: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,144 @@ class ReferenceRow:
     active: bool
 
 
+LabelSource = Literal["analyst", "chargeback", "rule"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewLabel:
+    """What somebody says of one record.
+
+    Attributes:
+        record_id: the id of the record.
+        label: "fraud", or "cleared": looked at, and no fraud.
+        time_ms: when that was decided, milliseconds since 1970.
+        source: who decides: an analyst, a chargeback, or a rule.
+        confidence: in (0, 1].
+        by: the name of the person or program; "" where unknown.
+        origin: names the saying itself: the same one again is no new label. "topic/partition/offset" out of a topic.
+        known: what is known of the record, where the label brought it along or it was found at once.
+    """
+
+    record_id: str
+    label: Literal["fraud", "cleared"]
+    time_ms: int
+    source: LabelSource
+    confidence: float
+    by: str
+    origin: str
+    known: LabelledRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRecord:
+    """What a label needs to know of its record.
+
+    Attributes:
+        partition, offset, row: the record; offset -1 where it came with the label alone.
+        event_ms: its event time.
+        entity: whom it belongs to; "" where no entity is mapped.
+        vector: float32 little-endian, as embedded.
+        signals: float32 little-endian, as the fraud scorer saw them.
+        probability, p_value: what the record was scored with when it came; NaN where it was not.
+        scored_with: the version of the labels then.
+        selected: why a person looked at it: "alert", "review" (chosen by its hash), or "" (neither).
+        chance: how probable it was that a person would be asked, in (0, 1]; NaN where unknown.
+    """
+
+    partition: Partition
+    offset: int
+    row: int
+    event_ms: int
+    entity: str
+    vector: bytes
+    signals: bytes
+    probability: float
+    p_value: float
+    scored_with: int
+    selected: Literal["", "alert", "review"]
+    chance: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """A stored label.
+
+    Attributes:
+        id: in the order of arrival.
+        version: of the model's labels, from which on it counts; 0 while its record is not known.
+        received_ms: wall clock of its arrival.
+        said: what was said, with what is known of the record.
+    """
+
+    id: int
+    model: str
+    version: int
+    received_ms: int
+    said: NewLabel
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSpan:
+    """From this offset on, records of the partition were scored with this version of the labels.
+
+    Attributes:
+        reference: the version of the fraud baseline.
+    """
+
+    partition: Partition
+    from_offset: int
+    version: int
+    reference: int
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedRow:
+    """What labels that come later need to know of the records of one partition in one checkpoint; see `blob`'s maker.
+
+    Attributes:
+        from_ms, to_ms: event times of the records.
+        stored_ms: wall clock; 0 before it is written.
+        id: number in the database; 0 before it is written.
+    """
+
+    partition: Partition
+    first_offset: int
+    from_ms: int
+    to_ms: int
+    records: int
+    blob: bytes
+    stored_ms: int = 0
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EntityRow:
+    """What is usual of one entity, as far as the partition has shown.
+
+    Attributes:
+        kind: name of the entity model that reads the blob.
+        entity: hash of its name, a signed 64-bit number.
+        offset: of its last record.
+        blob: opaque to the database; empty where the entity was dropped, so that the row goes.
+    """
+
+    partition: Partition
+    kind: str
+    entity: int
+    offset: int
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FloodRow:
+    """Counts of near-identical records that one checkpoint added to a block that is still open."""
+
+    partition: Partition
+    block: int
+    first_offset: int
+    blob: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Everything that one transaction writes.
@@ -133,6 +277,8 @@ class Checkpoint:
         halves, joined: pending halves that came, and those (with their offsets) that are pending no more.
         incidents, outbox: what the worker itself has to tell of, such as a gap; an incident that is there is left, and
             a pair whose notification id and sink are there is skipped.
+        spans: from which offsets on which labels are in force; remembered, entities, floods: what the fraud scores of
+            later records, and labels, need to know of these.
     """
 
     model: str
@@ -147,6 +293,10 @@ class Checkpoint:
     joined: list[tuple[Partition, int]] = field(default_factory=list)
     incidents: list[IncidentRow] = field(default_factory=list)
     outbox: list[tuple[str, Notification]] = field(default_factory=list)
+    spans: list[LabelSpan] = field(default_factory=list)
+    remembered: list[RememberedRow] = field(default_factory=list)
+    entities: list[EntityRow] = field(default_factory=list)
+    floods: list[FloodRow] = field(default_factory=list)
 
     def with_scores(self, receipt: str) -> Checkpoint:
         """The same, with the receipt of what was written of its records' scores."""
@@ -477,3 +627,5 @@ class Retention:
     summary_rows: int = 1_000_000
     outbox_days: float = 30.0
     outbox_rows: int = 100_000
+    remembered_days: float = 120.0
+    remembered_mb: float = 1024.0

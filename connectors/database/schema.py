@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The newest file in migrations/versions. Four digits: a greater text is a newer schema.
-REVISION = "0004"
+REVISION = "0005"
 
 metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s"})
 
@@ -161,8 +161,11 @@ kept = Table(
     _int("stored_ms"),
     Column("vector", LargeBinary, nullable=True),
     _added("row"),  # among the rows of one record
+    _added("labels"),  # of space "fraud": the version of the labels that it was scored with
+    _new_text("detail"),  # of space "fraud": the evidence
     UniqueConstraint("model", "space", "topic", "number", "position", "row"),
     Index("ix_kept_block", "model", "space", "block"),
+    Index("ix_kept_record", "model", "record_id"),
     Index("ix_kept_time", "model", "time_ms"),
     _partial("ix_kept_flagged", "model", "score", sqlite="flagged = 1", postgresql="flagged"),
 )
@@ -397,6 +400,111 @@ block_stats = Table(
     _int("stored_ms"),
     UniqueConstraint("model", "space", "block", "reference"),
     Index("ix_block_stats_time", "model", "start_ms"),
+)
+
+# What people and other systems say of single records: never changed, but for what is known of the record itself.
+labels = Table(
+    "labels",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("record_id"),
+    _text("label"),
+    _text("source"),
+    _text("by"),
+    _text("origin"),  # what it came as: the same again is no new label
+    _int("time_ms"),
+    _int("received_ms"),
+    _int("version"),  # of the labels, from which on it counts; 0 while its record is not known
+    _float("confidence"),
+    _float("probability"),
+    _float("p_value"),
+    _float("chance"),
+    Column("topic", Text, nullable=True),
+    Column("entity", Text, nullable=True),
+    Column("selected", Text, nullable=True),
+    Column("number", BigInteger, nullable=True),
+    Column("position", BigInteger, nullable=True),
+    Column("row", BigInteger, nullable=True),
+    Column("event_ms", BigInteger, nullable=True),
+    Column("scored_with", BigInteger, nullable=True),
+    Column("vector", LargeBinary, nullable=True),
+    Column("signals", LargeBinary, nullable=True),
+    UniqueConstraint("model", "origin"),
+    Index("ix_labels_version", "model", "version"),
+    Index("ix_labels_record", "model", "record_id"),
+)
+
+# How many versions of its labels a model has had.
+label_versions = Table("label_versions", metadata, _text("model"), _int("version"), PrimaryKeyConstraint("model"))
+
+# From which offset on the records of a partition were scored with which version of the labels and the fraud baseline.
+label_spans = Table(
+    "label_spans",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("from_offset"),
+    _int("version"),
+    _int("reference"),
+    PrimaryKeyConstraint("model", "topic", "number", "from_offset"),
+)
+
+# How far the topics of labels were read.
+label_offsets = Table(
+    "label_offsets",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("next_offset"),
+    PrimaryKeyConstraint("model", "topic", "number"),
+)
+
+# What labels that come later need to know of the records of one checkpoint.
+remembered = Table(
+    "remembered",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("first_offset"),
+    _int("from_ms"),
+    _int("to_ms"),
+    _int("records"),
+    _int("bytes"),
+    _blob("blob"),
+    _int("stored_ms"),
+    UniqueConstraint("model", "topic", "number", "first_offset"),
+)
+
+# What is usual of a card, a user, a merchant, as far as one partition has seen it.
+entity_states = Table(
+    "entity_states",
+    metadata,
+    _text("model"),
+    _text("kind"),
+    _text("topic"),
+    _int("number"),
+    _int("entity"),  # the hash of its name, as a signed number
+    _int("position"),  # offset of its last record
+    _blob("blob"),
+    PrimaryKeyConstraint("model", "kind", "topic", "number", "entity"),
+)
+
+# Counts of near-identical records that one checkpoint added to a block that is still open.
+flood_counts = Table(
+    "flood_counts",
+    metadata,
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("block"),
+    _int("first_offset"),
+    _blob("blob"),
+    PrimaryKeyConstraint("model", "topic", "number", "block", "first_offset"),
 )
 
 references = Table(

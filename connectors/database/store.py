@@ -36,6 +36,7 @@ from connectors.database.columns import (
 from connectors.database.connection import Database, wall_clock_ms
 from connectors.database.dead_letters import DeadLetters
 from connectors.database.folding import Fold
+from connectors.database.fraud import FraudStates, add_fraud
 from connectors.database.incidents import Incidents, add_incidents
 from connectors.database.mutes import Mutes
 from connectors.database.outbox import Outbox
@@ -56,7 +57,7 @@ class _MovedByOthers(Exception):
     """A compare-and-set matched fewer rows than partitions; ends the transaction."""
 
 
-class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, References):
+class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, References, FraudStates):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 
     Every process opens its own: connections do not survive a fork.
@@ -218,6 +219,7 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
                     schema.insert_ignoring(schema.gaps, dialect=dialect),
                     [gap_columns(model, gap, now_ms) for gap in checkpoint.gaps],
                 )
+            add_fraud(connection, checkpoint, dialect=dialect, now_ms=now_ms)
             add_references(connection, [replace(row, active=True) for row in checkpoint.references])
             add_incidents(self._database, connection, checkpoint.incidents, checkpoint.outbox)
 

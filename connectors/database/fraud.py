@@ -1,0 +1,179 @@
+"""The part of Store about what fraud scores leave behind: labels in force, entities, floods, remembered records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
+
+from connectors.database import schema
+from connectors.database.columns import rows_of
+from connectors.database.connection import Database
+from connectors.database.rows import Checkpoint, EntityRow, FloodRow, LabelSpan, RememberedRow
+from connectors.records import Partition
+
+_ENTITY_KEY = ("model", "kind", "topic", "number", "entity")
+
+
+class FraudStates:
+    """What the fraud scores of later records need to know of earlier ones, partition by partition."""
+
+    _database: Database
+
+    def label_spans(self, model: str, partition: Partition | None = None) -> list[LabelSpan]:
+        """Which version of the labels was in force from which offset on, by topic, number and offset."""
+        table = schema.label_spans
+        query = select(table).where(table.c.model == model)
+        if partition is not None:
+            query = query.where(table.c.topic == partition.topic, table.c.number == partition.number)
+        with self._database.reading() as connection:
+            result = connection.execute(query.order_by(table.c.topic, table.c.number, table.c.from_offset))
+            return [
+                LabelSpan(Partition(row.topic, row.number), row.from_offset, row.version, row.reference)
+                for row in result
+            ]
+
+    def entity_states(self, model: str, partition: Partition) -> list[EntityRow]:
+        """Every entity that the partition knows, by kind and hash. Read them after the partition's position."""
+        table = schema.entity_states
+        query = select(table).where(_of(table, model, partition)).order_by(table.c.kind, table.c.entity)
+        with self._database.reading() as connection:
+            return rows_of(
+                connection.execute(query),
+                lambda row: EntityRow(partition, row.kind, row.entity, row.position, row.blob),
+            )
+
+    def scattered_entities(self, model: str) -> dict[str, int]:
+        """By kind, how many entities have records in several partitions of one topic: what is known of them is split.
+
+        Kinds without such entities are absent.
+        """
+        table = schema.entity_states
+        several = (
+            select(table.c.kind, table.c.entity)
+            .where(table.c.model == model)
+            .group_by(table.c.kind, table.c.topic, table.c.entity)
+            .having(func.count() > 1)
+            .subquery()
+        )
+        query = select(several.c.kind, func.count()).group_by(several.c.kind)
+        with self._database.reading() as connection:
+            return {str(kind): int(count) for kind, count in connection.execute(query)}
+
+    def flood_counts(self, model: str, partition: Partition) -> list[FloodRow]:
+        """Counts of the blocks of the partition that are not folded yet. Read them after the partition's position."""
+        table = schema.flood_counts
+        query = select(table).where(_of(table, model, partition)).order_by(table.c.block, table.c.first_offset)
+        with self._database.reading() as connection:
+            return rows_of(
+                connection.execute(query), lambda row: FloodRow(partition, row.block, row.first_offset, row.blob)
+            )
+
+    def remembered(self, model: str, *, after: int = 0) -> Iterator[RememberedRow]:
+        """What is remembered of the model's records, newest first; only rows whose number is above ``after``.
+
+        One row at a time: all together may be large.
+        """
+        table = schema.remembered
+        numbers = select(table.c.id).where(table.c.model == model, table.c.id > after).order_by(table.c.id.desc())
+        with self._database.reading() as connection:
+            found = connection.execute(numbers).scalars().all()
+        for number in found:
+            with self._database.reading() as connection:
+                row = connection.execute(select(table).where(table.c.id == number)).one_or_none()
+            if row is not None:  # else retention has taken it meanwhile
+                yield RememberedRow(
+                    Partition(row.topic, row.number),
+                    row.first_offset,
+                    row.from_ms,
+                    row.to_ms,
+                    row.records,
+                    row.blob,
+                    row.stored_ms,
+                    row.id,
+                )
+
+
+def add_fraud(connection: Connection, checkpoint: Checkpoint, *, dialect: str, now_ms: int) -> None:
+    """Write what a checkpoint brings of these, within its transaction."""
+    model = checkpoint.model
+    if checkpoint.spans:
+        key = ("model", "topic", "number", "from_offset")
+        connection.execute(
+            schema.upsert(schema.label_spans, key, dialect=dialect),
+            [
+                {
+                    "model": model,
+                    "topic": span.partition.topic,
+                    "number": span.partition.number,
+                    "from_offset": span.from_offset,
+                    "version": span.version,
+                    "reference": span.reference,
+                }
+                for span in sorted(checkpoint.spans, key=lambda span: (*span.partition, span.from_offset))
+            ],
+        )
+    if checkpoint.remembered:
+        connection.execute(
+            insert(schema.remembered),
+            [
+                {
+                    "model": model,
+                    "topic": row.partition.topic,
+                    "number": row.partition.number,
+                    "first_offset": row.first_offset,
+                    "from_ms": row.from_ms,
+                    "to_ms": row.to_ms,
+                    "records": row.records,
+                    "bytes": len(row.blob),
+                    "blob": row.blob,
+                    "stored_ms": now_ms,
+                }
+                for row in sorted(checkpoint.remembered, key=lambda row: (*row.partition, row.first_offset))
+            ],
+        )
+    _add_entities(connection, model, checkpoint.entities, dialect=dialect)
+    if checkpoint.floods:
+        connection.execute(
+            insert(schema.flood_counts),
+            [
+                {
+                    "model": model,
+                    "topic": row.partition.topic,
+                    "number": row.partition.number,
+                    "block": row.block,
+                    "first_offset": row.first_offset,
+                    "blob": row.blob,
+                }
+                for row in sorted(checkpoint.floods, key=lambda row: (*row.partition, row.block))
+            ],
+        )
+
+
+def _add_entities(connection: Connection, model: str, entities: Sequence[EntityRow], *, dialect: str) -> None:
+    ordered = sorted(entities, key=lambda row: (row.kind, *row.partition, row.entity))
+    columns = [
+        {
+            "model": model,
+            "kind": row.kind,
+            "topic": row.partition.topic,
+            "number": row.partition.number,
+            "entity": row.entity,
+            "position": row.offset,
+            "blob": row.blob,
+        }
+        for row in ordered
+    ]
+    if dropped := [row for row in columns if not row["blob"]]:
+        table = schema.entity_states.c
+        gone = delete(schema.entity_states).where(
+            *(table[name] == bindparam(f"of_{name}") for name in _ENTITY_KEY),
+        )
+        connection.execute(gone, [{f"of_{name}": row[name] for name in _ENTITY_KEY} for row in dropped])
+    if stays := [row for row in columns if row["blob"]]:
+        connection.execute(schema.upsert(schema.entity_states, _ENTITY_KEY, dialect=dialect), stays)
+
+
+def _of(table: Any, model: str, partition: Partition) -> Any:
+    return (table.c.model == model) & (table.c.topic == partition.topic) & (table.c.number == partition.number)
