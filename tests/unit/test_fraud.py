@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from detectors import fraud
-from detectors.errors import InvalidInput
+from detectors.errors import InvalidInput, InvalidReference
 from detectors.fraud import FraudScorer
+from detectors.fraud_baseline import FraudBaseline, Signal
+from detectors.logistic import logistic
 from detectors.outlier import OutlierScorer
 from detectors.reference import ANGULAR, STANDARD, Geometry, Reference
 
@@ -34,6 +38,21 @@ def table() -> Reference:
 @pytest.fixture(scope="module")
 def angular() -> Reference:
     return Reference.build(normal_traffic(1500, 0, 24), geometry=ANGULAR)
+
+
+COLUMNS = (Signal("outlier", "surprise"), Signal("entity_self", "surprise"), Signal("amount", "number"))
+
+
+def signals_of(n: int, seed: int, *, amount: float = 50.0) -> Floats:
+    """Uniform p-values, and amounts that spread over powers of ten."""
+    random = np.random.default_rng(seed)
+    surprises = -np.log10(random.uniform(size=(n, 2)))
+    return np.column_stack([surprises, amount * np.exp(random.normal(size=n))]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def baseline() -> FraudBaseline:
+    return FraudBaseline(normal_traffic(4000, 7), signals_of(4000, 8), COLUMNS)
 
 
 def detected(scorer: FraudScorer, *, dimension: int = 8) -> float:
@@ -97,7 +116,11 @@ def test_cleared_records_lower_the_score_of_their_like(table: Reference) -> None
 def test_cleared_records_weigh_as_cases_do_up_to_half_of_the_normal_class(
     table: Reference, cleared: int, cases: int, of_cleared: float
 ) -> None:
-    normal = fraud._Normal(table, fraud_ring(cleared, 2))
+    usual, marked = (
+        fraud._Records(vectors, np.zeros((len(vectors), 0)), np.ones(len(vectors)))
+        for vectors in (table.calibration_vectors, fraud_ring(cleared, 2))
+    )
+    normal = fraud._Normal(usual, marked, np.arange(cleared))
     everyone = np.ones(len(normal.negatives), bool)
 
     weights = normal.weights(everyone, cases)
@@ -251,7 +274,128 @@ def test_the_logistic_fit_is_the_one_that_scikit_learn_finds() -> None:
     targets = (features[:, 0] + 0.5 * np.random.default_rng(1).normal(size=400) > 0.8).astype(np.float64)
     mass = np.where(targets == 1, 0.5 / targets.sum(), 0.5 / (1 - targets).sum())
 
-    found = fraud._logistic(features, targets, mass, ridge=1e-3)
+    found = logistic(features, targets, mass, ridge=1e-3)
 
     peer = LogisticRegression(C=1e3, tol=1e-10, max_iter=1000).fit(features, targets, sample_weight=mass)
     np.testing.assert_allclose(found, [*peer.coef_[0], peer.intercept_[0]], atol=2e-3)
+
+
+def test_a_saved_baseline_gives_the_same_scores(table: Reference, baseline: FraudBaseline, tmp_path: Path) -> None:
+    baseline.save(tmp_path)
+    loaded = FraudBaseline.load(tmp_path)
+    cases, queries = (fraud_ring(9, 1), signals_of(9, 2, amount=5e4)), (normal_traffic(50, 3), signals_of(50, 4))
+
+    before, after = (
+        FraudScorer(table, baseline=known)
+        .fit(cases[0], np.ones(9), signals=cases[1])
+        .assess(queries[0], signals=queries[1])
+        for known in (baseline, loaded)
+    )
+
+    assert loaded.columns == COLUMNS
+    np.testing.assert_array_equal(before.probability, after.probability)
+    np.testing.assert_array_equal(before.p_value, after.p_value)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5])
+def test_a_damaged_baseline_is_refused(baseline: FraudBaseline, tmp_path: Path, keep: float) -> None:
+    baseline.save(tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
+
+    with pytest.raises(InvalidReference, match="damaged"):
+        FraudBaseline.load(tmp_path)
+
+
+def test_a_baseline_with_a_changed_byte_is_refused(baseline: FraudBaseline, tmp_path: Path) -> None:
+    baseline.save(tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+    with pytest.raises(InvalidReference, match="damaged"):
+        FraudBaseline.load(tmp_path)
+
+
+def test_a_missing_baseline_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InvalidReference, match=r"does not exist\. Build the reference again"):
+        FraudBaseline.load(tmp_path)
+
+
+def test_without_labels_surprises_are_combined_and_ranked(table: Reference, baseline: FraudBaseline) -> None:
+    scorer = FraudScorer(table, baseline=baseline)
+    signals = signals_of(3, 1)
+    signals[:, :2] = [[0.1, 0.1], [2.5, 2.5], [9.0, 9.0]]
+
+    found = scorer.assess(normal_traffic(3, 1), signals=signals)
+
+    assert scorer.basis == "surprises"
+    assert found.p_value[0] > 0.5
+    assert found.p_value[1] < 0.001
+    assert found.surprise[2] > found.surprise[1] + 2
+
+
+def test_a_number_of_the_record_tells_fraud_where_the_vector_does_not(
+    table: Reference, baseline: FraudBaseline
+) -> None:
+    cases = normal_traffic(30, 1), signals_of(30, 2, amount=5e4)
+    scorer = FraudScorer(table, baseline=baseline).fit(cases[0], np.ones(30), signals=cases[1])
+
+    suspicious = scorer.score(normal_traffic(200, 3), signals=signals_of(200, 4, amount=5e4))
+    usual = scorer.score(normal_traffic(200, 3), signals=signals_of(200, 4))
+
+    assert np.median(suspicious) > 10 * np.median(usual)
+
+
+def test_the_contributions_add_up_to_the_log_odds(table: Reference, baseline: FraudBaseline) -> None:
+    vectors = np.concatenate([fraud_ring(9, 1), fraud_ring(4, 5)])
+    scorer = FraudScorer(table, baseline=baseline)
+    scorer.fit(vectors, [1] * 9 + [0] * 4, signals=signals_of(13, 2, amount=5e4))
+    queries, signals = fraud_ring(40, 3), signals_of(40, 4)
+
+    found = scorer.contributions(queries, signals=signals)
+
+    assert found.names == ("contrast", "model", "outlier", "entity_self", "amount", "cleared")
+    probability = scorer.score(queries, signals=signals).astype(np.float64)
+    np.testing.assert_allclose(
+        found.offset + found.values.sum(axis=1), np.log(probability / (1 - probability)), atol=1e-3
+    )
+    assert (found.values[:, -1] <= 0).all()
+    assert set(found.cleared_rows[found.values[:, -1] < 0].tolist()) <= {9, 10, 11, 12}
+    assert (found.cleared_rows[found.values[:, -1] == 0] == -1).all()
+
+
+@pytest.mark.parametrize("cases", [0, 1, 3, 40])
+def test_normal_records_are_candidates_as_rarely_as_alpha_says(
+    table: Reference, baseline: FraudBaseline, cases: int
+) -> None:
+    scorer = FraudScorer(table, baseline=baseline)
+    scorer.fit(fraud_ring(cases, 1), np.ones(cases), signals=signals_of(cases, 2, amount=500.0))
+    uniforms = np.random.default_rng(5).uniform(size=20_000)
+
+    found = scorer.assess(normal_traffic(20_000, 3), signals=signals_of(20_000, 4), uniforms=uniforms)
+
+    # 2,000 held-out records: the rate of one scorer at .01 has a standard deviation of .0022
+    assert 0.004 < (found.p_value <= 0.01).mean() < 0.018
+    assert 0.09 < (found.p_value <= 0.1).mean() < 0.13 or cases == 0
+    assert (np.diff(found.surprise[np.argsort(found.probability, kind="stable")]) >= 0).all() or cases == 0
+
+
+def test_signals_of_another_shape_are_refused(table: Reference, baseline: FraudBaseline) -> None:
+    with pytest.raises(InvalidInput, match=r"signals: expected shape \(2, 3\), got \(2, 1\)"):
+        FraudScorer(table, baseline=baseline).score(normal_traffic(2, 1), signals=np.zeros((2, 1), np.float32))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, np.nan]])
+def test_unusable_weights_are_refused(table: Reference, weights: list[float]) -> None:
+    with pytest.raises(InvalidInput, match="weights: expected a number above 0"):
+        FraudScorer(table).fit(fraud_ring(2, 1), [1, 1], weights=weights)
+
+
+def test_a_case_of_little_weight_counts_less(table: Reference) -> None:
+    cases = fraud_ring(3, 1)
+    sure, unsure = (FraudScorer(table).fit(cases, np.ones(3), weights=[1.0, 1.0, last]) for last in (1.0, 0.1))
+
+    assert unsure.score(cases[2:])[0] < sure.score(cases[2:])[0]
