@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -87,7 +88,8 @@ class KeptRecord:
     """A record that a person may want to see: a candidate outlier, or one of the hash-chosen sample.
 
     Of the pseudo-space "fraud" the reason is fraud (a candidate), review (chosen by its hash, for a person to judge) or
-    flood, the score is the probability of fraud, the vector float32 as embedded, and ``detail`` holds the evidence.
+    flood, the score is the surprise (-log10 p, continued beyond the finest p: comparable whatever the labels), the vector
+    float32 as embedded, and ``detail`` holds the probability and the evidence.
     """
 
     partition: Partition
@@ -204,6 +206,46 @@ class LabelRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelsAdded:
+    """What became of labels that were brought in.
+
+    Attributes:
+        new: rows that were not there before.
+        repeated: those whose origin was there already: nothing came of them.
+        matched: of the new ones, those whose record is known, so that they count from now on.
+    """
+
+    new: int
+    repeated: int
+    matched: int
+
+    def plus(self, other: LabelsAdded) -> LabelsAdded:
+        """Both together."""
+        return LabelsAdded(self.new + other.new, self.repeated + other.repeated, self.matched + other.matched)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """The labels of one model, counted.
+
+    Attributes:
+        by: by source and label, each row once.
+        version: of the labels: how many rows count.
+        waiting: rows whose record is not known yet.
+        unmatched: of them, those that have waited longer than records are remembered: nothing will come of them.
+        contradicting: records of which both was said, that they are fraud and that they are not.
+        superseded: rows that count for nothing, because of the same record more was said.
+    """
+
+    by: Mapping[tuple[LabelSource, str], int]
+    version: int
+    waiting: int
+    unmatched: int
+    contradicting: int
+    superseded: int
+
+
+@dataclass(frozen=True, slots=True)
 class LabelSpan:
     """From this offset on, records of the partition were scored with this version of the labels.
 
@@ -223,6 +265,7 @@ class RememberedRow:
 
     Attributes:
         from_ms, to_ms: event times of the records.
+        ids: 64-bit hashes of the records' ids, uint64 little-endian, in the order of the blob.
         stored_ms: wall clock; 0 before it is written.
         id: number in the database; 0 before it is written.
     """
@@ -232,6 +275,7 @@ class RememberedRow:
     from_ms: int
     to_ms: int
     records: int
+    ids: bytes
     blob: bytes
     stored_ms: int = 0
     id: int = 0
