@@ -224,6 +224,16 @@ def _check_columns(n: int, **columns: npt.NDArray[Any] | Sequence[str] | None) -
             raise InvalidInput(f"{name}: expected {n} entries, one for each vector, got {len(column)}.")
 
 
+def calibration_half(block_ids: Int64s, *, seed: int = 0) -> Int64s:
+    """Row numbers of the records that a reference of this baseline ranks others among, ascending: in no index.
+
+    Args:
+        block_ids: int64 (n,), ascending, as given to `Reference.build`.
+        seed: likewise.
+    """
+    return np.flatnonzero(_split(block_ids, seed))
+
+
 def _time_order(n: int, block: int, block_ids: Int64s | None, times_ms: Int64s | None) -> tuple[Int64s | None, Int64s]:
     """The order of time as row numbers (None: as given), and the block number of each record in that order."""
     key = block_ids if block_ids is not None else times_ms

@@ -372,6 +372,8 @@ def reference_build(
         say(f"Built {output}: {built}.")
         return
     from detectors.reference import Reference
+    from monitor.fraud_build import fraud_in_words
+    from monitor.fraud_settings import FRAUD_SPACE
     from monitor.settings import load_settings
     from monitor.times import parse_time
 
@@ -386,6 +388,10 @@ def reference_build(
             progress=progress,
         )
     for row in rows:
+        if row.space == FRAUD_SPACE:
+            what = fraud_in_words(Path(row.path))
+            say(f"Built {row.model}/{row.space} version {row.version}, for fraud scores: {what}.")
+            continue
         made = Reference.load(row.path)
         notes = [references.seasons_in_days(made, loaded.models[row.model].drift), references.small_in_words(made)]
         said = [f"{row.records:,} records, now active", *filter(None, notes)]
@@ -402,7 +408,10 @@ def reference_list(settings: SettingsPath = DEFAULT_SETTINGS, json: AsJson = Fal
     loaded = load_settings(settings)
     store = open_store(loaded)
     rows = [
-        row for name, model in loaded.models.items() for space in model.spaces for row in store.references(name, space)
+        row
+        for name, model in loaded.models.items()
+        for space in model.reference_spaces
+        for row in store.references(name, space)
     ]
     if json:
         put_json(rows)
@@ -430,9 +439,10 @@ def reference_list(settings: SettingsPath = DEFAULT_SETTINGS, json: AsJson = Fal
 @reference_app.command("show")
 def reference_show(path: Annotated[Path, typer.Argument(help="folder of the reference")], json: AsJson = False) -> None:
     """What a reference holds, after checking it whole. Example: driftd reference show references/my_model/input/1"""
+    from monitor.fraud_build import describe_fraud, is_fraud
     from monitor.references import describe
 
-    facts: dict[str, Any] = describe(path)
+    facts: dict[str, Any] = describe_fraud(path) if is_fraud(path) else describe(path)
     if json:
         put_json(facts)
     else:

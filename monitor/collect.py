@@ -27,6 +27,8 @@ from detectors.segments import MIN_SEGMENT_RECORDS
 from monitor.decode import Decoder
 from monitor.embedders import Embedder, embed_all
 from monitor.event import EventBatch
+from monitor.fraud_build import FraudColumns, build_fraud
+from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.log import RepeatingFailure
 from monitor.pairing import Pairing, StoredHalves, none_stored, pairing_of
 from monitor.settings import ReferenceSettings
@@ -66,6 +68,9 @@ class Collector:
     With ``thin_by_key``, only the first record of a key in a block of its partition is collected, as only it would
     enter the drift summaries later: moments, prototypes, calibration and block sums are all of what the fold will see.
 
+    ``fraud`` are the settings of fraud scores: what they need to know of the baseline is built with the reference of
+    ``fraud_space``.
+
     ``seasons`` are periods to look for, in blocks. ``stored_halves`` looks up the halves of pairs that wait in a
     partition; what waits when the collection ends is in ``pairings``.
     """
@@ -81,8 +86,12 @@ class Collector:
         seasons: Sequence[float] = (),
         thin_by_key: bool = False,
         stored_halves: StoredHalves = none_stored,
+        fraud: FraudSettings | None = None,
+        fraud_space: str = "",
     ) -> None:
         self.model = model
+        self._fraud = None if fraud is None else FraudColumns(fraud)
+        self._fraud_space = fraud_space
         self.dead: list[DeadLetter] = []
         self.spoiled: list[DeadLetter] = []  # one for each record of which no row can be used
         self.collected = 0
@@ -154,6 +163,8 @@ class Collector:
         self._times.append(events.time_ms[chosen])
         self._ids += [events.ids[row] for row in rows]
         self._kept += [None if events.kept is None else events.kept[row] for row in rows]
+        if self._fraud is not None:
+            self._fraud.add(events, chosen)
         for name, values in events.segments.items():
             # Interned: many records, few values.
             self._segments.setdefault(name, []).extend(sys.intern(values[row]) for row in rows)
@@ -202,27 +213,28 @@ class Collector:
             )
         times = np.concatenate(self._times)
         order = np.argsort(times, kind="stable")
-        return [
-            self._build_space(space, folder / self.model / space, versions[space], times, order, now_ms, progress)
-            for space in self._embedders
-        ]
+        built: list[ReferenceRow] = []
+        for space in self._embedders:
+            built += self._build_space(space, folder / self.model, versions, times, order, now_ms, progress)
+        return built
 
     def _build_space(
         self,
         space: str,
         folder: Path,
-        version: int,
+        versions: Mapping[str, int],
         times: npt.NDArray[np.int64],
         order: npt.NDArray[np.int64],
         now_ms: int,
         progress: Progress | None,
-    ) -> ReferenceRow:
+    ) -> list[ReferenceRow]:
         embedder = self._embedders[space]
         vectors, rows = self._vectors(space, embedder, order)
+        blocks = times[rows] // self._block_ms
         reference = Reference.build(
             vectors,
             geometry=embedder.geometry,
-            block_ids=times[rows] // self._block_ms,
+            block_ids=blocks,
             exemplars=self._settings.exemplars,
             excerpts=[_excerpt(self._kept[row]) for row in rows],
             ids=[self._ids[row] for row in rows],
@@ -236,12 +248,12 @@ class Collector:
             created_ms=now_ms,
             progress=None if progress is None else lambda step, share: progress(f"{space}: {step}", share),
         )
-        path = folder / str(version)
+        path = folder / space / str(versions[space])
         reference.save(path)
-        return ReferenceRow(
+        row = ReferenceRow(
             model=self.model,
             space=space,
-            version=version,
+            version=versions[space],
             path=str(path),
             records=len(rows),
             dimension=reference.dimension,
@@ -249,6 +261,20 @@ class Collector:
             created_ms=now_ms,
             active=True,
         )
+        if self._fraud is None or space != self._fraud_space:
+            return [row]
+        fraud = build_fraud(
+            folder / FRAUD_SPACE,
+            reference,
+            row=row,
+            version=versions[FRAUD_SPACE],
+            vectors=vectors,
+            blocks=blocks,
+            columns=self._fraud,
+            order=rows,
+            progress=(lambda step, share: progress(f"fraud: {step}", share)) if progress else lambda step, share: None,
+        )
+        return [row, fraud]
 
     def _vectors(
         self, space: str, embedder: Embedder, order: npt.NDArray[np.int64]

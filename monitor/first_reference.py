@@ -14,6 +14,8 @@ from detectors.errors import DriftdError
 from monitor.collect import Collector, next_version
 from monitor.decode import Decoder
 from monitor.embedders import Embedder
+from monitor.fraud_build import fraud_row_of
+from monitor.fraud_settings import FRAUD_SPACE
 from monitor.log import event
 from monitor.pipeline import EVERYTHING
 from monitor.record_counts import RecordCounts
@@ -48,7 +50,9 @@ class FirstReference:
         self.collector: Collector | None = None
 
     def built(self, clock_s: float) -> list[ReferenceRow]:
-        """The references of all spaces, if they are there by now; looks at most once a second.
+        """The references of all spaces, if they are there by now, and what belongs to them where fraud is scored.
+
+        Looks at most once a second.
 
         Raises:
             DriftdError: there are some, but not for all spaces.
@@ -63,7 +67,12 @@ class FirstReference:
                 f"Model {self._model} has references for some spaces, but none for: {', '.join(missing)}.",
                 hint="Build them: driftd reference build",
             )
-        return [row for row in rows.values() if row is not None]
+        found = [row for row in rows.values() if row is not None]
+        model = self._settings.models[self._model]
+        if model.fraud is not None and (of_space := rows.get(model.fraud_space)) is not None:
+            fraud = fraud_row_of(self._store.references(self._model, FRAUD_SPACE), of_space)
+            found += [] if fraud is None else [fraud]
+        return found
 
     def is_mine(self, assigned: frozenset[Partition], partitions: frozenset[Partition]) -> bool:
         """Whether this worker collects: then there is a collector; otherwise what was collected is forgotten."""
@@ -78,6 +87,8 @@ class FirstReference:
                 block_ms=round(model.drift.block * 1000),
                 seasons=model.drift.season_blocks,
                 thin_by_key=model.thins_by_key,
+                fraud=model.fraud,
+                fraud_space=model.fraud_space,
                 stored_halves=lambda partition: self._store.halves(self._model, partition),
             )
             log.info(event("collecting a baseline", model=self._model, records=self.collector.wanted))
@@ -129,7 +140,7 @@ class FirstReference:
                 [row.version for row in self._store.references(self._model, space)],
                 self._settings.references / self._model / space,
             )
-            for space in self._embedders
+            for space in self._settings.models[self._model].reference_spaces
         }
         rows = collector.build(self._settings.references, versions=versions, now_ms=now_ms)
         stored = {state.partition: state for state in self._store.partition_states(self._model)}

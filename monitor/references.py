@@ -134,6 +134,8 @@ def from_source(
         block_ms=round(chosen.drift.block * 1000),
         seasons=(chosen.drift if season is None else _with_season(chosen.drift, season)).season_blocks,
         thin_by_key=chosen.thins_by_key,
+        fraud=chosen.fraud,
+        fraud_space=chosen.fraud_space,
     )
     source = build_source(name, chosen)
     for batch in source.read_range(start_ms, end_ms):
@@ -144,7 +146,7 @@ def from_source(
     source.close()
     versions = {
         space: next_version([row.version for row in store.references(name, space)], settings.references / name / space)
-        for space in embedders
+        for space in chosen.reference_spaces
     }
     rows = collector.build(settings.references, versions=versions, now_ms=now_ms(), progress=progress)
     store.commit(Checkpoint(name, [], references=rows))

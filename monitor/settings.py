@@ -266,6 +266,11 @@ class ModelSettings(_Section):
         return next(iter(self.spaces)) if chosen is None else chosen
 
     @property
+    def reference_spaces(self) -> list[str]:
+        """Every name under which references are numbered."""
+        return [*self.spaces, *([] if self.fraud is None else [FRAUD_SPACE])]
+
+    @property
     def extra_fields(self) -> list[str]:
         """Fields of a record that no embedder reads, but something else does."""
         return [] if self.fraud is None else self.fraud.record_fields

@@ -10,6 +10,7 @@ from detectors.errors import InvalidReference
 from detectors.reference import Reference
 from monitor.collect import check_block_length
 from monitor.embedders import Embedder
+from monitor.fraud_settings import FRAUD_SPACE
 from monitor.pipeline import Space
 from monitor.settings import ModelSettings
 
@@ -18,7 +19,7 @@ def load_spaces(rows: Sequence[ReferenceRow], model: ModelSettings, embedders: M
     """Load the references, and give each space's embedder what it learned from the baseline.
 
     Args:
-        rows: one for each space.
+        rows: one for each space; those of the pseudo-space "fraud" are passed over.
         embedders: of every space, as the settings build them.
 
     Raises:
@@ -27,6 +28,8 @@ def load_spaces(rows: Sequence[ReferenceRow], model: ModelSettings, embedders: M
     """
     spaces = []
     for row in rows:
+        if row.space == FRAUD_SPACE and FRAUD_SPACE not in embedders:
+            continue
         reference = Reference.load(Path(row.path))
         check_block_length(reference, round(model.drift.block * 1000))
         embedder = embedders[row.space]
