@@ -22,6 +22,9 @@ from connectors.database.rows import (
     HalfRow,
     IncidentRow,
     KeptRecord,
+    LabelledRecord,
+    LabelRow,
+    NewLabel,
     OutboxRow,
     PartitionState,
     ReadingRow,
@@ -398,6 +401,65 @@ def closure_row(row: Any) -> Closure:
     ends: Sequence[tuple[str, int, int]] = from_json(row.next_offsets)
     offsets: Mapping[Partition, int] = {Partition(topic, number): offset for topic, number, offset in ends}
     return Closure(row.block, row.reason, dict(offsets), row.closed_at_ms)
+
+
+_RECORD = ("topic", "number", "position", "row", "event_ms", "entity", "vector", "signals")
+KNOWN_OF_LABELS = (*_RECORD, "probability", "p_value", "scored_with", "selected", "chance")
+
+
+def label_columns(model: str, label: NewLabel, received_ms: int, version: int) -> Columns:
+    return {
+        "model": model,
+        "record_id": clean(label.record_id),
+        "label": label.label,
+        "source": label.source,
+        "by": clean(label.by),
+        "origin": clean(label.origin),
+        "time_ms": label.time_ms,
+        "received_ms": received_ms,
+        "version": version,
+        "confidence": label.confidence,
+        **(dict.fromkeys(KNOWN_OF_LABELS) if label.known is None else known_columns(label.known)),
+    }
+
+
+def known_columns(known: LabelledRecord) -> Columns:
+    return {
+        "topic": clean(known.partition.topic),
+        "number": known.partition.number,
+        "position": known.offset,
+        "row": known.row,
+        "event_ms": known.event_ms,
+        "entity": clean(known.entity),
+        "vector": known.vector,
+        "signals": known.signals,
+        "probability": _number(known.probability),
+        "p_value": _number(known.p_value),
+        "scored_with": known.scored_with,
+        "selected": known.selected,
+        "chance": _number(known.chance),
+    }
+
+
+def label_row(row: Any) -> LabelRow:
+    known = None
+    if row.version:
+        known = LabelledRecord(
+            Partition(row.topic, row.number),
+            row.position,
+            row.row,
+            row.event_ms,
+            row.entity,
+            row.vector,
+            row.signals,
+            _nan(row.probability),
+            _nan(row.p_value),
+            row.scored_with,
+            row.selected,
+            _nan(row.chance),
+        )
+    said = NewLabel(row.record_id, row.label, row.time_ms, row.source, row.confidence, row.by, row.origin, known)
+    return LabelRow(row.id, row.model, row.version, row.received_ms, said)
 
 
 _REFERENCE_FIELDS = tuple(ReferenceRow.__dataclass_fields__)

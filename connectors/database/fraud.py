@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
@@ -14,6 +14,8 @@ from connectors.database.rows import Checkpoint, EntityRow, FloodRow, LabelSpan,
 from connectors.records import Partition
 
 _ENTITY_KEY = ("model", "kind", "topic", "number", "entity")
+# Keys of one IN: SQLite takes 32,766 parameters in a statement.
+_KEYS = 5_000
 
 
 class FraudStates:
@@ -70,16 +72,30 @@ class FraudStates:
                 connection.execute(query), lambda row: FloodRow(partition, row.block, row.first_offset, row.blob)
             )
 
-    def remembered(self, model: str, *, after: int = 0) -> Iterator[RememberedRow]:
-        """What is remembered of the model's records, newest first; only rows whose number is above ``after``.
+    def remembered_numbers(self, model: str, *, after: int = 0) -> list[tuple[int, int]]:
+        """Number and time of writing of every row that is remembered of the model's records, newest first."""
+        table = schema.remembered.c
+        query = select(table.id, table.stored_ms).where(table.model == model, table.id > after)
+        with self._database.reading() as connection:
+            return [(row.id, row.stored_ms) for row in connection.execute(query.order_by(table.id.desc()))]
+
+    def remembered_ids(self, numbers: Sequence[int]) -> list[tuple[int, bytes]]:
+        """Of rows with these numbers, the hashes of their records' ids; rows that are gone are absent."""
+        table = schema.remembered.c
+        found: list[tuple[int, bytes]] = []
+        with self._database.reading() as connection:
+            for start in range(0, len(numbers), _KEYS):
+                query = select(table.id, table.ids).where(table.id.in_(numbers[start : start + _KEYS]))
+                found += [(row.id, row.ids) for row in connection.execute(query)]
+        return found
+
+    def remembered(self, numbers: Iterable[int]) -> Iterator[RememberedRow]:
+        """Rows with these numbers, in their order; rows that are gone are left out.
 
         One row at a time: all together may be large.
         """
         table = schema.remembered
-        numbers = select(table.c.id).where(table.c.model == model, table.c.id > after).order_by(table.c.id.desc())
-        with self._database.reading() as connection:
-            found = connection.execute(numbers).scalars().all()
-        for number in found:
+        for number in numbers:
             with self._database.reading() as connection:
                 row = connection.execute(select(table).where(table.c.id == number)).one_or_none()
             if row is not None:  # else retention has taken it meanwhile
@@ -89,6 +105,7 @@ class FraudStates:
                     row.from_ms,
                     row.to_ms,
                     row.records,
+                    row.ids,
                     row.blob,
                     row.stored_ms,
                     row.id,
@@ -126,7 +143,8 @@ def add_fraud(connection: Connection, checkpoint: Checkpoint, *, dialect: str, n
                     "from_ms": row.from_ms,
                     "to_ms": row.to_ms,
                     "records": row.records,
-                    "bytes": len(row.blob),
+                    "bytes": len(row.ids) + len(row.blob),
+                    "ids": row.ids,
                     "blob": row.blob,
                     "stored_ms": now_ms,
                 }

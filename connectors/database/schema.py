@@ -475,6 +475,7 @@ remembered = Table(
     _int("to_ms"),
     _int("records"),
     _int("bytes"),
+    _blob("ids"),  # hashes of the records' ids: what is asked for is found without reading the rest
     _blob("blob"),
     _int("stored_ms"),
     UniqueConstraint("model", "topic", "number", "first_offset"),

@@ -38,6 +38,7 @@ from connectors.database.dead_letters import DeadLetters
 from connectors.database.folding import Fold
 from connectors.database.fraud import FraudStates, add_fraud
 from connectors.database.incidents import Incidents, add_incidents
+from connectors.database.labels import Labels
 from connectors.database.mutes import Mutes
 from connectors.database.outbox import Outbox
 from connectors.database.partitions import Partitions
@@ -57,7 +58,7 @@ class _MovedByOthers(Exception):
     """A compare-and-set matched fewer rows than partitions; ends the transaction."""
 
 
-class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, References, FraudStates):
+class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, References, FraudStates, Labels):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 
     Every process opens its own: connections do not survive a fork.

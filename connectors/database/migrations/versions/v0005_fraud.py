@@ -67,6 +67,7 @@ def upgrade() -> None:
         _id(),
         *_texts("model", "topic"),
         *_ints("number", "first_offset", "from_ms", "to_ms", "records", "bytes"),
+        sa.Column("ids", sa.LargeBinary, nullable=False),
         sa.Column("blob", sa.LargeBinary, nullable=False),
         *_ints("stored_ms"),
         sa.PrimaryKeyConstraint("id", name="pk_remembered"),
