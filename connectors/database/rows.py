@@ -88,8 +88,8 @@ class KeptRecord:
     """A record that a person may want to see: a candidate outlier, or one of the hash-chosen sample.
 
     Of the pseudo-space "fraud" the reason is fraud (a candidate), review (chosen by its hash, for a person to judge) or
-    flood, the score is the surprise (-log10 p, continued beyond the finest p: comparable whatever the labels), the vector
-    float32 as embedded, and ``detail`` holds the probability and the evidence.
+    flood, the score is the surprise (-log10 p, continued beyond the finest p, so that it is comparable whatever the
+    labels), the vector float32 as embedded, and ``detail`` holds the "probability" and the evidence.
     """
 
     partition: Partition
