@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from connectors.kafka import KafkaSettings
 from connectors.kafka_probe import Brokers, KafkaSecurity, TopicName, broker_addresses
 from connectors.kafka_producer import WrittenTopic
-from connectors.scores import ScoredRecords, SpaceScores, Vectors, cleaned
+from connectors.scores import FraudColumns, ScoredRecords, SpaceScores, Vectors, cleaned
 from detectors.errors import SinkError
 
 SCHEMA = b"driftd-scores-1"
@@ -173,6 +173,13 @@ class _Space(msgspec.Struct, frozen=True):
     vector: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Fraud(msgspec.Struct, frozen=True):
+    probability: float
+    p_value: float
+    labels: int
+    flood: int
+
+
 class _Message(msgspec.Struct, frozen=True):
     topic: str
     partition: int
@@ -187,6 +194,7 @@ class _Message(msgspec.Struct, frozen=True):
     confidence: float | None
     segments: dict[str, str]
     spaces: dict[str, _Space]
+    fraud: _Fraud | msgspec.UnsetType = msgspec.UNSET
 
 
 def messages(
@@ -223,6 +231,8 @@ def _encoded(records: ScoredRecords, model: str, cut: slice) -> Iterator[tuple[b
         _dicts({name: values[cut] for name, values in records.segments.items()}, len(offsets)),
         _dicts({each.space: list(_spaces(each, cut)) for each in records.spaces}, len(offsets)),
     ]
+    if records.fraud is not None:
+        columns.append(_fraud(records.fraud, cut))
     encoder = msgspec.json.Encoder()
     keys = (f"{topic}/{number}/{offset}/{row}".encode() for offset, row in zip(offsets, rows, strict=True))
     return zip(keys, list(map(encoder.encode, map(_Message, *columns))), strict=True)
@@ -242,6 +252,12 @@ def _spaces(scores: SpaceScores, cut: slice) -> Iterator[_Space]:
         little = scores.vectors[cut].astype(scores.vectors.dtype.newbyteorder("<"), copy=False)
         columns.append([base64.b64encode(row.tobytes()).decode() for row in little])
     return map(_Space, *columns)
+
+
+def _fraud(fraud: FraudColumns, cut: slice) -> Iterator[_Fraud]:
+    # Seven digits are what float32 holds; none is lost where the probability is small.
+    probability = [float(f"{value:.7g}") for value in fraud.probability[cut].tolist()]
+    return map(_Fraud, probability, fraud.p_value[cut].tolist(), fraud.version[cut].tolist(), fraud.flood[cut].tolist())
 
 
 def _dicts(columns: dict[str, Sequence[Any]], n: int) -> list[dict[str, Any]]:

@@ -220,6 +220,13 @@ def _rows(records: ScoredRecords, scores: SpaceScores) -> pa.Table:
         "segments": _maps(records.segments, n),
         "nearest": pa.array(scores.nearest),
     }
+    if records.fraud is not None:
+        columns |= {
+            "fraud_probability": pa.array(records.fraud.probability),
+            "fraud_p_value": pa.array(records.fraud.p_value),
+            "fraud_labels": pa.array(records.fraud.version),
+            "fraud_flood": pa.array(records.fraud.flood),
+        }
     if scores.vectors is not None:
         width = scores.vectors.shape[1]
         columns["vector"] = pa.ListArray.from_arrays(

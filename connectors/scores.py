@@ -48,6 +48,23 @@ class SpaceScores:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FraudColumns:
+    """What the fraud score says of n records.
+
+    Attributes:
+        probability: float32 (n,) in [0, 1], of fraud.
+        p_value: float64 (n,), the share of normal records that score as high.
+        version: int64 (n,), of the labels that it rests on; 0 without any.
+        flood: int32 (n,), near-identical records of its block and partition so far, itself included; 0 for late ones.
+    """
+
+    probability: npt.NDArray[np.float32]
+    p_value: npt.NDArray[np.float64]
+    version: npt.NDArray[np.int64]
+    flood: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ScoredRecords:
     """Rows of one partition in the order of their offsets, as columns of n entries.
 
@@ -61,6 +78,7 @@ class ScoredRecords:
         confidence: float64 (n,), NaN where absent; None if not mapped.
         segments: for each segment field, n texts.
         spaces: at least one.
+        fraud: None where records are not scored as fraud.
     """
 
     partition: Partition
@@ -74,6 +92,7 @@ class ScoredRecords:
     confidence: npt.NDArray[np.float64] | None
     segments: dict[str, Sequence[str]]
     spaces: tuple[SpaceScores, ...]
+    fraud: FraudColumns | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from connectors.database.rows import Advance, Checkpoint, KeptRecord, PartitionState, SummaryDelta
 from connectors.records import DeadLetter, Gap, Partition, RawBatch
+from connectors.scores import FraudColumns
 from detectors.conformal import p_bins, position_uniforms
 from detectors.reference import Reference, Scored
 from detectors.segments import OTHER as OTHER
@@ -25,6 +26,8 @@ from detectors.summary import BlockSummary, summarise
 from monitor.decode import MAX_ROWS, Decoder
 from monitor.embedders import Embedded, Embedder, embed_all
 from monitor.event import EventBatch
+from monitor.fraud import FraudRows, FraudStage
+from monitor.kept import kept_record
 from monitor.log import RepeatingFailure, event
 from monitor.pairing import PairCounts, Pairing, StoredHalves, none_stored, pairing_of
 from monitor.record_counts import RecordCounts, versions_of
@@ -111,6 +114,7 @@ class Pipeline:
         stored_halves: looks up the halves of pairs that wait in a partition, after ``stored``; needed where the
             decoder's settings pair records.
         scores: is handed the scores of every record; None: nobody wants them.
+        fraud: scores records of one of the spaces as fraud; None: nobody asks for that.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Pipeline:
         stored_keys: StoredKeys | None = None,
         stored_halves: StoredHalves = none_stored,
         scores: Scores | None = None,
+        fraud: FraudStage | None = None,
     ) -> None:
         self.model = model
         self.spaces = tuple(spaces)
@@ -151,6 +156,7 @@ class Pipeline:
         self._stored_keys = stored_keys
         self._stored_halves = stored_halves
         self._scores = scores
+        self.fraud = fraud
         self._pair_settings = decoder.settings.pair
         self._all_pairs = PairCounts()
         self._strangers = False
@@ -161,6 +167,8 @@ class Pipeline:
     def discard(self) -> None:
         """Forget everything since the last checkpoint: the source will hand it over again."""
         self._known: dict[Partition, _Position] = {}
+        if self.fraud is not None:
+            self.fraud.discard()
         self._clear()
 
     def _clear(self) -> None:
@@ -208,7 +216,7 @@ class Pipeline:
     @property
     def full(self) -> bool:
         """The checkpoint should be written before more records are taken in."""
-        if self._scores is not None and self._scores.full:
+        if (self._scores is not None and self._scores.full) or (self.fraud is not None and self.fraud.full):
             return True
         return len(self._kept) >= MAX_KEPT or len(self._dead) >= MAX_KEPT or len(self._summaries) >= MAX_SUMMARIES
 
@@ -231,13 +239,17 @@ class Pipeline:
             if batch.next_offset < position.next_offset:
                 self._end_pairs(position, batch.partition, now_ms)
             position.next_offset = batch.next_offset
+            if self.fraud is not None:
+                self.fraud.jumped(batch.partition)
             self._touched.add(batch.partition)
             return None
         self._touched.add(batch.partition)
         while True:
             batch = _from(batch, position.next_offset)
-            events = self._decoder.decode(batch, now_ms, position.pairing)
-            self._take_in(events, position, began)
+            piece = batch if self.fraud is None else self.fraud.of_one_version(batch)
+            at = int(piece.offsets[0]) if len(piece) else piece.next_offset
+            events = self._decoder.decode(piece, now_ms, position.pairing)
+            self._take_in(events, position, began, at=at)
             if position.next_offset >= batch.next_offset:
                 return None
             if until_full and self.full:
@@ -266,11 +278,11 @@ class Pipeline:
             events = self._decoder.decode_alone(
                 partition, halves[first : first + MAX_ROWS], now_ms, next_offset=position.next_offset
             )
-            self._take_in(events, position, began)
+            self._take_in(events, position, began, at=position.next_offset)
         return len(halves)
 
-    def _take_in(self, events: EventBatch, position: _Position, began: float) -> None:
-        """Score decoded rows, and count them."""
+    def _take_in(self, events: EventBatch, position: _Position, began: float, *, at: int) -> None:
+        """Score decoded rows, and count them. ``at``: how far the partition was read when they came out."""
         began = self.phases.add("decode", began)
         vectors, events = self._embed(events)
         began = self.phases.add("embed", began)
@@ -280,6 +292,7 @@ class Pipeline:
         voting = self._voting(events, blocks, np.flatnonzero(~late), position)
         began = self.phases.add("thin", began)
         of_spaces: list[tuple[Space, Scored]] = []
+        of_fraud: FraudColumns | None = None
         for space, rows in zip(self.spaces, vectors, strict=True):
             scored = space.reference.score(rows)
             self.watches[space.name].push(rows, scored.distance)
@@ -290,15 +303,24 @@ class Pipeline:
             began = self.phases.add("keep", began)
             if self._scores is not None:
                 of_spaces.append((space, scored))
+            if self.fraud is not None and space.name == self.fraud.space:
+                taken = self.fraud.take(events, rows, scored, blocks=blocks, late=late, at=at)
+                of_fraud = taken.columns
+                for block, counts in taken.counts.items():
+                    self._add_counts(block, events.partition, RecordCounts(0, 0, {}, fraud=counts))
+                began = self.phases.add("fraud", began)
         if self._scores is not None:
-            self._scores.take(events, of_spaces, late=late, voting=voting, alpha=self._alpha)
+            self._scores.take(events, of_spaces, late=late, voting=voting, alpha=self._alpha, fraud=of_fraud)
             self.phases.add("scores", began)
         self._count(events, blocks, late, newest)
         self._spoiled += events.spoiled
         position.next_offset = max(events.next_offset, position.next_offset)
         position.max_time_ms = int(newest[-1])
+        closed = (position.max_time_ms - self._lateness_ms) // self._block_ms
         if position.seen is not None:
-            position.seen.close((position.max_time_ms - self._lateness_ms) // self._block_ms)
+            position.seen.close(closed)
+        if self.fraud is not None:
+            self.fraud.close(events.partition, closed)
         position.records += events.records
         position.dead += len(events.dead)
         position.late += int(np.count_nonzero(late))
@@ -349,16 +371,28 @@ class Pipeline:
             for partition in sorted(self._touched)
             if (pairing := self._known[partition].pairing) is not None
         ]
+        began = time.perf_counter()
+        fraud = (
+            FraudRows()
+            if self.fraud is None
+            else self.fraud.rows({partition: self._known[partition].first_offset for partition in self._touched})
+        )
+        if self.fraud is not None:
+            self.phases.add("fraud", began)
         return Checkpoint(
             self.model,
             advances,
             summaries,
-            self._with_exemplars(),
+            self._with_exemplars() + fraud.kept,
             self._dead,
             thinned_keys=keys,
             gaps=self._gaps,
             halves=[row for partition, pairing in pairings for row in pairing.unwritten(partition)],
             joined=[(partition, offset) for partition, pairing in pairings for offset in pairing.left],
+            spans=fraud.spans,
+            remembered=fraud.remembered,
+            entities=fraud.entities,
+            floods=fraud.floods,
         )
 
     def _with_exemplars(self) -> list[KeptRecord]:
@@ -387,6 +421,8 @@ class Pipeline:
                 position.seen.written()
             if position.pairing is not None:
                 position.pairing.written()
+        if self.fraud is not None:
+            self.fraud.written()
         self._clear()
         return moved
 
@@ -561,26 +597,17 @@ class Pipeline:
         self._kept_x.setdefault(space.name, []).append((len(self._kept), x))
         vectors = [half.tobytes() for half in x.astype("<f2")] if self._keep_vectors else [None] * len(rows)
         for row, vector in zip(rows.tolist(), vectors, strict=True):
-            confidence = None if events.confidence is None else float(events.confidence[row])
             self._kept.append(
-                KeptRecord(
-                    partition=events.partition,
-                    offset=int(events.offsets[row]),
-                    time_ms=int(events.time_ms[row]),
+                kept_record(
+                    events,
+                    row,
                     space=space.name,
                     block=int(blocks[row]),
-                    id=events.ids[row],
                     reason="outlier" if candidates[row] else "sample",
                     score=float(scored.distance[row]),
                     p_value=float(scored.p_value[row]),
                     reference=space.version,
-                    exemplar=-1,
-                    prediction=None if events.predictions is None else events.predictions[row],
-                    confidence=None if confidence is None or np.isnan(confidence) else confidence,
-                    segments={name: values[row] for name, values in events.segments.items()},
-                    kept={} if events.kept is None else events.kept[row],
                     vector=vector,
-                    row=int(events.rows[row]),
                 )
             )
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from connectors.database.rows import PartitionState
-from connectors.scores import ScoredRecords, ScoresWriter, SpaceScores, Vectors
+from connectors.scores import FraudColumns, ScoredRecords, ScoresWriter, SpaceScores, Vectors
 from detectors.errors import SinkError
 from monitor.event import EventBatch
 from monitor.log import RepeatingFailure, describe
@@ -79,6 +79,7 @@ class Scores:
         late: npt.NDArray[np.bool_],
         voting: npt.NDArray[np.int64],
         alpha: float,
+        fraud: FraudColumns | None = None,
     ) -> None:
         """Take note of a batch.
 
@@ -87,6 +88,7 @@ class Scores:
             late: bool (n,), the events that came too late for their block.
             voting: the rows that enter the drift summaries, ascending.
             alpha: p-value up to which a record is a candidate outlier.
+            fraud: what the fraud score says of the events.
         """
         if len(events) == 0:
             return
@@ -119,6 +121,7 @@ class Scores:
                 confidence=events.confidence,
                 segments=events.segments,
                 spaces=spaces,
+                fraud=fraud,
             )
         )
 
