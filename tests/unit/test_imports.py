@@ -22,7 +22,7 @@ ONLY_IN = {
     "faiss": {"detectors/index.py"},
     "fastavro": {"monitor/formats/confluent.py"},
     "pyod": {"detectors/pyod_models.py"},
-    "river": {"detectors/feedback.py"},
+    "river": {"detectors/feedback.py", "detectors/feedback_model.py"},
     "kafka": {"connectors/kafka"},
     "grafana_api": {"connectors/grafana.py"},
     "sqlalchemy": {"connectors/database/"},
