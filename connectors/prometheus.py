@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_PARTITIONS = 200  # of a model, with series of their own
 MAX_SEGMENTS = 1000  # of all models together
 MAX_LABEL = 100  # characters of a label's value
+FIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0)
 CHECKPOINT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -139,6 +140,49 @@ class Metrics:
             "driftd_kept_records_total", "records", "Records kept as candidates or as a random sample.", "model"
         )
         self.outliers = counter("driftd_outliers_total", "records", "Records flagged as outliers.", "model", "space")
+        self.fraud_candidates = counter(
+            "driftd_fraud_candidates_total",
+            "records",
+            "Records on time whose fraud score has a p-value of at most fraud.alpha.",
+            "model",
+        )
+        self.label_version = gauge(
+            "driftd_label_version_in_force",
+            "labels",
+            "Labels that the newest fraud scorer of this process knows; its next checkpoint is scored with it.",
+            "model",
+        )
+        self.fraud_cases = gauge(
+            "driftd_fraud_known_cases",
+            "records",
+            "Confirmed cases that it rests on, copies dropped; 0: it tells what is strange, not what is fraud.",
+            "model",
+        )
+        self.labels_unusable = gauge(
+            "driftd_fraud_unusable_labels",
+            "labels",
+            "Labels that it leaves out, because another embedder made the vectors of their records.",
+            "model",
+        )
+        self.fraud_fit_seconds = histogram(
+            "driftd_fraud_fit_seconds",
+            "seconds",
+            "What it took to read new labels and to fit the fraud scorer.",
+            "model",
+            buckets=FIT_BUCKETS,
+        )
+        self.fraud_fit_failures = counter(
+            "driftd_fraud_fit_failures_total",
+            "times",
+            "How often labels could not be read or the fraud scorer not be fitted; the one before stays in force.",
+            "model",
+        )
+        self.entities_dropped = counter(
+            "driftd_entities_dropped_total",
+            "entities",
+            "Entities that were forgotten because a partition has more of them than fraud.entity.most.",
+            "model",
+        )
 
         self.closed_late = counter(
             "driftd_closed_late_records_total",
@@ -234,7 +278,7 @@ class Metrics:
         self.phase_seconds = counter(
             "driftd_phase_seconds_total",
             "seconds",
-            "Time spent in each phase of the path of a record: poll, decode, embed, score, scores, commit, fold.",
+            "Time spent in each phase of a record: poll, decode, embed, score, fraud, scores, commit, fold.",
             "model",
             "phase",
         )

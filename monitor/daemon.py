@@ -26,6 +26,7 @@ from monitor.budget import budget_so_far, is_page, observed_by_model, together
 from monitor.child import Parent
 from monitor.dead_letters import DeadLetterPublisher
 from monitor.folding import Outcome
+from monitor.fraud_learner import Learner
 from monitor.health import Health
 from monitor.incident_list import alerted, mute_of
 from monitor.log import configure, event
@@ -75,6 +76,7 @@ class Daemon:
         self._mutes: list[MuteRow] = []  # in force, when it was looked last
         self._paged: dict[str, set[str]] = {}  # pages that are counted already, by model
         self._seen: dict[str, tuple[int, int, int]] = {}  # what a source counts, as it was counted here, by model
+        self._fit_failures: dict[str, int] = {}  # of the fraud scorer, as they were counted here, by model
         self._health: dict[str, Health] = {}
         self._start_at: dict[str, float] = {}  # when a model that did not start is tried again, monotonic clock
 
@@ -136,6 +138,7 @@ class Daemon:
         closing.callback(publisher.stop)
         for worker in workers:
             closing.callback(worker.source.close)
+            closing.callback(worker.close)
             if worker.scores is not None:
                 closing.callback(worker.scores.close)
             self._metrics.watch(worker.name, list(worker.model.spaces))
@@ -331,6 +334,8 @@ class Daemon:
         metrics.kept.labels(name).inc(step.kept)
         metrics.thinned.labels(name).inc(step.thinned)
         metrics.thinning_unchecked.labels(name).inc(step.unchecked)
+        if worker.learner is not None:
+            self._count_fraud(worker.learner, name, step)
         if worker.scores is not None:
             metrics.scores_written.labels(name).inc(step.scores_written)
             metrics.scores_dropped.labels(name).inc(step.scores_dropped)
@@ -370,6 +375,18 @@ class Daemon:
         counters = metrics.rebalances, metrics.client_rebuilds, metrics.failed_commits
         for counter, now, then in zip(counters, counted, before, strict=True):
             counter.labels(name).inc(now - then)
+
+    def _count_fraud(self, learner: Learner, name: str, step: Step) -> None:
+        metrics, latest = self._metrics, learner.latest()
+        metrics.fraud_candidates.labels(name).inc(step.fraud_candidates)
+        metrics.label_version.labels(name).set(latest.version)
+        metrics.fraud_cases.labels(name).set(latest.scorer.n_cases)
+        metrics.labels_unusable.labels(name).set(latest.dropped)
+        for seconds in learner.fit_seconds():
+            metrics.fraud_fit_seconds.labels(name).observe(seconds)
+        failures = learner.failures
+        metrics.fraud_fit_failures.labels(name).inc(max(failures - self._fit_failures.get(name, 0), 0))
+        self._fit_failures[name] = failures
 
     def _count_pairs(self, worker: Worker, step: Step) -> None:
         metrics, name, pipeline = self._metrics, worker.name, worker.pipeline

@@ -23,6 +23,10 @@ from monitor.dead_letters import DeadLetterLimit
 from monitor.decode import Decoder
 from monitor.first_reference import FirstReference
 from monitor.folding import Folder, Outcome
+from monitor.fraud import FraudStage
+from monitor.fraud_build import load_fraud
+from monitor.fraud_learner import Learner
+from monitor.fraud_settings import FRAUD_SPACE
 from monitor.incidents import OPERATIONAL
 from monitor.log import event
 from monitor.pairing import PairCounts
@@ -38,6 +42,7 @@ from monitor.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+NO_FRAUD_BASELINE = "no fraud scores: the reference has no fraud baseline; build it: driftd reference build"
 LOST_FOLD = 5  # checkpoints until a worker that lost the race for a fold tries again
 
 
@@ -64,6 +69,7 @@ class Step:
         held: partitions that are not fetched now, because they run ahead of the slowest.
         scores_written, scores_dropped: records whose scores were written for other programs, with the checkpoints that
             were written, and those whose scores could not be.
+        fraud_candidates: records with a p-value of at most ``fraud.alpha``, of the checkpoints that were written.
     """
 
     records: int
@@ -86,6 +92,7 @@ class Step:
     held: int = 0
     scores_written: int = 0
     scores_dropped: int = 0
+    fraud_candidates: int = 0
 
 
 @dataclass(slots=True)
@@ -104,6 +111,7 @@ class _Tally:
     pairs: PairCounts = field(default_factory=PairCounts)
     scores_written: int = 0
     scores_dropped: int = 0
+    fraud_candidates: int = 0
     commit_s: float | None = None
 
     def add(self, written: Checkpoint, seconds: float) -> None:
@@ -120,6 +128,7 @@ class _Tally:
         self.ahead += pipeline.ahead
         self.zeros.update({space: watch.zeros for space, watch in pipeline.watches.items()})
         self.pairs += pipeline.pairs
+        self.fraud_candidates += 0 if pipeline.fraud is None else pipeline.fraud.candidates
 
 
 class DeadLetterWave(DriftdError):
@@ -139,6 +148,7 @@ class Worker:
         watchdog: told of each poll.
 
     Attributes:
+        learner: fits the fraud scorer; None where records are not scored as fraud.
         waits_outside: the source is not opened yet, so that the worker that collects the first baseline gets all of it.
         halted: why nothing is read any more, in words; "" while records are read. What is open stays open: the source
             is asked again and again, so that no other worker gets its partitions, but nothing is fetched.
@@ -164,6 +174,7 @@ class Worker:
         self.model = settings.models[name]
         self.source = source
         self.pipeline: Pipeline | None = None
+        self.learner: Learner | None = None
         self.folder: Folder | None = None
         self.halted = ""
         self._settings = settings
@@ -252,7 +263,8 @@ class Worker:
         if self.folder is None:
             return []
         small = {space.name: self.folder.only_warns(space.name) for space in self.spaces}
-        return [f"pages of {name} turn into warnings: {why}" for name, why in small.items() if why]
+        cautions = [f"pages of {name} turn into warnings: {why}" for name, why in small.items() if why]
+        return cautions + ([NO_FRAUD_BASELINE] if self.model.fraud is not None and self.learner is None else [])
 
     def lag_seconds(self, now_ms: int) -> dict[Partition, float]:
         """How long ago the broker got the last record that was read, per partition; 0 where nothing is left to read."""
@@ -402,6 +414,7 @@ class Worker:
             held=len(self.held),
             scores_written=tally.scores_written,
             scores_dropped=tally.scores_dropped,
+            fraud_candidates=tally.fraud_candidates,
         )
 
     def _wait_outside(self, clock_s: float, wait_s: float) -> Step:
@@ -431,6 +444,11 @@ class Worker:
             self._commit(now_ms)
         if self.folder is not None:
             self._note(self.folder.step(self._store, now_ms, partitions=self.source.partitions()))
+
+    def close(self) -> None:
+        """End the thread that fits the fraud scorer; waits up to 5 seconds for a fit."""
+        if self.learner is not None:
+            self.learner.close()
 
     def close_blocks_at_end(self, now_ms: int) -> None:
         """A bounded source was read to its end: close the last blocks too."""
@@ -489,10 +507,30 @@ class Worker:
             stored_keys=self._stored_keys if self.model.thins_by_key else None,
             stored_halves=self._stored_halves,
             scores=self.scores,
+            fraud=self._fraud_stage(rows, spaces),
         )
         self.folder = Folder(self.name, self._settings, spaces=spaces)
         for caution in self.cautions:
-            log.warning(event("small baseline", model=self.name, reason=caution))
+            log.warning(event("caution", model=self.name, reason=caution))
+
+    def _fraud_stage(self, rows: Sequence[ReferenceRow], spaces: Sequence[Space]) -> FraudStage | None:
+        """What scores records as fraud, with the labels that there are by now; None where it cannot, or should not.
+
+        Raises:
+            InvalidReference: what was fitted on the baseline is damaged, or was made by other settings.
+            StoreError: the labels cannot be read.
+        """
+        self.close()
+        self.learner, settings = None, self.model.fraud
+        row = next((row for row in rows if row.space == FRAUD_SPACE), None)
+        if settings is None or row is None:
+            return None
+        space = next(space for space in spaces if space.name == self.model.fraud_space)
+        parts = load_fraud(row, space.reference, settings)
+        learner = Learner(self.name, store=self._store, parts=parts, prevalence=settings.prevalence)
+        learner.start()
+        self.learner = learner
+        return FraudStage(self.name, settings, space=space.name, parts=parts, versions=learner, stored=self._store)
 
     def _collect(self, batches: Sequence[RawBatch], now_ms: int, clock_s: float) -> tuple[list[RawBatch], bool]:
         """On the way to the first reference. Returns the records to be scored, and whether the others were taken."""
