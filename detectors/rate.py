@@ -12,6 +12,7 @@ scipy.special is used for the regularised incomplete beta function (betainc) and
 
 from __future__ import annotations
 
+import copy
 import struct
 from dataclasses import dataclass
 from math import log, log10
@@ -84,12 +85,27 @@ class RateRule:
         _, upper = calibration_bound(
             np.array([alpha]), size=float(calibration), effective=effective, failure=BOUND_FAILURE
         )
-        self.expected = alpha
+        self.expected, self.tolerance = alpha, tolerance
         self.bound = min(float(upper[0]) * (1.0 + tolerance), 1.0 - 1e-12)
         self.max_blocks, self.hold_off_blocks = max_blocks, hold_off_blocks
         self.max_windows = most_windows(max_blocks)
         self.page_threshold = log10(page_run_length_blocks / share)
         self.warn_threshold = log10(warn_run_length_blocks / share)
+
+    def against(self, usual: float, *, records: float) -> RateRule:
+        """The same rule where ``usual`` is the rate that the stream itself has had in so many records, if that is more.
+
+        Its upper confidence bound takes the place of the calibrated one where it is larger: what the stream always had
+        is no wave.
+        """
+        if not usual > self.expected or records < 1.0:
+            return self
+        effective = records / self.inflation
+        _, upper = calibration_bound(np.array([usual]), size=records, effective=effective, failure=BOUND_FAILURE)
+        following = copy.copy(self)
+        following.expected = usual
+        following.bound = max(self.bound, min(float(upper[0]) * (1.0 + self.tolerance), 1.0 - 1e-12))
+        return following
 
     def log_p(self, counts: Floats, records: Floats) -> Floats:
         """Natural log of P(count or more of so many records) at the bounded rate, (m,); 0 up to the expected count.

@@ -4,7 +4,8 @@
 together:
 
     the deployment ──► (model, space)      in proportion to weight of the model x weight of the space
-                       ──► half to the whole traffic, half to the segments, in proportion to their weights
+                       ──► a tenth to waves of fraud, where the space's vectors are scored as fraud
+                       ──► of the rest, half to the whole traffic, half to the segments, in proportion to their weights
                            (all to the whole traffic where there are no segments)
                            ──► a tenth to the outlier rate, nine tenths to drift
                                ──► level .4, shape .4, mix .2
@@ -27,13 +28,16 @@ from connectors.database.rows import IncidentRow
 from connectors.database.store import Store
 from detectors.baseline import Constants, Moments
 from detectors.fold import CHANNELS, MIN_BASELINE_TO_PAGE, MIN_RECORDS, OMEGA, Channel, FoldSettings, Rule
+from monitor.fraud_settings import FRAUD_SPACE
 from monitor.incident_list import incident_id_of
 from monitor.settings import ModelSettings, Settings
 
 DAY_S = 86_400.0
+FRAUD_SHARE = 0.1  # of a space's share, where its vectors are scored as fraud: for waves of fraud
 RATE_SHARE = 0.1  # of an alarm's share: for the outlier rate; the rest is for drift
 SEGMENTS_SHARE = 0.5  # of a space's share: for its segments, where it has any; the rest is for the whole traffic
 OUTLIER_RATE = "outlier_rate"
+FRAUD_WAVE = "fraud_wave"
 # Effective records below which a baseline may only warn, however many it holds: null runs with 10,000 kept the stated
 # run length (docs/drift.md), smaller ones were not run.
 MIN_EFFECTIVE_TO_PAGE = 10_000
@@ -44,8 +48,9 @@ class Share:
     """What one alarm may spend of the deployment's budget.
 
     Attributes:
+        space: a space, or "fraud" for waves of fraud.
         segment: "" for the whole traffic of the space.
-        channel: level, shape, mix or outlier_rate.
+        channel: level, shape, mix, outlier_rate or fraud_wave.
         share: part of the whole budget, above 0.
         alarm_share: of the alarm that the channel speaks for, which decides at what strength: the three channels of
             drift share one, the outlier rate has its own.
@@ -77,6 +82,8 @@ def segment_shares(settings: Settings, model: str, space: str, segments: Sequenc
         segments: every segment with an alarm of its own, such as "country=de".
     """
     whole = share_of_space(settings, model, space)
+    if _is_scored(settings, model, space):
+        whole -= fraud_share(settings, model)
     if not segments:
         return {"": whole}
     weights = {name: weight_of_segment(settings.models[model], name) for name in segments}
@@ -84,6 +91,17 @@ def segment_shares(settings: Settings, model: str, space: str, segments: Sequenc
     return {"": whole * (1.0 - SEGMENTS_SHARE)} | {
         name: whole * SEGMENTS_SHARE * (weight / total) for name, weight in weights.items()
     }
+
+
+def fraud_share(settings: Settings, model: str) -> float:
+    """The share of a model's waves of fraud; 0 where no fraud scores are configured."""
+    chosen = settings.models[model]
+    return 0.0 if chosen.fraud is None else FRAUD_SHARE * share_of_space(settings, model, chosen.fraud_space)
+
+
+def _is_scored(settings: Settings, model: str, space: str) -> bool:
+    chosen = settings.models[model]
+    return chosen.fraud is not None and chosen.fraud_space == space
 
 
 def weight_of_segment(model: ModelSettings, segment: str) -> float:
@@ -114,6 +132,8 @@ def shares(settings: Settings, segments: Mapping[tuple[str, str], Sequence[str]]
                     Share(model, space, segment, channel, share * alarm * part, share * alarm, channel not in heard)
                     for channel, (alarm, part) in parts.items()
                 ]
+        if (share := fraud_share(settings, model)) > 0:
+            found.append(Share(model, FRAUD_SPACE, "", FRAUD_WAVE, share, share, False))
     return found
 
 
@@ -168,7 +188,7 @@ class Observed:
 
     Attributes:
         days: event time that was judged, of the last `Settings.page_every_days` at most.
-        pages: incidents of drift or the outlier rate that became a page in it.
+        pages: incidents of drift, the outlier rate or a wave of fraud that became a page in it.
         called_false: of them, those of which a person said that nothing had changed.
     """
 
@@ -232,8 +252,8 @@ def call_incident(store: Store, beginning: str, *, false: bool) -> str:
 
 
 def is_page(row: IncidentRow) -> bool:
-    """Whether an incident is one that the alarm budget is about: a page of drift or of the outlier rate."""
-    return row.severity == "page" and row.kind in ("drift", OUTLIER_RATE)
+    """Whether an incident is one that the alarm budget is about: a page of drift, the outlier rate or a fraud wave."""
+    return row.severity == "page" and row.kind in ("drift", OUTLIER_RATE, FRAUD_WAVE)
 
 
 def paged_ms(row: IncidentRow) -> int:

@@ -45,7 +45,7 @@ class AlarmShare:
 
     Attributes:
         segment: "" for the whole traffic of the space.
-        channel: level, shape, mix or outlier_rate.
+        channel: level, shape, mix, outlier_rate or fraud_wave.
         share: part of the deployment's budget.
         muted: it may not alarm, and nobody else gets its share.
         pages_at, warns_at: strengths, log10 of blocks.
@@ -290,28 +290,35 @@ def budget_in_words(settings: Settings, alarms: Sequence[AlarmShare]) -> str:
 
 def budget_table(alarms: Sequence[AlarmShare]) -> tuple[list[str], list[list[str]]]:
     """The shares as columns and rows for people: one row for each segment."""
-    columns = ["model", "space", "segment", "share", "level", "shape", "mix", "outlier rate"]
+    channels = list(dict.fromkeys(alarm.channel for alarm in alarms))
+    columns = ["model", "space", "segment", "share", *(channel.replace("_", " ") for channel in channels)]
     columns += ["pages at", "warns at", *(f"finds in {n:,}" for n in FOUND_IN), ""]
     grouped: dict[tuple[str, str, str], dict[str, AlarmShare]] = {}
     for alarm in alarms:
         grouped.setdefault((alarm.model, alarm.space, alarm.segment), {})[alarm.channel] = alarm
     rows = []
     for (model, space, segment), by_channel in grouped.items():
-        level = by_channel["level"]
+        first = next(iter(by_channel.values()))  # all channels of drift have the same strengths
         rows.append(
             [
                 model,
                 space,
                 segment or "all records",
                 _small(math.fsum(alarm.share for alarm in by_channel.values())),
-                *("muted" if alarm.muted else _small(alarm.share) for alarm in by_channel.values()),
-                f"{level.pages_at:.2f}",
-                f"{level.warns_at:.2f}",
-                *("-" if not (shift := level.finds.get(n)) else f"{shift:.2f} sigma" for n in FOUND_IN),
-                "only warns" if level.may_page is False else "",
+                *(_share(by_channel.get(channel)) for channel in channels),
+                f"{first.pages_at:.2f}",
+                f"{first.warns_at:.2f}",
+                *("-" if not (shift := first.finds.get(n)) else f"{shift:.2f} sigma" for n in FOUND_IN),
+                "only warns" if first.may_page is False else "",
             ]
         )
     return columns, rows
+
+
+def _share(alarm: AlarmShare | None) -> str:
+    if alarm is None:
+        return "-"
+    return "muted" if alarm.muted else _small(alarm.share)
 
 
 def _small(share: float) -> str:

@@ -58,8 +58,8 @@ class FraudCounts:
         return FraudCounts(
             self.n + other.n,
             self.candidates + other.candidates,
-            _added(self.surprise, other.surprise),
-            _added(self.probability, other.probability),
+            added(self.surprise, other.surprise),
+            added(self.probability, other.probability),
             self.flooded + other.flooded,
             self.floods + other.floods,
             max(self.flood_largest, other.flood_largest),
@@ -246,5 +246,6 @@ def _histograms(group: npt.NDArray[np.int64], bins: npt.NDArray[np.int64], size:
     return found
 
 
-def _added(one: Sparse, other: Sparse) -> Sparse:
+def added(one: Sparse, other: Sparse) -> Sparse:
+    """The sum of two histograms, its bins ascending."""
     return {index: one.get(index, 0) + other.get(index, 0) for index in sorted(one | other)}

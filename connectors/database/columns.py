@@ -18,6 +18,7 @@ from connectors.database.rows import (
     Closure,
     DeploymentRow,
     FoldState,
+    FraudHit,
     GapRow,
     HalfRow,
     IncidentRow,
@@ -241,6 +242,20 @@ def kept_row(row: Any) -> KeptRecord:
         row.row,
         row.labels,
         from_json(row.detail) if row.detail else {},
+    )
+
+
+def fraud_hit(row: Any) -> FraudHit:
+    probability = from_json(row.detail).get("probability") if row.detail else None
+    return FraudHit(
+        row.space,
+        Partition(row.topic, row.number),
+        row.position,
+        row.row,
+        _nan(row.score),
+        _nan(probability),
+        row.labels,
+        from_json(row.segments),
     )
 
 

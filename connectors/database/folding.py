@@ -21,6 +21,7 @@ from connectors.database.columns import (
     closure_columns,
     delta_row,
     deployment_columns,
+    fraud_hit,
     incident_columns,
     incident_row,
     kept_row,
@@ -34,7 +35,15 @@ from connectors.database.columns import (
     summary_row,
 )
 from connectors.database.connection import Database
-from connectors.database.rows import FoldResult, FoldState, IncidentRow, KeptRecord, PartitionState, SummaryDelta
+from connectors.database.rows import (
+    FoldResult,
+    FoldState,
+    FraudHit,
+    IncidentRow,
+    KeptRecord,
+    PartitionState,
+    SummaryDelta,
+)
 from connectors.records import Partition
 from detectors.errors import OwnershipLost, StoreError
 
@@ -161,6 +170,23 @@ class Fold:
         place = (table.c.topic, table.c.number, table.c.position)
         return rows_of(self._snapshot.execute(query.order_by(first, *place).limit(most)), kept_row)
 
+    def fraud_hits(self, space: str, block: int, *, at_least: float, most: int) -> list[FraudHit]:
+        """The candidates of one block with such a surprise, the most surprising first; at most so many.
+
+        Args:
+            space: the pseudo-space of fraud.
+        """
+        table = schema.kept
+        names = ("space", "topic", "number", "position", "row", "score", "labels", "segments", "detail")
+        query = (
+            select(*(table.c[name] for name in names))
+            .where(table.c.model == self._model, table.c.space == space, table.c.block == block)
+            .where(table.c.reason == "fraud", table.c.score >= at_least)
+            .order_by(table.c.score.desc(), table.c.topic, table.c.number, table.c.position, table.c.row)
+            .limit(most)
+        )
+        return rows_of(self._snapshot.execute(query), fraud_hit)
+
     def commit(self, result: FoldResult) -> Counter[str]:
         """Write the step, all of it or nothing.
 
@@ -280,6 +306,15 @@ class Fold:
         for (space, block), score in sorted(result.flag_at.items()):
             found = connection.execute(flag, {"in_space": space, "in_block": block, "at_least": score})
             flagged[space] += found.rowcount
+        if result.hits:
+            place = ("space", "topic", "number", "position", "row")
+            found_by = (kept.c[name] == bindparam(f"of_{name}") for name in place)
+            hits = [(hit.space, *hit.partition, hit.offset, hit.row) for hit in result.hits]
+            write(
+                update(kept).where(kept.c.model == model, *found_by).values(flagged=True),
+                ({f"of_{name}": value for name, value in zip(place, hit, strict=True)} for hit in hits),
+            )
+            flagged.update(hit.space for hit in result.hits)
         if result.closure is not None:
             write(insert(schema.closures), [closure_columns(model, result.closure)])
         return flagged

@@ -522,6 +522,20 @@ class MuteRow:
 
 
 @dataclass(frozen=True, slots=True)
+class FraudHit:
+    """A record that is put before people, or could be: a kept candidate of space "fraud", without its evidence."""
+
+    space: str
+    partition: Partition
+    offset: int
+    row: int
+    surprise: float
+    probability: float
+    labels: int  # version of the labels that it was scored with
+    segments: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class FoldResult:
     """Everything that one step of the fold writes, in one transaction, if the fold's version is still the expected one.
 
@@ -533,6 +547,7 @@ class FoldResult:
         closed_late: records of blocks that were closed before they came, to be added to the counts of their partitions.
         stats: of the closed blocks; replaces what is there.
         deployments: versions of the model that were not seen before; those that are known are left.
+        hits: candidates of space "fraud" that are flagged, each by itself.
     """
 
     next_block: int
@@ -546,6 +561,7 @@ class FoldResult:
     closed_late: dict[Partition, int] = field(default_factory=dict)
     stats: list[BlockStatRow] = field(default_factory=list)
     deployments: list[DeploymentRow] = field(default_factory=list)
+    hits: list[FraudHit] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

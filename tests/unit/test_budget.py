@@ -25,6 +25,7 @@ from monitor.budget import (
     call_incident,
     channels_in_use,
     fold_settings,
+    fraud_share,
     observed,
     observed_by_model,
     run_length,
@@ -79,6 +80,7 @@ def deployments(draw: st.DrawFn) -> tuple[Settings, dict[tuple[str, str], list[s
                 "segment_weights": {name: draw(WEIGHT) for name in weighted},
                 "channels": muted,
             },
+            **({"fraud": {"space": draw(st.sampled_from(sorted(spaces)))}} if draw(st.booleans()) else {}),
         }
         for space in spaces:
             if draw(st.booleans()):
@@ -95,7 +97,8 @@ def test_the_shares_of_any_deployment_add_up_to_one(made: tuple[Settings, dict[t
     alarms = sum(
         1 + len(segments.get((model, space), ())) for model in settings.models for space in _spaces(settings, model)
     )
-    assert len(found) == 4 * alarms == len({(e.model, e.space, e.segment, e.channel) for e in found})
+    waves = sum(model.fraud is not None for model in settings.models.values())
+    assert len(found) == 4 * alarms + waves == len({(e.model, e.space, e.segment, e.channel) for e in found})
 
 
 @given(deployments())
@@ -149,6 +152,19 @@ def test_a_segment_gets_nothing_of_one_that_is_muted_or_silent() -> None:
     assert [entry.share for entry in shares(plain, {})] == [entry.share for entry in shares(muted, {})]
     assert [entry.channel for entry in shares(muted, {}) if entry.muted] == ["mix"]
     assert channels_in_use(muted.models["a"]) == ("level", "shape")
+
+
+def test_waves_of_fraud_take_a_tenth_of_the_space_that_is_scored_and_nothing_of_any_other() -> None:
+    spaces: dict[str, Any] = {"spaces": {"input": {}, "output": {}}}
+    plain = settings_of({"a": spaces, "b": {}})
+    scored = settings_of({"a": {**spaces, "fraud": {"space": "output"}}, "b": {}})
+    assert fraud_share(plain, "a") == 0
+    assert fraud_share(scored, "a") == pytest.approx(1 / 30)
+    assert segment_shares(scored, "a", "output", []) == pytest.approx({"": 0.9 / 3})
+    for model, space in (("a", "input"), ("b", "input")):
+        assert segment_shares(scored, model, space, []) == segment_shares(plain, model, space, [])
+    waves = [entry for entry in shares(scored, {}) if entry.channel == "fraud_wave"]
+    assert [(entry.model, entry.space, entry.share) for entry in waves] == [("a", "fraud", pytest.approx(1 / 30))]
 
 
 def test_a_larger_share_alarms_earlier_and_the_run_length_is_in_days() -> None:
