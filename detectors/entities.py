@@ -5,7 +5,7 @@ A record's vector is brought to at most 16 whitened directions and rounded to si
 * its last N records themselves (N = 8 by default), a byte for each direction;
 * sums and sums of squares of those before, halved when they are of 256 records, so that the far past fades.
 
-Two columns are made from that, each calibrated on the baseline (see `surprise`), by how much is known of the entity:
+Two columns are made from that, each calibrated on the baseline (see `fraud_ranks`), by how much is known of the entity:
 
 * **self**: how far the record lies from what is usual of its entity, and how far the average of its last N records
   lies from those before. What is usual is the entity's mean, drawn to the mean of all as far as few records are known
@@ -30,11 +30,11 @@ import numpy.typing as npt
 
 from detectors.checked_arrays import load_arrays, save_arrays
 from detectors.errors import InvalidInput, InvalidReference
+from detectors.fraud_ranks import Ranks
 from detectors.index import NearestIndex, stable_product
 from detectors.keyed_states import Hashes, Int64s, KeyedStates, Seeds, States, blank_state
 from detectors.outlier import evenly_spaced
 from detectors.reference import Reference
-from detectors.surprise import SurpriseScale
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -137,7 +137,7 @@ class EntityModel:
             "seed_states": np.frombuffer(self.seeds.states.tobytes(), np.uint8),
         }
         for group, scales in enumerate(self.scales):
-            arrays |= {f"scale_{group}_{name}": scale.calibration for name, scale in scales.named().items()}
+            arrays |= {f"scale_{group}_{name}": scale.scores for name, scale in scales.named().items()}
         save_arrays(folder / _FILE, arrays)
 
     @classmethod
@@ -158,7 +158,7 @@ class EntityModel:
         last = int(arrays["last"])
         states = np.frombuffer(arrays["seed_states"].tobytes(), _dtype(last, arrays["directions"].shape[1]))
         scales = tuple(
-            _Scales(**{name: SurpriseScale(arrays[f"scale_{group}_{name}"]) for name in _Scales.names()})
+            _Scales(**{name: Ranks(arrays[f"scale_{group}_{name}"]) for name in _Scales.names()})
             for group in range(len(_KNOWN) + 1)
         )
         return cls(
@@ -240,31 +240,31 @@ class EntityStates:
 class _Scales:
     """Of one group of entities, how strange each score is."""
 
-    record: SurpriseScale
-    average: SurpriseScale
-    stranger: SurpriseScale
-    peers: SurpriseScale
+    record: Ranks
+    average: Ranks
+    stranger: Ranks
+    peers: Ranks
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return ("record", "average", "stranger", "peers")
 
-    def named(self) -> dict[str, SurpriseScale]:
+    def named(self) -> dict[str, Ranks]:
         return {name: getattr(self, name) for name in self.names()}
 
     @classmethod
     def of(cls, scores: Floats) -> _Scales:
         """Calibrated on scores float32 (n, 3)."""
         record, average, peers = (
-            SurpriseScale(np.sort(scores[:, column])[evenly_spaced(len(scores), _CALIBRATION)]) for column in range(3)
+            Ranks(np.sort(scores[:, column])[evenly_spaced(len(scores), _CALIBRATION)]) for column in range(3)
         )
-        stranger = np.maximum(record.of(scores[:, 0]), average.of(scores[:, 1]))
-        return cls(record, average, SurpriseScale(np.sort(stranger)[evenly_spaced(len(stranger), _CALIBRATION)]), peers)
+        stranger = np.maximum(record.surprise(scores[:, 0]), average.surprise(scores[:, 1]))
+        return cls(record, average, Ranks(np.sort(stranger)[evenly_spaced(len(stranger), _CALIBRATION)]), peers)
 
     def surprise(self, scores: Floats) -> Floats:
         """float32 (n, 2), of scores float32 (n, 3)."""
-        stranger = np.maximum(self.record.of(scores[:, 0]), self.average.of(scores[:, 1]))
-        return np.column_stack([self.stranger.of(stranger), self.peers.of(scores[:, 2])])
+        stranger = np.maximum(self.record.surprise(scores[:, 0]), self.average.surprise(scores[:, 1]))
+        return np.column_stack([self.stranger.surprise(stranger), self.peers.surprise(scores[:, 2])])
 
 
 def _calibrated(known: Int64s, scores: Floats) -> tuple[_Scales, ...]:
