@@ -72,12 +72,12 @@ class FraudStates:
                 connection.execute(query), lambda row: FloodRow(partition, row.block, row.first_offset, row.blob)
             )
 
-    def remembered_numbers(self, model: str, *, after: int = 0) -> list[tuple[int, int]]:
-        """Number and time of writing of every row that is remembered of the model's records, newest first."""
+    def remembered_numbers(self, model: str, *, after: int = 0) -> list[tuple[int, int, int]]:
+        """Number, time of writing and count of records of every row that is remembered of the model, newest first."""
         table = schema.remembered.c
-        query = select(table.id, table.stored_ms).where(table.model == model, table.id > after)
+        query = select(table.id, table.stored_ms, table.records).where(table.model == model, table.id > after)
         with self._database.reading() as connection:
-            return [(row.id, row.stored_ms) for row in connection.execute(query.order_by(table.id.desc()))]
+            return [(row.id, row.stored_ms, row.records) for row in connection.execute(query.order_by(table.id.desc()))]
 
     def remembered_ids(self, numbers: Sequence[int]) -> list[tuple[int, bytes]]:
         """Of rows with these numbers, the hashes of their records' ids; rows that are gone are absent."""

@@ -78,15 +78,17 @@ class Labels:
                     there.add(origin)
                     given += label.known is not None
                     rows.append(label_columns(model, label, now_ms, given if label.known is not None else 0))
+                after = self._last(connection)
                 if rows:
                     connection.execute(insert(_LABELS), rows)
+                last = self._last(connection)
                 self._set_version(connection, model, version, given)
         except _MovedByOthers:
             raise OwnershipLost(
                 f"A topic of labels of {model} was read by another process meanwhile. Nothing was written.",
                 hint="Normal for a moment when workers come and go. If it goes on, two deployments share a database.",
             ) from None
-        return LabelsAdded(len(rows), len(labels) - len(rows), given - version)
+        return LabelsAdded(len(rows), len(labels) - len(rows), given - version, after, last)
 
     def match_labels(self, model: str, known: Mapping[int, LabelledRecord]) -> int:
         """Say which records labels mean, by the labels' numbers: they count from now on, in the order of the numbers.
@@ -231,6 +233,11 @@ class Labels:
         if self._database.dialect == "postgresql":  # a transaction of SQLite is alone anyway
             query = query.with_for_update()
         return int(connection.execute(query).scalar_one())
+
+    @staticmethod
+    def _last(connection: Connection) -> int:
+        """The greatest number, of whatever model: all that the model's lock lets in later is greater."""
+        return int(connection.execute(select(func.max(_LABELS.c.id))).scalar() or 0)
 
     @staticmethod
     def _version(connection: Connection, model: str) -> int:

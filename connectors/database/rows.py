@@ -213,15 +213,14 @@ class LabelsAdded:
         new: rows that were not there before.
         repeated: those whose origin was there already: nothing came of them.
         matched: of the new ones, those whose record is known, so that they count from now on.
+        after, last: the numbers of the new rows: after < number <= last; no others of the model lie there.
     """
 
     new: int
     repeated: int
     matched: int
-
-    def plus(self, other: LabelsAdded) -> LabelsAdded:
-        """Both together."""
-        return LabelsAdded(self.new + other.new, self.repeated + other.repeated, self.matched + other.matched)
+    after: int = field(default=0, compare=False)
+    last: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +242,33 @@ class LabelCounts:
     unmatched: int
     contradicting: int
     superseded: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRecord:
+    """A record that people were asked about: an alert, or one of the review sample.
+
+    Attributes:
+        alerted: it was put before people as a hit.
+        surprise, p_value: as scored; ``scored_with``: the version of the labels then.
+        detail: the evidence.
+    """
+
+    partition: Partition
+    offset: int
+    row: int
+    time_ms: int
+    record_id: str
+    alerted: bool
+    surprise: float
+    p_value: float
+    scored_with: int
+    detail: dict[str, object]
+
+    @property
+    def reviewed(self) -> bool:
+        """Chosen by its hash, whatever its score."""
+        return self.detail.get("review") is True
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,7 +314,7 @@ def remembered(first: int, size: int = 100, partition: Partition = P0) -> Rememb
 
 
 def numbers_of(store: Store, after: int = 0) -> Sequence[int]:
-    return [number for number, _ in store.remembered_numbers("m", after=after)]
+    return [number for number, _, _ in store.remembered_numbers("m", after=after)]
 
 
 def test_remembered_records_come_newest_first(store: Store, clock: Clock) -> None:

@@ -1,0 +1,222 @@
+"""Labels as they come: a document says what somebody found out about one record.
+
+    {"id": "txn-4711", "label": "fraud", "time": "2026-01-31T12:00:00Z", "source": "chargeback",
+     "confidence": 0.9, "by": "eve", "origin": "case-17", "record": {...}}
+
+Only ``id`` and ``label`` are needed; what else stands in a document is passed over. The same forms serve a topic, an
+HTTP request and a file, so that a label is the same however it comes.
+
+A label has an **origin**, which names the saying itself: what has the origin of a label that is there is that label
+again, and nothing comes of it. It is the document's own ``origin``; or else, where the document has a ``time``, a hash
+of what it says; or else what the way by which it came makes of it, such as a position in a topic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+
+from connectors.database.columns import clean
+from connectors.database.rows import LabelSource, NewLabel
+from detectors.errors import InvalidInput
+from monitor.decode import MAX_ID_CHARS
+from monitor.times import parse_time
+
+LabelReason = Literal[
+    "bad_json", "missing_id", "bad_id", "unknown_label", "bad_time", "unknown_source", "bad_confidence", "bad_text"
+]
+
+_FRAUD = "fraud fraudulent true yes 1 confirmed confirmed_fraud true_positive chargeback"
+_CLEARED = "cleared clear legit legitimate genuine false no 0 not_fraud no_fraud false_positive false_alarm good"
+# What other programs call the two, in lower case, with _ for blanks and hyphens.
+WORDS: Final[Mapping[str, Literal["fraud", "cleared"]]] = MappingProxyType(
+    {**dict.fromkeys(_FRAUD.split(), "fraud"), **dict.fromkeys(_CLEARED.split(), "cleared")}
+)
+SOURCES: Final[tuple[LabelSource, ...]] = get_args(LabelSource)
+
+MAX_TEXT_CHARS = 200  # of by and origin
+_SECONDS_BELOW = 10_000_000_000  # a number below is a time in seconds: as milliseconds it would be of early 1970
+_AHEAD_MS = 86_400_000  # a clock that is a day ahead is wrong
+
+
+class BadLabel(InvalidInput):
+    """A document that is no label.
+
+    Args:
+        reason: one of a short fixed list of words, used as a metric label.
+    """
+
+    def __init__(self, reason: LabelReason, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class SaidLabel:
+    """A label, and the document of its record where it brought that along; None where not."""
+
+    label: NewLabel
+    record: Any | None = None
+
+
+def parse(text: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        BadLabel: it is none.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadLabel("bad_json", f"Not JSON: {error}.", hint=_EXAMPLE) from error
+
+
+def documents(body: bytes) -> Iterator[Any]:
+    """The documents of a body that holds one, a list of them, or one in each line.
+
+    Raises:
+        BadLabel: it holds something else, said with the line.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        lines = [(number, line) for number, line in enumerate(body.splitlines(), start=1) if line.strip()]
+        if len(lines) < 2:
+            parse(body)
+        for number, line in lines:
+            try:
+                yield parse(line)
+            except BadLabel as error:
+                raise BadLabel(error.reason, f"Line {number}: {error.message}", hint=error.hint) from error
+        return
+    if isinstance(value, list):
+        yield from value
+    else:
+        yield value
+
+
+def read_label(document: Any, now_ms: int, *, origin: str) -> SaidLabel:
+    """The label that a document says.
+
+    Args:
+        now_ms: its time where it names none, and the bound of a time that it names.
+        origin: of a label that names neither its origin nor its time.
+
+    Raises:
+        BadLabel: what is wrong, and what was expected.
+    """
+    if not isinstance(document, dict):
+        raise BadLabel("bad_json", f"A label is an object, found {_named(document)}.", hint=_EXAMPLE)
+    record_id = _record_id(document.get("id"))
+    word = _word(document.get("label"))
+    stated = document.get("time")
+    time_ms = now_ms if stated in (None, "") else _time_ms(stated, now_ms)
+    source = document.get("source")
+    source = "analyst" if source in (None, "") else source
+    if source not in SOURCES:
+        raise BadLabel(
+            "unknown_source", f"source of {record_id} is {_named(source)}; expected one of {', '.join(SOURCES)}."
+        )
+    confidence = _confidence(document.get("confidence"), record_id)
+    by, own = (_text(document, name, record_id) for name in ("by", "origin"))
+    if own:
+        origin = f"own:{own}"
+    elif stated not in (None, ""):
+        said = msgspec.json.encode([clean(record_id), word, time_ms, source, confidence, clean(by)])
+        origin = f"said:{hashlib.sha256(said).hexdigest()[:32]}"
+    label = NewLabel(record_id, word, time_ms, source, confidence, by, origin)
+    record = document.get("record")
+    return SaidLabel(label, record if record not in (None, "") else None)
+
+
+_EXAMPLE = 'Expected, for example, {"id": "txn-4711", "label": "fraud"}'
+
+
+def _record_id(value: Any) -> str:
+    if value in (None, ""):
+        raise BadLabel("missing_id", "A label names no record: its id is missing.", hint=_EXAMPLE)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or len(value) > MAX_ID_CHARS:
+        raise BadLabel(
+            "bad_id", f"id is {_named(value)}; expected text of at most {MAX_ID_CHARS} characters, or a whole number."
+        )
+    return clean(value)
+
+
+def _word(value: Any) -> Literal["fraud", "cleared"]:
+    words = {True: "true", False: "false"}
+    text = words.get(value, value) if isinstance(value, bool) else value
+    if isinstance(text, int | str):
+        found = WORDS.get(str(text).strip().lower().replace(" ", "_").replace("-", "_"))
+        if found is not None:
+            return found
+    raise BadLabel(
+        "unknown_label",
+        f"label is {_named(value)}; expected fraud or cleared.",
+        hint=f"These are understood too: {', '.join(word for word in WORDS if word not in ('fraud', 'cleared'))}",
+    )
+
+
+def _time_ms(value: Any, now_ms: int) -> int:
+    expected = "expected RFC 3339, such as 2026-01-31T12:00:00Z, or milliseconds since 1970"
+    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        value = int(value.strip()[:20])
+    if isinstance(value, str):
+        try:
+            time_ms = parse_time(value.strip())
+        except (InvalidInput, OverflowError) as error:
+            raise BadLabel("bad_time", f"time is {_named(value)}; {expected}.") from error
+    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**62:
+        time_ms = round(value)
+        if time_ms < _SECONDS_BELOW:
+            raise BadLabel("bad_time", f"time is {_named(value)}, which looks like seconds; {expected}.")
+    else:
+        raise BadLabel("bad_time", f"time is {_named(value)}; {expected}.")
+    if time_ms > now_ms + _AHEAD_MS:
+        raise BadLabel("bad_time", f"time is {_named(value)}, more than a day ahead of the clock here.")
+    return time_ms
+
+
+def _confidence(value: Any, record_id: str) -> float:
+    if value in (None, ""):
+        return 1.0
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0.0
+    except (ValueError, OverflowError):
+        number = 0.0
+    if not 0.0 < number <= 1.0:
+        raise BadLabel(
+            "bad_confidence",
+            f"confidence of {record_id} is {_named(value)}; expected a number above 0 and at most 1.",
+        )
+    return number
+
+
+def _text(document: Mapping[str, Any], name: str, record_id: str) -> str:
+    value = document.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS:
+        raise BadLabel(
+            "bad_text",
+            f"{name} of {record_id} is {_named(value)}; expected at most {MAX_TEXT_CHARS} characters of text.",
+        )
+    return value
+
+
+def _named(value: Any) -> str:
+    """A value in words, short: what a person needs to find it."""
+    if value is None:
+        return "missing"
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
