@@ -25,8 +25,10 @@ from detectors.errors import InvalidReference
 from detectors.fraud_baseline import MAX_RECORDS, FraudBaseline, Signal
 from detectors.keyed_states import Seeds
 from detectors.outlier import evenly_spaced
+from detectors.pyod_models import PyODScorer
 from detectors.reference import Reference
 from detectors.reference_build import calibration_half
+from detectors.relations import Relations
 from monitor.event import EventBatch
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.fraud_signals import hashes_of, numbers_of, surprise_of
@@ -50,13 +52,17 @@ class FraudParts:
         version: its number.
         reference: the reference that it belongs to.
         baseline: normal records with their signals.
+        scorers: outlier models of PyOD, by name.
         entities: None where no entity is mapped.
+        relations: None where no relation is mapped.
     """
 
     version: int
     reference: Reference
     baseline: FraudBaseline
+    scorers: dict[str, PyODScorer]
     entities: EntityModel | None
+    relations: Relations | None
 
 
 @dataclass(slots=True)
@@ -66,12 +72,17 @@ class FraudColumns:
     settings: FraudSettings
     numbers: list[Floats] = field(default_factory=list)
     entities: list[Hashes] = field(default_factory=list)
+    lefts: list[Hashes] = field(default_factory=list)
+    rights: list[Hashes] = field(default_factory=list)
 
     def add(self, events: EventBatch, rows: Int64s) -> None:
         """Take note of some events of a batch."""
         self.numbers.append(numbers_of(events, self.settings.fields)[rows])
         if self.settings.entity is not None:
             self.entities.append(hashes_of(events, self.settings.entity.field)[rows])
+        if self.settings.relation is not None:
+            self.lefts.append(hashes_of(events, self.settings.relation.of)[rows])
+            self.rights.append(hashes_of(events, self.settings.relation.to)[rows])
 
 
 def build_fraud(
@@ -105,21 +116,38 @@ def build_fraud(
         raise InvalidReference(f"{target} exists already.", hint="See: driftd reference list")
     # p-values of records that are in the prototypes would be too large: only the others can stand for what comes.
     chosen = calibration_half(blocks)
+    if settings.entity is not None or settings.relation is not None:
+        chosen = chosen[chosen >= len(blocks) // 2]  # before, too little is known of most entities
     chosen = chosen[evenly_spaced(len(chosen), MAX_RECORDS)]
     signals: dict[Signal, npt.NDArray[Any]] = {
         Signal("outlier", "surprise"): _outliers(reference, vectors[chosen]),
     }
+    said: list[str] = []
     temporary: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{version}.", dir=folder))
+        scorer_sums: dict[str, str] = {}
+        for number, (name, wanted) in enumerate(settings.scorers.items()):
+            begin, span = 0.6 * number / len(settings.scorers), 0.6 / len(settings.scorers)
+            scorer = wanted.build(reference, progress=_part(progress, name, begin, span))
+            scorer_sums[name] = scorer.save(temporary / f"scorer-{name}")
+            found = [surprise_of(scorer.assess(vectors[chosen[tile]]).p_value) for tile in _tiles(len(chosen))]
+            signals[Signal(name, "surprise")] = np.concatenate(found)
+            said.append(f"{name}: {scorer.describe()}")
         if settings.entity is not None:
-            progress("entities", 0.1)
+            progress("entities", 0.6)
             hashes = np.concatenate(columns.entities)[order]
             entities = EntityModel.fit(vectors, hashes, reference=reference, last=settings.entity.last)
             entities.save(temporary)
             seen = _replayed(entities, hashes, vectors)[chosen]
             signals |= {Signal("entity_self", "surprise"): seen[:, 0], Signal("entity_peers", "surprise"): seen[:, 1]}
+        if settings.relation is not None:
+            progress("relations", 0.8)
+            left, right = np.concatenate(columns.lefts)[order], np.concatenate(columns.rights)[order]
+            relations = Relations.fit(left, right)
+            relations.save(temporary)
+            signals[Signal("relation", "surprise")] = relations.replay(left, right)[chosen]
         numbers = np.concatenate(columns.numbers)[order][chosen]
         signals |= {Signal(name, "number"): numbers[:, place] for place, name in enumerate(settings.fields)}
         baseline = FraudBaseline(
@@ -136,7 +164,13 @@ def build_fraud(
             "reference_checksum": reference.checksum,
             "space": row.space,
             "settings": _fitted_settings(settings),
-            "files": {name: _sum_of(temporary / name) for name in sorted(path.name for path in temporary.iterdir())},
+            "scorers": scorer_sums,
+            "said": said,
+            "files": {
+                str(path.relative_to(temporary)): _sum_of(path)
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
+            },
         }
         content = json.dumps(manifest, indent=1, sort_keys=True).encode()
         with (temporary / _MANIFEST).open("wb") as file:
@@ -201,7 +235,12 @@ def load_fraud(row: ReferenceRow, reference: Reference, settings: FraudSettings)
         version=row.version,
         reference=reference,
         baseline=FraudBaseline.load(folder),
+        scorers={
+            scorer: PyODScorer.load(folder / f"scorer-{scorer}", reference, checksum=checksum)
+            for scorer, checksum in manifest["scorers"].items()
+        },
         entities=None if settings.entity is None else EntityModel.load(folder, reference=reference),
+        relations=None if settings.relation is None else Relations.load(folder),
     )
 
 
@@ -241,7 +280,8 @@ def describe_fraud(folder: Path) -> dict[str, Any]:
         "normal records": len(baseline),
         "dimension": baseline.vectors.shape[1],
         "signals": {column.name: column.kind for column in baseline.columns},
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "scorers": manifest["said"],
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*")),
         "checksum": hashlib.sha256(content).hexdigest(),
     }
 
@@ -250,7 +290,8 @@ def fraud_in_words(folder: Path) -> str:
     """What was built, for people."""
     facts = describe_fraud(folder)
     signals = ", ".join(facts["signals"])
-    return f"{facts['normal records']:,} normal records, signals {signals}; {facts['bytes'] / 1e6:.1f} MB"
+    words = f"{facts['normal records']:,} normal records, signals {signals}; {facts['bytes'] / 1e6:.1f} MB"
+    return "; ".join([words, *facts["scorers"]])
 
 
 def _manifest_of(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
@@ -280,6 +321,11 @@ def _sum_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
+
+
+def _part(progress: Progress, name: str, begin: float, span: float) -> Progress:
+    """Progress of one scorer among all parts."""
+    return lambda step, share: progress(f"{name}: {step}", begin + span * share)
 
 
 def _tiles(n: int) -> Iterator[slice]:
