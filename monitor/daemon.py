@@ -379,6 +379,7 @@ class Daemon:
     def _count_fraud(self, learner: Learner, name: str, step: Step) -> None:
         metrics, latest = self._metrics, learner.latest()
         metrics.fraud_candidates.labels(name).inc(step.fraud_candidates)
+        metrics.entities_dropped.labels(name).inc(step.entities_dropped)
         metrics.label_version.labels(name).set(latest.version)
         metrics.fraud_cases.labels(name).set(latest.scorer.n_cases)
         metrics.labels_unusable.labels(name).set(latest.dropped)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,10 @@ from connectors.database.rows import (
 from connectors.records import Partition, RawBatch
 from connectors.scores import FraudColumns
 from detectors.conformal import position_uniforms
+from detectors.entities import EntityStates
 from detectors.fraud import FraudScores
 from detectors.reference import Scored
+from detectors.relations import RelationStates
 from monitor import remembered, signals
 from monitor.event import EventBatch
 from monitor.fraud_build import FraudParts
@@ -44,6 +46,7 @@ Doubles = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Hashes = npt.NDArray[np.uint64]
+States = TypeVar("States", bound=EntityStates | RelationStates)
 
 MOST_KEPT = 10_000  # rows of a checkpoint; the caller writes it before more are collected
 MOST_REMEMBERED_BYTES = 64 << 20  # vectors and signals of a checkpoint; likewise
@@ -123,6 +126,41 @@ class _KeptPiece:
     signals: Floats
 
 
+class _Keyed(Generic[States]):
+    """The states of one kind that a partition has shown: of its entities, or of the first sides of its pairs.
+
+    Args:
+        kind: "entity/3" or "relation/3", with the version of what was fitted on the baseline.
+        states: made from the stored rows.
+        rows: what former checkpoints wrote of the partition, of any kind.
+    """
+
+    def __init__(self, kind: str, states: States, rows: Sequence[EntityRow]) -> None:
+        self.kind = kind
+        self.states = states
+        self._counted = 0  # of the dropped ones
+        self._newest = max((row.offset for row in rows if row.kind == kind), default=-1)
+
+    def rising(self, offsets: Int64s, known: Bools) -> Int64s:
+        """The offsets, none below one before it: a half of a pair that went alone comes after later records."""
+        risen = offsets.copy()
+        if known.any():
+            risen[known] = np.maximum.accumulate(np.maximum(offsets[known], self._newest))
+            self._newest = int(risen[known][-1])
+        return risen
+
+    def rows(self, partition: Partition) -> list[EntityRow]:
+        """What the next checkpoint writes."""
+        return [
+            EntityRow(partition, self.kind, _signed(key), offset, blob) for key, offset, blob in self.states.unwritten()
+        ]
+
+    def dropped(self) -> int:
+        """Keys that were dropped since the last call."""
+        new, self._counted = self.states.dropped - self._counted, self.states.dropped
+        return new
+
+
 @dataclass(slots=True)
 class _Partition:
     """What is known of a partition.
@@ -130,10 +168,15 @@ class _Partition:
     Attributes:
         span: the last one that is stored, and
         new: one that the next checkpoint writes.
+        entities, relations: None where none are mapped.
+        outdated: rows of older models, which the next checkpoint deletes.
         pieces: batches that no checkpoint has written.
     """
 
     span: LabelSpan | None
+    entities: _Keyed[EntityStates] | None = None
+    relations: _Keyed[RelationStates] | None = None
+    outdated: list[EntityRow] = field(default_factory=list)
     new: LabelSpan | None = None
     pieces: list[_Piece] = field(default_factory=list)
     jumped: bool = False
@@ -155,6 +198,7 @@ class FraudStage:
     Attributes:
         space: as given.
         candidates: records since the last checkpoint with a p-value of at most `fraud.alpha`, on time.
+        dropped: entities that the next checkpoint drops, because there are too many.
     """
 
     def __init__(
@@ -224,10 +268,14 @@ class FraudStage:
         fitted = self._fitted(events.partition, place, at)
         n = len(events)
         entities = None if self._settings.entity is None else hashes_of(events, self._settings.entity.field)
-        known = signals.of_vectors(self.parts, vectors, scored.p_value)
-        numbers = numbers_of(events, self._settings.fields)
-        known |= {name: numbers[:, column] for column, name in enumerate(self._settings.fields)}
-        columns = signals.arranged(self.parts, n, known)
+        columns = signals.arranged(
+            self.parts,
+            n,
+            {
+                **self._own_signals(events, vectors, scored.p_value),
+                **_past_signals(place, events, vectors, entities, self._settings),
+            },
+        )
         topic, number = events.partition
         scores = fitted.scorer.assess(
             vectors,
@@ -267,6 +315,11 @@ class FraudStage:
                 continue
             if place.new is not None:
                 rows.spans.append(place.new)
+            rows.entities.extend(place.outdated)
+            for keyed in (place.entities, place.relations):
+                if keyed is not None:
+                    rows.entities.extend(keyed.rows(partition))
+                    self.dropped += keyed.dropped()
             if place.pieces:
                 rows.remembered.append(self._remembered(partition, first_offset, place.pieces))
         return rows
@@ -278,7 +331,10 @@ class FraudStage:
                 del self._known[partition]
                 continue
             place.span, place.new = place.new or place.span, None
-            place.pieces = []
+            for keyed in (place.entities, place.relations):
+                if keyed is not None:
+                    keyed.states.written()
+            place.pieces, place.outdated = [], []
         self._clear()
 
     def discard(self) -> None:
@@ -294,10 +350,8 @@ class FraudStage:
         Args:
             vectors: float32 (n, d), as embedded.
         """
-        known = signals.of_vectors(self.parts, vectors, self.parts.reference.score(vectors).p_value)
-        numbers = numbers_of(events, self._settings.fields)
-        known |= {name: numbers[:, column] for column, name in enumerate(self._settings.fields)}
-        columns = signals.arranged(self.parts, len(events), known)
+        p_value = self.parts.reference.score(vectors).p_value
+        columns = signals.arranged(self.parts, len(events), self._own_signals(events, vectors, p_value))
         entities = None if self._settings.entity is None else hashes_of(events, self._settings.entity.field)
         names = [""] * len(events) if entities is None else [name or "" for name in _names(entities)]
         return [
@@ -326,6 +380,7 @@ class FraudStage:
         self._bytes = 0
         self._began = False
         self.candidates = 0
+        self.dropped = 0
 
     def _partition(self, partition: Partition) -> _Partition:
         place = self._known.get(partition)
@@ -333,7 +388,25 @@ class FraudStage:
             # Rows below zero are of a topic that was made anew since.
             spans = [] if self._history is not None else self._stored.label_spans(self._model, partition)
             spans = [span for span in spans if span.from_offset >= 0]
-            place = self._known[partition] = _Partition(spans[-1] if spans else None)
+            place = self._known[partition] = self._place(partition, spans[-1] if spans else None)
+        return place
+
+    def _place(self, partition: Partition, span: LabelSpan | None) -> _Partition:
+        parts, settings = self.parts, self._settings
+        place = _Partition(span)
+        if parts.entities is None and parts.relations is None:
+            return place
+        rows = [] if self._history is not None else self._stored.entity_states(self._model, partition)
+        # What is known of an entity can be read by the model alone that has written it.
+        place.outdated = [replace(row, blob=b"") for row in rows if _version_of(row.kind) < parts.version]
+        if parts.entities is not None and settings.entity is not None:
+            kind = f"entity/{parts.version}"
+            states = EntityStates(parts.entities, most=settings.entity.most, stored=_of_kind(rows, kind))
+            place.entities = _Keyed(kind, states, rows)
+        if parts.relations is not None and settings.relation is not None:
+            kind = f"relation/{parts.version}"
+            pairs = RelationStates(parts.relations, most=settings.relation.most, stored=_of_kind(rows, kind))
+            place.relations = _Keyed(kind, pairs, rows)
         return place
 
     def _fitted(self, partition: Partition, place: _Partition, at: int) -> Fitted:
@@ -353,6 +426,12 @@ class FraudStage:
             if place.span is None or (place.span.version, place.span.reference) != in_force:
                 place.new = LabelSpan(partition, at, *in_force)
         return self._in_force
+
+    def _own_signals(self, events: EventBatch, vectors: Floats, p_value: Doubles) -> dict[str, Floats]:
+        """What a record tells without those before it: signals by name, float32 (n,) each."""
+        numbers = numbers_of(events, self._settings.fields)
+        of_fields = {name: numbers[:, column] for column, name in enumerate(self._settings.fields)}
+        return {**signals.of_vectors(self.parts, vectors, p_value), **of_fields}
 
     def _keep(self, piece: _Piece, flood: npt.NDArray[np.int32], blocks: Int64s, late: Bools) -> None:
         """Keep candidates, the review sample, and where a flood begins or has doubled."""
@@ -463,6 +542,39 @@ class FraudStage:
                 )
             )
         return remembered.joined(packs)
+
+
+def _past_signals(
+    place: _Partition, events: EventBatch, vectors: Floats, entities: Hashes | None, settings: FraudSettings
+) -> dict[str, Floats]:
+    """What the records before say of these, which become part of the past: signals by name, float32 (n,) each."""
+    found: dict[str, Floats] = {}
+    if place.entities is not None and entities is not None:
+        offsets = place.entities.rising(events.offsets, entities != 0)
+        surprise = place.entities.states.push(entities, vectors, offsets)
+        found |= {"entity_self": surprise[:, 0], "entity_peers": surprise[:, 1]}
+    if place.relations is not None and settings.relation is not None:
+        left, right = hashes_of(events, settings.relation.of), hashes_of(events, settings.relation.to)
+        offsets = place.relations.rising(events.offsets, (left != 0) & (right != 0))
+        found["relation"] = place.relations.states.push(left, right, offsets)
+    return found
+
+
+def _of_kind(rows: Sequence[EntityRow], kind: str) -> list[tuple[int, bytes]]:
+    return [(_unsigned(row.entity), row.blob) for row in rows if row.kind == kind]
+
+
+def _version_of(kind: str) -> int:
+    return int(kind.partition("/")[2])
+
+
+def _signed(key: int) -> int:
+    """A 64-bit hash as databases hold it."""
+    return key - (1 << 64) if key >= 1 << 63 else key
+
+
+def _unsigned(key: int) -> int:
+    return key % (1 << 64)
 
 
 def _names(hashes: Hashes) -> list[str | None]:

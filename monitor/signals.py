@@ -21,7 +21,10 @@ def of_vectors(parts: FraudParts, vectors: Floats, p_value: Doubles) -> dict[str
         vectors: float32 (n, d), as embedded.
         p_value: float64 (n,), what the space's reference says of them.
     """
-    return {"outlier": surprise_of(p_value)}
+    found = {"outlier": surprise_of(p_value)}
+    if len(vectors):
+        found |= {name: surprise_of(scorer.assess(vectors).p_value) for name, scorer in parts.scorers.items()}
+    return found
 
 
 def arranged(parts: FraudParts, n: int, columns: Mapping[str, Floats]) -> Floats:

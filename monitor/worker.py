@@ -70,6 +70,7 @@ class Step:
         scores_written, scores_dropped: records whose scores were written for other programs, with the checkpoints that
             were written, and those whose scores could not be.
         fraud_candidates: records with a p-value of at most ``fraud.alpha``, of the checkpoints that were written.
+        entities_dropped: entities that these forgot, because there are too many.
     """
 
     records: int
@@ -93,6 +94,7 @@ class Step:
     scores_written: int = 0
     scores_dropped: int = 0
     fraud_candidates: int = 0
+    entities_dropped: int = 0
 
 
 @dataclass(slots=True)
@@ -112,6 +114,7 @@ class _Tally:
     scores_written: int = 0
     scores_dropped: int = 0
     fraud_candidates: int = 0
+    entities_dropped: int = 0
     commit_s: float | None = None
 
     def add(self, written: Checkpoint, seconds: float) -> None:
@@ -128,7 +131,9 @@ class _Tally:
         self.ahead += pipeline.ahead
         self.zeros.update({space: watch.zeros for space, watch in pipeline.watches.items()})
         self.pairs += pipeline.pairs
-        self.fraud_candidates += 0 if pipeline.fraud is None else pipeline.fraud.candidates
+        if pipeline.fraud is not None:
+            self.fraud_candidates += pipeline.fraud.candidates
+            self.entities_dropped += pipeline.fraud.dropped
 
 
 class DeadLetterWave(DriftdError):
@@ -415,6 +420,7 @@ class Worker:
             scores_written=tally.scores_written,
             scores_dropped=tally.scores_dropped,
             fraud_candidates=tally.fraud_candidates,
+            entities_dropped=tally.entities_dropped,
         )
 
     def _wait_outside(self, clock_s: float, wait_s: float) -> Step:
@@ -509,7 +515,8 @@ class Worker:
             scores=self.scores,
             fraud=self._fraud_stage(rows, spaces),
         )
-        self.folder = Folder(self.name, self._settings, spaces=spaces)
+        stage = self.pipeline.fraud
+        self.folder = Folder(self.name, self._settings, spaces=spaces, fraud=None if stage is None else stage.parts)
         for caution in self.cautions:
             log.warning(event("caution", model=self.name, reason=caution))
 

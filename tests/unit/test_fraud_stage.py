@@ -12,19 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from connectors.database.rows import Checkpoint, KeptRecord, LabelledRecord, NewLabel, PartitionState
+from connectors.database.rows import Checkpoint, KeptRecord, LabelledRecord, NewLabel, PartitionState, ReferenceRow
 from connectors.database.store import Store
 from connectors.records import Gap, Partition, RawBatch
 from connectors.scores import ScoredRecords
 from detectors.fraud_baseline import FraudBaseline, Signal
+from detectors.pyod_models import PyODSettings
 from detectors.reference import Reference
 from monitor.decode import Decoder, RecordSettings
 from monitor.embedders import Embedder
 from monitor.embedders.vector import VectorSettings
 from monitor.fraud import FraudStage
-from monitor.fraud_build import FraudParts
+from monitor.fraud_build import FraudColumns as BaselineColumns
+from monitor.fraud_build import FraudParts, build_fraud, load_fraud
 from monitor.fraud_learner import MOST_WEIGHT, Learner, fit_scorer, in_force, weight_of
-from monitor.fraud_settings import FraudSettings
+from monitor.fraud_settings import EntitySettings, FraudSettings, RelationSettings
 from monitor.fraud_signals import surprise_of
 from monitor.pipeline import Pipeline, Space
 from monitor.record_counts import RecordCounts
@@ -55,7 +57,42 @@ def parts() -> FraudParts:
     signals = np.column_stack([surprise_of(reference.score(normal).p_value), chance.exponential(50.0, len(normal))])
     columns = (Signal("outlier", "surprise"), Signal("amount", "number"))
     baseline = FraudBaseline(normal, signals.astype(np.float32), columns)
-    return FraudParts(version=7, reference=reference, baseline=baseline, entities=None)
+    return FraudParts(7, reference, baseline, scorers={}, entities=None, relations=None)
+
+
+WHOLE = SETTINGS.model_copy(
+    update={
+        "entity": EntitySettings(field="/card", last=4, most=100),
+        "relation": RelationSettings(of="/card", to="/merchant", most=100),
+        "scorers": {"forest": PyODSettings(model="iforest")},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def whole(parts: FraudParts, tmp_path_factory: pytest.TempPathFactory) -> FraudParts:
+    """Parts with all kinds of signals, built as `driftd reference build` does."""
+    chance, n = np.random.default_rng(4), 2_000
+    names = [f"c{card}" for card in chance.integers(0, 239, n)]
+    columns = BaselineColumns(
+        WHOLE,
+        numbers=[chance.exponential(50.0, (n, 1)).astype(np.float32)],
+        entities=[key_hashes(names)],
+        lefts=[key_hashes(names)],
+        rights=[key_hashes([f"m{merchant}" for merchant in chance.integers(0, 13, n)])],
+    )
+    row = build_fraud(
+        tmp_path_factory.mktemp("whole"),
+        parts.reference,
+        row=ReferenceRow("cards", "input", 1, "", n, D, parts.reference.checksum, 0, True),
+        version=7,
+        vectors=chance.normal(size=(n, D)).astype(np.float32),
+        blocks=np.arange(n) // 100,
+        columns=columns,
+        order=np.arange(n),
+        progress=lambda step, share: None,
+    )
+    return load_fraud(row, parts.reference, WHOLE)
 
 
 @pytest.fixture
@@ -76,7 +113,7 @@ class Written:
         return ""
 
 
-def stream(n: int, *, partition: Partition = CARDS, seed: int = 5) -> RawBatch:
+def stream(n: int, *, partition: Partition = CARDS, seed: int = 5, step: int = 1) -> RawBatch:
     """Records 5 ms apart; every 20th is fraud, some are far behind, some broken."""
     chance = np.random.default_rng(seed)
     values: list[bytes | None] = []
@@ -85,11 +122,12 @@ def stream(n: int, *, partition: Partition = CARDS, seed: int = 5) -> RawBatch:
             vector = [value + 2.0 for value in vector]
         late = 6_000 if row % 97 == 50 else 0
         record: dict[str, Any] = {"id": f"r{row}", "ts": START_MS + 5 * row - late, "v": vector, "shop": "ab"[row % 2]}
+        record |= {"card": f"c{row * row % 239}" if row % 11 else None, "merchant": f"m{row * 7 % 13}"}
         if row % 7:
             record["amount"] = 40.0 if row % 20 != 3 else 1_000.0
         values.append(b"{" if row % 173 == 9 else json.dumps(record).encode())
-    offsets = np.arange(n, dtype=np.int64)
-    return RawBatch(partition, offsets, np.full(n, -1, np.int64), [None] * n, values, [()] * n, n)
+    offsets = np.arange(0, n * step, step, dtype=np.int64)
+    return RawBatch(partition, offsets, np.full(n, -1, np.int64), [None] * n, values, [()] * n, n * step)
 
 
 class Watched:
@@ -123,6 +161,7 @@ class Watched:
         self.stage = stage
         self.columns: list[ScoredRecords] = []
         self.checkpoints: list[Checkpoint] = []
+        self.dropped = 0
         self._history = history
         self.pipeline = Pipeline(
             "cards",
@@ -147,6 +186,7 @@ class Watched:
     def checkpoint(self) -> Checkpoint:
         checkpoint = self.pipeline.checkpoint()
         self.columns += self.scores.pending
+        self.dropped += self.stage.dropped
         if not self._history:
             self.store.commit(checkpoint)
         self.pipeline.written()
@@ -177,7 +217,7 @@ class Watched:
 
     def known(self, record_id: str) -> LabelledRecord:
         """What is remembered of a record."""
-        for row in self.store.remembered(number for number, _ in self.store.remembered_numbers("cards")):
+        for row in (row for checkpoint in self.checkpoints for row in checkpoint.remembered):
             places = np.flatnonzero(hashes_of(row.ids) == key_hashes([record_id])[0])
             if len(places):
                 return Remembered(row).record(int(places[0]))
@@ -193,9 +233,28 @@ class Watched:
         )
 
 
-def live_with_labels(parts: FraudParts, store: Store, batch: RawBatch) -> Watched:
+def signals_of(watched: Watched) -> np.ndarray:
+    """Of every record that was remembered, in order."""
+    rows = [row for checkpoint in watched.checkpoints for row in checkpoint.remembered]
+    return np.stack(
+        [
+            np.frombuffer(packed.record(place).signals, "<f4")
+            for packed in map(Remembered, rows)
+            for place in range(len(packed))
+        ]
+    )
+
+
+def assert_same(again: Watched, live: Watched) -> None:
+    for name, column in live.said().items():
+        assert np.array_equal(again.said()[name], column), name
+    assert again.kept == live.kept
+    assert again.counts() == live.counts()
+
+
+def live_with_labels(parts: FraudParts, store: Store, batch: RawBatch, settings: FraudSettings = SETTINGS) -> Watched:
     """A run in checkpoints of 100 records, with labels that come in at four moments."""
-    watched = Watched(parts, store)
+    watched = Watched(parts, store, settings=settings)
     for first in range(0, len(batch), 100):
         watched.take(batch.rows(first, min(first + 100, len(batch))))
         watched.checkpoint()
@@ -228,10 +287,7 @@ def test_history_is_scored_with_the_labels_that_were_in_force(parts: FraudParts,
             if first % 3 == 0:
                 again.checkpoint()
         again.checkpoint()
-        for name, column in live.said().items():
-            assert np.array_equal(again.said()[name], column), name
-        assert again.kept == live.kept
-        assert again.counts() == live.counts()
+        assert_same(again, live)
     everything = Watched(parts, store, history=True, labels="all")
     everything.take(batch)
     everything.checkpoint()
@@ -239,6 +295,58 @@ def test_history_is_scored_with_the_labels_that_were_in_force(parts: FraudParts,
     assert set(said["version"]) == {12}
     early = said["offsets"] < 300
     assert not np.array_equal(said["probability"][early], live.said()["probability"][early])
+
+
+def test_entities_pairs_and_models_of_pyod_are_the_same_in_history(whole: FraudParts, store: Store) -> None:
+    batch = stream(1_000, step=17)  # offsets that pass several times where entities may be dropped
+    live = live_with_labels(whole, store, batch, settings=WHOLE)
+    signals = np.array([list(row.detail["signals"].values()) for row in live.kept], np.float64)  # type: ignore[attr-defined]
+    assert live.kept[0].detail["signals"].keys() == set(whole.baseline.names)  # type: ignore[attr-defined]
+    assert all(len(np.unique(column[np.isfinite(column)])) > 3 for column in signals.T[:-1])
+    assert {row.kind for row in store.entity_states("cards", CARDS)} == {"entity/7", "relation/7"}
+    dropped = [row for checkpoint in live.checkpoints for row in checkpoint.entities if not row.blob]
+    assert 0 < len(dropped) <= live.dropped  # one that came again at once is not deleted
+    moved = Watched(whole, store, settings=WHOLE, history=True)
+    for first, after in itertools.pairwise([0, 1, 7, 450, 451, 800, 1_000]):
+        moved.take(batch.rows(first, after))
+    moved.checkpoint()
+    assert_same(moved, live)
+    assert np.array_equal(signals_of(moved), signals_of(live), equal_nan=True)
+
+
+def test_a_worker_that_takes_over_goes_on_with_the_same_entities(
+    whole: FraudParts, store: Store, tmp_path: Path
+) -> None:
+    batch, alone = stream(1_000, step=17), Watched(whole, store, settings=WHOLE)
+    for first in range(0, 1_000, 250):
+        alone.take(batch.rows(first, first + 250))
+        alone.checkpoint()
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
+        other.migrate()
+        several = []
+        for first in range(0, 1_000, 250):
+            several.append(Watched(whole, other, settings=WHOLE))
+            several[-1].take(batch.rows(first, first + 250))
+            if first == 500:
+                several[-1].pipeline.checkpoint()  # dies before its transaction
+                several[-1] = Watched(whole, other, settings=WHOLE)
+                several[-1].take(batch.rows(first, first + 250))
+            several[-1].checkpoint()
+        found = np.concatenate([signals_of(watched) for watched in several])
+        assert other.entity_states("cards", CARDS) == store.entity_states("cards", CARDS)
+    assert np.array_equal(found, signals_of(alone), equal_nan=True)
+
+
+def test_states_of_an_older_model_are_deleted(whole: FraudParts, store: Store) -> None:
+    watched, batch = Watched(whole, store, settings=WHOLE), stream(400)
+    watched.take(batch.rows(0, 200))
+    watched.checkpoint()
+    newer = Watched(replace(whole, version=8), store, settings=WHOLE)
+    newer.take(batch.rows(200, 400))
+    newer.checkpoint()
+    assert {row.kind for row in store.entity_states("cards", CARDS)} == {"entity/8", "relation/8"}
+    spans = [(span.from_offset, span.reference) for span in store.label_spans("cards")]
+    assert spans == [(0, 7), (200, 8)]
 
 
 def test_labels_put_fraud_first(parts: FraudParts, store: Store) -> None:
