@@ -37,6 +37,7 @@ from connectors.database.connection import Database, wall_clock_ms
 from connectors.database.dead_letters import DeadLetters
 from connectors.database.folding import Fold
 from connectors.database.fraud import FraudStates, add_fraud
+from connectors.database.fraud_reports import FraudReports
 from connectors.database.incidents import Incidents, add_incidents
 from connectors.database.labels import Labels
 from connectors.database.mutes import Mutes
@@ -58,7 +59,7 @@ class _MovedByOthers(Exception):
     """A compare-and-set matched fewer rows than partitions; ends the transaction."""
 
 
-class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, References, FraudStates, Labels):
+class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, References, FraudStates, Labels, FraudReports):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 
     Every process opens its own: connections do not survive a fork.
