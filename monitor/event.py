@@ -14,6 +14,8 @@ from connectors.records import DeadLetter, Partition
 T = TypeVar("T")
 Int64s = npt.NDArray[np.int64]
 
+_AHEAD_MS = 60_000  # an event so long after the broker got it was stamped by a clock that is wrong
+
 
 def all_but(n: int, rows: Collection[int]) -> Int64s:
     """The numbers from 0 to n - 1 without some, ascending."""
@@ -77,6 +79,11 @@ class EventBatch:
     def records(self) -> int:
         """How many were decoded or refused: a record of many rows counts as so many, one that is refused as one."""
         return len(self.offsets) + len(self.dead)
+
+    @property
+    def ahead(self) -> npt.NDArray[np.bool_]:
+        """Which events are dated more than a minute after the broker got them, bool (n,)."""
+        return (self.broker_ms >= 0) & (self.time_ms > self.broker_ms + _AHEAD_MS)
 
     @property
     def spoiled(self) -> list[DeadLetter]:

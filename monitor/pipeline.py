@@ -43,7 +43,6 @@ MAX_KEPT = 20_000  # rows of a checkpoint; the caller writes it before more are 
 MAX_SUMMARIES = 5_000  # block sums of a checkpoint, about 4 kB each: records far apart in time make one each
 MANY_ALONE = 1_000  # halves of pairs; by then some should have found their other
 EVERYTHING = ""  # the segment that every record belongs to
-AHEAD_MS = 60_000  # an event so long after the broker got it was stamped by a clock that is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +285,7 @@ class Pipeline:
         began = self.phases.add("decode", began)
         vectors, events = self._embed(events)
         began = self.phases.add("embed", began)
-        self.ahead += int(np.count_nonzero((events.broker_ms >= 0) & (events.time_ms > events.broker_ms + AHEAD_MS)))
+        self.ahead += int(np.count_nonzero(events.ahead))
         blocks, newest = self._blocks(events, position)
         late = (blocks + 1) * self._block_ms <= newest[:-1] - self._lateness_ms
         voting = self._voting(events, blocks, np.flatnonzero(~late), position)
