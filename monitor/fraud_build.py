@@ -22,6 +22,7 @@ import numpy.typing as npt
 from connectors.database.rows import ReferenceRow
 from detectors.entities import EntityModel, EntityStates
 from detectors.errors import InvalidReference
+from detectors.flood import FloodPlan
 from detectors.fraud_baseline import MAX_RECORDS, FraudBaseline, Signal
 from detectors.keyed_states import Seeds
 from detectors.outlier import evenly_spaced
@@ -55,6 +56,7 @@ class FraudParts:
         scorers: outlier models of PyOD, by name.
         entities: None where no entity is mapped.
         relations: None where no relation is mapped.
+        flood: how many near-identical records are too many.
     """
 
     version: int
@@ -63,6 +65,7 @@ class FraudParts:
     scorers: dict[str, PyODScorer]
     entities: EntityModel | None
     relations: Relations | None
+    flood: FloodPlan
 
 
 @dataclass(slots=True)
@@ -148,6 +151,10 @@ def build_fraud(
             relations = Relations.fit(left, right)
             relations.save(temporary)
             signals[Signal("relation", "surprise")] = relations.replay(left, right)[chosen]
+        progress("floods", 0.9)
+        flood = FloodPlan.measure(reference, vectors, blocks)
+        flood.save(temporary)
+        said.append(f"floods begin with {max(flood.least, settings.flood.least)} near-identical records of a block")
         numbers = np.concatenate(columns.numbers)[order][chosen]
         signals |= {Signal(name, "number"): numbers[:, place] for place, name in enumerate(settings.fields)}
         baseline = FraudBaseline(
@@ -241,6 +248,7 @@ def load_fraud(row: ReferenceRow, reference: Reference, settings: FraudSettings)
         },
         entities=None if settings.entity is None else EntityModel.load(folder, reference=reference),
         relations=None if settings.relation is None else Relations.load(folder),
+        flood=FloodPlan.load(folder),
     )
 
 
@@ -280,7 +288,7 @@ def describe_fraud(folder: Path) -> dict[str, Any]:
         "normal records": len(baseline),
         "dimension": baseline.vectors.shape[1],
         "signals": {column.name: column.kind for column in baseline.columns},
-        "scorers": manifest["said"],
+        "parts": manifest["said"],
         "bytes": sum(path.stat().st_size for path in folder.rglob("*")),
         "checksum": hashlib.sha256(content).hexdigest(),
     }
@@ -291,7 +299,7 @@ def fraud_in_words(folder: Path) -> str:
     facts = describe_fraud(folder)
     signals = ", ".join(facts["signals"])
     words = f"{facts['normal records']:,} normal records, signals {signals}; {facts['bytes'] / 1e6:.1f} MB"
-    return "; ".join([words, *facts["scorers"]])
+    return "; ".join([words, *facts["parts"]])
 
 
 def _manifest_of(folder: Path) -> tuple[dict[str, Any] | None, bytes]:

@@ -87,6 +87,7 @@ def test_it_is_built_with_the_reference_and_numbered_beside_it(
     assert parts.baseline.names == ("outlier", "forest", "entity_self", "entity_peers", "relation", "amount")
     assert parts.entities is not None
     assert parts.relations is not None
+    assert parts.flood.dimension == 6
     assert len(parts.baseline) == pytest.approx(Reference.load(rows[0].path).n_calibration / 2, abs=200)
     # The surprise of an outlier is a calibrated one, also here; a tenth of the amounts is missing.
     assert np.mean(parts.baseline.signals[:, 0] >= 1.0) == pytest.approx(0.1, abs=0.02)
@@ -180,4 +181,4 @@ def test_what_it_holds_is_told(built: tuple[Path, Settings, list[ReferenceRow]])
     assert facts["for"] == "fraud scores of the space input, reference 1"
     assert facts["signals"]["relation"] == "surprise"
     assert facts["signals"]["amount"] == "number"
-    assert facts["scorers"][0].startswith("forest: iforest: learned from")
+    assert facts["parts"][0].startswith("forest: iforest: learned from")
