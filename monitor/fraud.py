@@ -8,6 +8,7 @@ with the newest one: the same records then have the same scores, entities and fl
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from detectors.reference import Scored
 from detectors.relations import RelationStates
 from monitor import remembered, signals
 from monitor.event import EventBatch
+from monitor.flood import Floods
 from monitor.fraud_build import FraudParts
 from monitor.fraud_evidence import evidence_of
 from monitor.fraud_learner import Fitted
@@ -48,6 +50,7 @@ Bools = npt.NDArray[np.bool_]
 Hashes = npt.NDArray[np.uint64]
 States = TypeVar("States", bound=EntityStates | RelationStates)
 
+_VERSION = struct.Struct("<q")  # of what was fitted on the baseline, before the counts of a flood's cells
 MOST_KEPT = 10_000  # rows of a checkpoint; the caller writes it before more are collected
 MOST_REMEMBERED_BYTES = 64 << 20  # vectors and signals of a checkpoint; likewise
 
@@ -170,10 +173,12 @@ class _Partition:
         new: one that the next checkpoint writes.
         entities, relations: None where none are mapped.
         outdated: rows of older models, which the next checkpoint deletes.
+        floods: near-identical records of its open blocks.
         pieces: batches that no checkpoint has written.
     """
 
     span: LabelSpan | None
+    floods: Floods
     entities: _Keyed[EntityStates] | None = None
     relations: _Keyed[RelationStates] | None = None
     outdated: list[EntityRow] = field(default_factory=list)
@@ -225,6 +230,7 @@ class FraudStage:
             self._history = {}
             for span in sorted(history, key=lambda span: span.from_offset):
                 self._history.setdefault(span.partition, []).append(span)
+        self._least_flood = max(parts.flood.least, settings.flood.least)
         self._segments = {name: tuple(name.split("=", 1)) for name in settings.alerts.segments}
         self._known: dict[Partition, _Partition] = {}
         self._in_force: Fitted | None = None
@@ -283,7 +289,7 @@ class FraudStage:
             uniforms=position_uniforms(topic, number, events.offsets, rows=events.rows, purpose="fraud"),
             scored=scored,
         )
-        flood = np.zeros(n, np.int32)
+        flood = place.floods.push(events, scored.x, blocks=blocks, late=late)
         if n:
             place.pieces.append(_Piece(events, fitted, vectors, columns, scores, entities))
             self._bytes += vectors.nbytes + columns.nbytes
@@ -297,6 +303,7 @@ class FraudStage:
 
     def close(self, partition: Partition, below: int) -> None:
         """Blocks below ``below`` get no more records in time."""
+        self._partition(partition).floods.close(below)
 
     def jumped(self, partition: Partition) -> None:
         """Offsets of the partition may be used again: with the next checkpoint its rows are read anew."""
@@ -320,6 +327,9 @@ class FraudStage:
                 if keyed is not None:
                     rows.entities.extend(keyed.rows(partition))
                     self.dropped += keyed.dropped()
+            version = _VERSION.pack(self.parts.version)
+            floods = place.floods.unwritten(partition, first_offset)
+            rows.floods.extend(replace(row, blob=version + row.blob) for row in floods)
             if place.pieces:
                 rows.remembered.append(self._remembered(partition, first_offset, place.pieces))
         return rows
@@ -334,6 +344,7 @@ class FraudStage:
             for keyed in (place.entities, place.relations):
                 if keyed is not None:
                     keyed.states.written()
+            place.floods.written()
             place.pieces, place.outdated = [], []
         self._clear()
 
@@ -393,7 +404,11 @@ class FraudStage:
 
     def _place(self, partition: Partition, span: LabelSpan | None) -> _Partition:
         parts, settings = self.parts, self._settings
-        place = _Partition(span)
+        floods = [] if self._history is not None else self._stored.flood_counts(self._model, partition)
+        version = _VERSION.pack(parts.version)
+        # Counts of another baseline's cells say nothing of these.
+        mine = [replace(row, blob=row.blob[len(version) :]) for row in floods if row.blob.startswith(version)]
+        place = _Partition(span, Floods(parts.flood, mine))
         if parts.entities is None and parts.relations is None:
             return place
         rows = [] if self._history is not None else self._stored.entity_states(self._model, partition)
@@ -439,7 +454,7 @@ class FraudStage:
         topic, number = events.partition
         drawn = position_uniforms(topic, number, events.offsets, rows=events.rows, purpose="review")
         candidate, review = scores.p_value <= self._settings.alpha, drawn < self._settings.review
-        begins = _doubles(flood, self._settings.flood.least)
+        begins = _doubles(flood, self._least_flood)
         rows = np.flatnonzero((candidate | review | begins) & ~late)
         if len(rows) == 0:
             return
@@ -513,7 +528,7 @@ class FraudStage:
                 for name, (of, value) in self._segments.items()
             },
             flood_sizes=flood[on_time],
-            flood_least=self._settings.flood.least,
+            flood_least=self._least_flood,
             probability=scores.probability[on_time] if labelled else None,
         )
 

@@ -16,6 +16,7 @@ from connectors.database.rows import Checkpoint, KeptRecord, LabelledRecord, New
 from connectors.database.store import Store
 from connectors.records import Gap, Partition, RawBatch
 from connectors.scores import ScoredRecords
+from detectors.flood import FloodPlan
 from detectors.fraud_baseline import FraudBaseline, Signal
 from detectors.pyod_models import PyODSettings
 from detectors.reference import Reference
@@ -57,7 +58,8 @@ def parts() -> FraudParts:
     signals = np.column_stack([surprise_of(reference.score(normal).p_value), chance.exponential(50.0, len(normal))])
     columns = (Signal("outlier", "surprise"), Signal("amount", "number"))
     baseline = FraudBaseline(normal, signals.astype(np.float32), columns)
-    return FraudParts(7, reference, baseline, scorers={}, entities=None, relations=None)
+    flood = FloodPlan.measure(reference, vectors, np.arange(2_000) // 100)
+    return FraudParts(7, reference, baseline, scorers={}, entities=None, relations=None, flood=flood)
 
 
 WHOLE = SETTINGS.model_copy(
@@ -335,6 +337,53 @@ def test_a_worker_that_takes_over_goes_on_with_the_same_entities(
         found = np.concatenate([signals_of(watched) for watched in several])
         assert other.entity_states("cards", CARDS) == store.entity_states("cards", CARDS)
     assert np.array_equal(found, signals_of(alone), equal_nan=True)
+
+
+def with_a_burst(batch: RawBatch, rows: range) -> RawBatch:
+    """The batch with every other of some records nearly the same."""
+    chance, values = np.random.default_rng(6), list(batch.values)
+    burst = np.array([0.5, -1.0, 0.3, 1.2, -0.4, 0.9])
+    for row in rows[::2]:
+        if len(values[row] or b"") > 1:
+            near = burst + 0.002 * chance.normal(size=D)
+            values[row] = json.dumps(json.loads(values[row] or b"") | {"v": near.tolist()}).encode()
+    return replace(batch, values=values)
+
+
+def test_a_burst_of_near_identical_records_is_a_flood_live_in_history_and_through_owners(
+    parts: FraudParts, store: Store, tmp_path: Path
+) -> None:
+    batch = with_a_burst(stream(1_000), range(400, 600))  # all in one block
+    live = live_with_labels(parts, store, batch)
+    flood, offsets = live.said()["flood"], live.said()["offsets"]
+    least = max(parts.flood.least, SETTINGS.flood.least)
+    assert 0 < least <= 30
+    of_burst = np.isin(offsets, range(400, 600, 2))
+    assert flood[of_burst].max() > 60
+    assert flood[~of_burst].max() < least
+    begun = [row for row in live.kept if row.detail.get("flood", 0) >= least]  # type: ignore[union-attr]
+    assert [row.detail["flood"] for row in begun if row.reason == "flood"][:1] == [least]  # type: ignore[index]
+    assert len(begun) < 12, "examples of a flood, not the flood"
+    counts = [RecordCounts.from_bytes(blob).fraud for blob in live.counts().values()]
+    assert sum(each.flooded for each in counts if each) == (flood >= least).sum()
+    assert max(each.flood_largest for each in counts if each) == flood.max()
+    assert 1 <= sum(each.floods for each in counts if each) <= 3
+    again = Watched(parts, store, history=True)
+    for first, after in itertools.pairwise([0, 1, 450, 451, 470, 1_000]):
+        again.take(batch.rows(first, after))
+    again.checkpoint()
+    assert_same(again, live)
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
+        other.migrate()
+        sizes = []
+        for first in range(0, 1_000, 50):
+            owner = Watched(parts, other)
+            owner.take(batch.rows(first, first + 20))
+            owner.pipeline.discard()
+            owner.take(batch.rows(first, first + 50))
+            owner.checkpoint()
+            sizes.append(owner.said()["flood"])
+        assert np.array_equal(np.concatenate(sizes), flood)
 
 
 def test_states_of_an_older_model_are_deleted(whole: FraudParts, store: Store) -> None:
