@@ -1,6 +1,7 @@
 """Entities: the latest records of a card, user or merchant against its own past, and against its peers.
 
-A record's vector is brought to at most 16 whitened directions and rounded to sixteenths. Of every entity is kept
+A record's vector is brought to at most 16 directions of equal variance and rounded to sixteenths. Of every entity are
+kept
 
 * its last N records themselves (N = 8 by default), a byte for each direction;
 * sums and sums of squares of those before, halved when they are of 256 records, so that the far past fades.
@@ -10,8 +11,9 @@ Two columns are made from that, each calibrated on the baseline (see `fraud_rank
 * **self**: how far the record lies from what is usual of its entity, and how far the average of its last N records
   lies from those before. What is usual is the entity's mean, drawn to the mean of all as far as few records are known
   (the posterior mean of a normal model with the baseline's spread between and within entities; Efron, Morris 1975),
-  and likewise its spread. The stranger of the two counts, so that a change shows at the first record, and a small but
-  lasting one after a few.
+  and likewise its spread; distances are those of Student's distribution, to which one direction far off is not
+  everything. The stranger of the two counts, the average at a tenth of its p-value's worth, so that a change shows at
+  the first record, and a small but lasting one after a few.
 * **peers**: how far the average of its last N records lies from the 5 nearest such averages of the baseline.
 
 Scored first, learned afterwards. All sums are whole numbers: a stream has the same scores, however it is cut into
@@ -43,17 +45,21 @@ Int8s = npt.NDArray[np.int8]
 DIRECTIONS = 16
 MAX_LAST = 64
 COLUMNS = ("self", "peers")
-
-_STEP = 16  # a standard deviation in units of the rounded vectors
 LEAST_RECORDS = 20
 
+_STEP = 16  # a standard deviation in units of the rounded vectors
 _PAST = 256  # records in the sums of the past, which are halved there
 _MAX_PROFILES = 2000
 _NEIGHBOURS = 5
 _CALIBRATION = 20_000  # scores kept for each number of known records
 _LEAST_CALIBRATION = 200  # fewer join those of the next number
 _KNOWN = np.array([1, 4, 8, 32])  # records known of an entity at which another calibration begins
-_PRIOR_RECORDS = 8.0  # that the spread within entities weighs against an entity's own
+# Records that the spread within entities weighs against an entity's own. The same from 8 to 16, on weeks of card
+# transactions that are reported nowhere.
+_PRIOR_RECORDS = 16.0
+# What the average of the last records must be more surprising than the record itself: it is believed once in ten
+# times. Without that, what follows a strange record for N records hides what is strange now.
+_HANDICAP = np.float32(1.0)
 _FILE = "entities.npz"
 
 
@@ -258,13 +264,17 @@ class _Scales:
         record, average, peers = (
             Ranks(np.sort(scores[:, column])[evenly_spaced(len(scores), _CALIBRATION)]) for column in range(3)
         )
-        stranger = np.maximum(record.surprise(scores[:, 0]), average.surprise(scores[:, 1]))
+        stranger = _stranger(record.surprise(scores[:, 0]), average.surprise(scores[:, 1]))
         return cls(record, average, Ranks(np.sort(stranger)[evenly_spaced(len(stranger), _CALIBRATION)]), peers)
 
     def surprise(self, scores: Floats) -> Floats:
         """float32 (n, 2), of scores float32 (n, 3)."""
-        stranger = np.maximum(self.record.surprise(scores[:, 0]), self.average.surprise(scores[:, 1]))
+        stranger = _stranger(self.record.surprise(scores[:, 0]), self.average.surprise(scores[:, 1]))
         return np.column_stack([self.stranger.surprise(stranger), self.peers.surprise(scores[:, 2])])
+
+
+def _stranger(record: Floats, average: Floats) -> Floats:
+    return np.asarray(np.maximum(record, average - _HANDICAP), np.float32)
 
 
 def _calibrated(known: Int64s, scores: Floats) -> tuple[_Scales, ...]:
@@ -363,7 +373,7 @@ class _Usual:
         lasting = (average - usual) ** 2 / (spread * (1.0 / seen.recent[:, None] + weight))
         distances, _ = profiles.search(self._in_own_spread(average), min(_NEIGHBOURS, len(profiles)))
         peers = distances.mean(axis=1)
-        scores = np.column_stack([_summed(record), _summed(lasting), peers])
+        scores = np.column_stack([_surprisal(record), _surprisal(lasting), peers])
         return np.asarray(np.rint(scores * 1e5) * 1e-5, np.float32)
 
     def profiles(self, states: States) -> Floats:
@@ -387,22 +397,30 @@ class _Usual:
         return mean, spread, 1.0 / (count + strength)
 
 
-def _summed(squares: Doubles) -> Doubles:
-    """Sum over the directions, one after the other, so that a row's result does not depend on the rows around it."""
-    total = squares[:, 0].copy()
-    for column in range(1, squares.shape[1]):
-        total += squares[:, column]
+def _surprisal(squares: Doubles) -> Doubles:
+    """Sum of log(1 + square / 16) over the directions, float64 (n,): what is improbable under Student's distribution
+    with 16 degrees of freedom. One after the other, so that a row's result does not depend on the rows around it.
+    """
+    total = np.zeros(len(squares))
+    for column in range(squares.shape[1]):
+        total += np.log1p(squares[:, column] / _PRIOR_RECORDS)
     return total
 
 
 def _directions(reference: Reference) -> tuple[Floats, Floats]:
-    """What brings prepared vectors to at most 16 principal directions with variance 1, in sixteenths."""
-    values, vectors = np.linalg.eigh(reference.covariance)
-    order = np.argsort(-values, kind="stable")[:DIRECTIONS]
-    chosen = vectors[:, order]
-    chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(len(order))])
-    deviation = np.sqrt(np.maximum(values[order], 1e-6 * max(float(values.max()), 1e-12)))
-    return reference.mean.astype(np.float32), np.asarray(_STEP * chosen / deviation, np.float32)
+    """What brings prepared vectors to at most 16 directions with variance 1, in sixteenths: a table's columns, where
+    there are so few, because what changes is often one of them; else principal directions.
+    """
+    centre = reference.mean.astype(np.float32)
+    if not reference.geometry.unit and reference.dimension <= DIRECTIONS:
+        values, chosen = np.diag(reference.covariance), np.eye(reference.dimension)
+    else:
+        values, vectors = np.linalg.eigh(reference.covariance)
+        order = np.argsort(-values, kind="stable")[:DIRECTIONS]
+        values, chosen = values[order], vectors[:, order]
+        chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(len(order))])
+    deviation = np.sqrt(np.maximum(values, max(1e-6 * float(values.max()), 1e-12)))
+    return centre, np.asarray(_STEP * chosen / deviation, np.float32)
 
 
 def _rounded(prepared: Floats, centre: Floats, directions: Floats) -> Int8s:

@@ -28,7 +28,7 @@ class EntitySettings(_Section):
     """Whose record it is: its latest records are compared with its own past, and with its peers."""
 
     field: FieldName = Field(description="where the card, user or merchant stands: a pointer, header:NAME or key")
-    last: int = Field(8, ge=2, le=1000, description="its latest records, whose average is compared")
+    last: int = Field(8, ge=2, le=64, description="its latest records, whose average is compared")
     most: int = Field(100_000, ge=100, description="entities remembered in a partition; those not seen longest go")
 
 
