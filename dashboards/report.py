@@ -11,8 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -35,6 +34,8 @@ from dashboards.report_data import (
     Timeline,
     Traffic,
 )
+from dashboards.report_fraud import fraud_section
+from dashboards.report_parts import card, left_out, pill, table
 from dashboards.scales import clock, count, duration, period, safe_text, small
 from detectors.errors import InvalidInput
 
@@ -86,6 +87,7 @@ def render(report: Report) -> str:
         _causes(report.incidents),
         _strangest(report.strangest),
         _pairs(report.histograms, report.maps),
+        "" if report.fraud is None else fraud_section(report.fraud),
         _budget(report.budget),
         _traffic(report.traffic),
         _references_and_settings(report.references, report.settings),
@@ -111,8 +113,8 @@ def _header(header: Header) -> str:
 
 
 def _verdict(header: Header) -> str:
-    pill = _pill(header.status, _STATUS_WORDS[header.status])
-    return f'<div class="verdict {header.status}">{pill}<span>{safe_text(header.verdict)}</span></div>'
+    status = pill(header.status, _STATUS_WORDS[header.status])
+    return f'<div class="verdict {header.status}">{status}<span>{safe_text(header.verdict)}</span></div>'
 
 
 def _tiles(report: Report) -> str:
@@ -140,14 +142,14 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
         [
             safe_text(row.happened),
             safe_text(row.reported),
-            "" if row.right is None else _pill("ok", "✓ right") if row.right else _pill("page", "✗ wrong"),
+            "" if row.right is None else pill("ok", "✓ right") if row.right else pill("page", "✗ wrong"),
         ]
         for row in comparisons[:MAX_ROWS]
     ]
-    return _card(
+    return card(
         "What happened, and what driftd reported",
         "The events of this stream are known, because they were put there. driftd saw the records only.",
-        _table(["happened", "reported", ""], rows),
+        table(["happened", "reported", ""], rows),
     )
 
 
@@ -161,7 +163,7 @@ def _timelines(timelines: Sequence[Timeline], header: Header) -> str:
     if any(timeline.truth for timeline in timelines):
         caption += " Shaded: when it truly happened."
     if not timelines:
-        return _card("Drift", "No block of this period is closed yet, so there is nothing to draw.", "")
+        return card("Drift", "No block of this period is closed yet, so there is nothing to draw.", "")
     # Alarms come first, of the whole traffic before those of segments, the strongest on top; then the calm ones.
     chosen = sorted(timelines, key=telling)[:MAX_TIMELINES]
     parts = []
@@ -173,15 +175,15 @@ def _timelines(timelines: Sequence[Timeline], header: Header) -> str:
         parts.append(f'<h3>{name}</h3><div class="scroll">{chart}</div>')
     if len(timelines) > len(chosen):
         parts.append(f'<p class="caption">{count(len(timelines) - len(chosen))} more are not drawn.</p>')
-    return _card("Drift, block by block", caption, "".join(parts))
+    return card("Drift, block by block", caption, "".join(parts))
 
 
 def _incidents(incidents: Sequence[Incident], header: Header) -> str:
     if not incidents:
-        return _card("Incidents", "None in this period.", "")
+        return card("Incidents", "None in this period.", "")
     rows = [
         [
-            _pill(incident.severity, incident.severity),
+            pill(incident.severity, incident.severity),
             f"{safe_text(incident.title)}<small>{safe_text(incident.text, at_most=MAX_EXCERPT)}</small>",
             _moment(incident.onset_ms, header),
             _moment(incident.opened_ms, header),
@@ -190,13 +192,13 @@ def _incidents(incidents: Sequence[Incident], header: Header) -> str:
         ]
         for incident in incidents[:MAX_INCIDENTS]
     ]
-    table = _table(
+    listed = table(
         ["", "what", "began (estimate)", "opened", "resolved", "strength"], rows, times=(2, 3, 4), numbers=(5,)
     )
-    return _card(
+    return card(
         "Incidents",
-        "One line for each reason to alert, however often it was seen." + _left_out(len(incidents), MAX_INCIDENTS),
-        table,
+        "One line for each reason to alert, however often it was seen." + left_out(len(incidents), MAX_INCIDENTS),
+        listed,
     )
 
 
@@ -216,16 +218,16 @@ def _causes(incidents: Sequence[Incident]) -> str:
                 [f"<code>{safe_text(part.segment)}</code>", _meter(part.part), _percent(part.share)]
                 for part in cause.parts[:MAX_PARTS]
             ]
-            parts.append(_table(["segment", "part of the change", "of the records"], rows, numbers=(2,)))
+            parts.append(table(["segment", "part of the change", "of the records"], rows, numbers=(2,)))
         if cause.growths:
             kinds = "".join(_growth(growth) for growth in cause.growths[:MAX_GROWTHS])
             parts.append(f'<div class="finds">{kinds}</div>')
     caption = (
         "From the sums of the blocks since the onset: which segments carry the change, and which kinds of records grew "
         "or shrank, each with a record kept since then and one that the reference knows of this kind. The parts of one "
-        "field add up to 100 %." + _left_out(len(ranked), MAX_CAUSES)
+        "field add up to 100 %." + left_out(len(ranked), MAX_CAUSES)
     )
-    return _card("What changed", caption, "".join(parts))
+    return card("What changed", caption, "".join(parts))
 
 
 def _growth(growth: Growth) -> str:
@@ -262,10 +264,10 @@ def _strangest(records: Sequence[StrangeRecord]) -> str:
         return ""
     caption = (
         "The most outlying records, each beside the reference record nearest to it. p is the share of normal records "
-        "that would look at least as strange." + _left_out(len(records), MAX_STRANGEST)
+        "that would look at least as strange." + left_out(len(records), MAX_STRANGEST)
     )
     finds = "".join(_find(record) for record in records[:MAX_STRANGEST])
-    return _card("Strangest records", caption, f'<div class="finds">{finds}</div>')
+    return card("Strangest records", caption, f'<div class="finds">{finds}</div>')
 
 
 def _find(record: StrangeRecord) -> str:
@@ -313,7 +315,7 @@ def _histogram(histogram: ScoreHistogram) -> str:
     legend = _legend(
         ("var(--reference)", "reference (calibration records)", True), ("var(--calm)", "this period", True)
     )
-    return _card(f"Scores, {histogram.space}", caption, legend + histogram_svg(histogram))
+    return card(f"Scores, {histogram.space}", caption, legend + histogram_svg(histogram))
 
 
 def _map(flat: FlatMap) -> str:
@@ -327,7 +329,7 @@ def _map(flat: FlatMap) -> str:
         ("var(--calm)", "recent", False),
         ("var(--page-line)", "flagged", False),
     )
-    return _card(f"Map, {flat.space}", caption, legend + map_svg(flat))
+    return card(f"Map, {flat.space}", caption, legend + map_svg(flat))
 
 
 def _legend(*entries: tuple[str, str, bool]) -> str:
@@ -354,10 +356,10 @@ def _budget(budget: AlarmBudget | None) -> str:
     caption = (
         f"{budget.said[:1].upper()}{budget.said[1:]}. Every alarm has a share of that one budget; the smaller it is, "
         "the stronger its evidence must be. Was a page false? Say so: driftd incidents --false ID."
-        + _left_out(len(budget.shares), MAX_ROWS)
+        + left_out(len(budget.shares), MAX_ROWS)
     )
     titles = ["space", "segment", "share", "pages at strength", ""]
-    return _card("Alarm budget", caption, _table(titles, rows, numbers=(2, 3)) if rows else "")
+    return card("Alarm budget", caption, table(titles, rows, numbers=(2, 3)) if rows else "")
 
 
 def _traffic(traffic: Traffic) -> str:
@@ -374,7 +376,7 @@ def _traffic(traffic: Traffic) -> str:
     rows += [[f'<span class="soft">— {safe_text(reason)}</span>', count(n)] for reason, n in reasons[:MAX_REASONS]]
     if len(reasons) > MAX_REASONS:
         rows.append(["— other reasons", count(sum(n for _, n in reasons[MAX_REASONS:]))])
-    return _card("Traffic", "Every record is counted exactly once.", _table(["", "records"], rows, numbers=(1,)))
+    return card("Traffic", "Every record is counted exactly once.", table(["", "records"], rows, numbers=(1,)))
 
 
 def _references_and_settings(references: Sequence[ReferenceIdentity], settings: Sequence[tuple[str, str]]) -> str:
@@ -391,48 +393,20 @@ def _references_and_settings(references: Sequence[ReferenceIdentity], settings: 
         for reference in references[:MAX_ROWS]
     ]
     titles = ["space", "version", "records", "dimensions", "built (UTC)", "embedder", "checksum"]
-    shown = _card(
+    shown = card(
         "Reference",
         "What normal looks like: every record was compared with these." if rows else "No reference was built yet.",
-        _table(titles, rows, numbers=(1, 2, 3), times=(4,)) if rows else "",
+        table(titles, rows, numbers=(1, 2, 3), times=(4,)) if rows else "",
     )
     if not settings:
         return shown
-    table = _table(
+    listed = table(
         ["setting", "value"],
         [[f"<code>{safe_text(key)}</code>", f"<code>{safe_text(value)}</code>"] for key, value in settings[:MAX_ROWS]],
     )
-    return shown + _card("Settings", "As they were in force." + _left_out(len(settings), MAX_ROWS), table)
+    return shown + card("Settings", "As they were in force." + left_out(len(settings), MAX_ROWS), listed)
 
 
 def _footer(header: Header) -> str:
     version = f"driftd {safe_text(header.version)}" if header.version else "driftd"
     return f"<footer>Made by {version}. All times are UTC. This file needs no network and sends nothing.</footer>"
-
-
-def _card(title: str, caption: str, content: str) -> str:
-    heading = f'<h2>{safe_text(title)}</h2><p class="caption">{safe_text(caption, at_most=2_000)}</p>'
-    return f'<section class="card">{heading}{content}</section>'
-
-
-def _pill(kind: str, word: str) -> str:
-    return f'<span class="pill {kind}">{safe_text(word)}</span>'
-
-
-def _table(
-    titles: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), times: Sequence[int] = ()
-) -> str:
-    """A table of cells that are HTML already."""
-
-    def kind(column: int) -> str:
-        return ' class="number"' if column in numbers else ' class="time"' if column in times else ""
-
-    head = "".join(f"<th{kind(i)}>{escape(title)}</th>" for i, title in enumerate(titles))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _left_out(given: int, shown: int) -> str:
-    return f" {count(given - shown)} more are not shown." if given > shown else ""

@@ -300,6 +300,105 @@ class AlarmBudget:
     shares: tuple[AlarmShare, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class SharePoint:
+    """A share over a stretch of time, with its interval; ``value`` is None where nothing is known."""
+
+    start_ms: int
+    end_ms: int
+    value: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShareSeries:
+    """A share over time, such as the precision of the alerts; ``whole`` is that of all the time."""
+
+    name: str
+    whole: SharePoint
+    points: tuple[SharePoint, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FraudHit:
+    """An alert beside what speaks for it.
+
+    Attributes:
+        low, high: ends of the probability's interval; None where there is none.
+        answer: "fraud", "cleared" or "".
+        cases: ids of the nearest confirmed cases, with their distances.
+        distance_to_normal: in the same unit; None where no case is known.
+        opinion: probability by the second opinion; None where it has none.
+        missed_by: rules in use that would not have spoken.
+    """
+
+    id: str
+    time_ms: int
+    probability: float
+    low: float | None
+    high: float | None
+    p_value: float
+    answer: str
+    cases: tuple[tuple[str, float], ...] = ()
+    distance_to_normal: float | None = None
+    opinion: float | None = None
+    missed_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EntityRow:
+    """Of the entities that were alerted in a stretch of time: how many were fraud, were cleared, have no answer."""
+
+    start_ms: int
+    entities: int
+    fraud: int
+    cleared: int
+
+
+@dataclass(frozen=True, slots=True)
+class FraudIncident:
+    """A wave, a flood, or fraud itself that changed."""
+
+    title: str
+    severity: Literal["page", "warn"]
+    onset_ms: int
+    resolved_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkRow:
+    """A false-alarm mark, and what it moved: kept records, alerts among them, and log odds at most."""
+
+    id: str
+    by: str
+    time_ms: int
+    records: int
+    hits: int
+    most: float
+    withdrawn: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FraudSection:
+    """What became of fraud scores.
+
+    Attributes:
+        said: the state in words, the most important first.
+        labels: source, labels that say fraud, labels that say cleared.
+        states: what else is known of the labels, with numbers.
+    """
+
+    said: tuple[str, ...]
+    labels: tuple[tuple[str, int, int], ...]
+    states: tuple[tuple[str, int], ...]
+    series: tuple[ShareSeries, ...] = ()
+    entities: tuple[EntityRow, ...] = ()
+    hits: tuple[FraudHit, ...] = ()
+    incidents: tuple[FraudIncident, ...] = ()
+    marks: tuple[MarkRow, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """Everything that a report shows. ``settings`` holds (key, value) as texts, without secrets."""
@@ -315,6 +414,7 @@ class Report:
     comparisons: tuple[Comparison, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     budget: AlarmBudget | None = None
+    fraud: FraudSection | None = None
 
 
 def flat_map(

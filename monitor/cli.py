@@ -269,8 +269,8 @@ def report(
     from dashboards.report import write_report
 
     store = open_store(loaded)
-    mutes = store.mutes(int(time.time() * 1000))
-    write_report(output, report_of(loaded, store, name, hours=hours, mutes=mutes))
+    now_ms = int(time.time() * 1000)
+    write_report(output, report_of(loaded, store, name, hours=hours, mutes=store.mutes(now_ms), now_ms=now_ms))
     say(f"Wrote {output}.")
 
 

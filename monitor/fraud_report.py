@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -123,7 +123,7 @@ class Wave:
 
     id: str
     kind: str
-    severity: str
+    severity: Literal["page", "warn"]
     status: str
     title: str
     onset_ms: int

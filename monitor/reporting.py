@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,24 @@ from dashboards.report_data import (
     Cause,
     Channel,
     Comparison,
+    EntityRow,
     Excerpt,
     FlatMap,
+    FraudHit,
+    FraudIncident,
+    FraudSection,
     Growth,
     Header,
     Incident,
     Mark,
+    MarkRow,
     Part,
     Period,
     ReferenceIdentity,
     Report,
     ScoreHistogram,
+    SharePoint,
+    ShareSeries,
     StrangeRecord,
     Timeline,
     Traffic,
@@ -37,6 +44,7 @@ from dashboards.report_data import (
 )
 from detectors.errors import InvalidInput
 from detectors.reference import Reference
+from detectors.review import Estimate
 from detectors.segments import constants_of
 from detectors.summary import BlockSummary, score_bins, score_edges
 from monitor.budget import (
@@ -51,6 +59,7 @@ from monitor.budget import (
 from monitor.embedders import Embedder
 from monitor.embedders.pixels import PixelsEmbedder
 from monitor.folding import alarmed_segments
+from monitor.fraud_report import FraudFacts, ReviewPeriod, fraud_facts, in_words
 from monitor.incident_list import mute_of
 from monitor.opinions import is_opinion
 from monitor.pipeline import EVERYTHING
@@ -74,6 +83,7 @@ def report_of(
     comparisons: Sequence[Comparison] = (),
     notes: Mapping[str, str] | None = None,
     mutes: Sequence[MuteRow] = (),
+    now_ms: int = 0,
 ) -> Report:
     """Everything that the report of one model shows.
 
@@ -83,6 +93,7 @@ def report_of(
         comparisons: what happened against what was reported.
         notes: a word of truth on records, by their ids.
         mutes: in force now.
+        now_ms: the wall clock, for labels that have waited too long; 0 counts none as such.
 
     Raises:
         InvalidInput: nothing is stored for the model yet.
@@ -120,6 +131,67 @@ def report_of(
         comparisons=tuple(comparisons),
         settings=_settings(settings, chosen),
         budget=_budget(settings, store, model, {name: space.reference for name, space in spaces.items()}),
+        fraud=_fraud(fraud_facts(settings, store, model, now_ms=now_ms, hours=hours, opinions=True)),
+    )
+
+
+def _fraud(facts: FraudFacts | None) -> FraudSection | None:
+    if facts is None:
+        return None
+    labels = facts.labels
+    states = (
+        ("count: their record is known", labels.version),
+        ("count for nothing, because more was said of the same record", labels.superseded),
+        ("wait: their record is not known yet", labels.waiting),
+        ("wait for so long that nothing will come of them", labels.unmatched),
+        ("records of which both was said", labels.contradicting),
+    )
+    return FraudSection(
+        said=tuple(in_words(facts)),
+        labels=tuple((line.source, line.fraud, line.cleared) for line in labels.sources),
+        states=states,
+        series=() if facts.whole is None else _share_series(facts.whole, facts.periods),
+        entities=tuple(
+            EntityRow(day.start_ms, day.found.entities, day.found.fraud, day.found.cleared) for day in facts.entities
+        ),
+        hits=tuple(
+            FraudHit(
+                id=hit.record_id,
+                time_ms=hit.time_ms,
+                probability=hit.probability,
+                low=hit.low,
+                high=hit.high,
+                p_value=hit.p_value,
+                answer=hit.answer,
+                cases=tuple((case.record_id, case.distance) for case in hit.cases),
+                distance_to_normal=hit.distance_to_normal,
+                opinion=hit.opinion,
+                missed_by=tuple(name for name, spoke in hit.rules.items() if not spoke),
+            )
+            for hit in facts.hits
+        ),
+        incidents=tuple(
+            FraudIncident(wave.title, wave.severity, wave.onset_ms, wave.resolved_ms) for wave in facts.incidents
+        ),
+        marks=tuple(
+            MarkRow(mark.record_id, mark.by, mark.time_ms, mark.records, mark.hits, mark.most, mark.withdrawn)
+            for mark in facts.marks
+        ),
+    )
+
+
+def _share_series(whole: ReviewPeriod, periods: Sequence[ReviewPeriod]) -> tuple[ShareSeries, ...]:
+    def point(period: ReviewPeriod, found: Estimate) -> SharePoint:
+        return SharePoint(period.start_ms, period.end_ms, found.value, found.low, found.high)
+
+    def series(name: str, estimate: Callable[[ReviewPeriod], Estimate]) -> ShareSeries:
+        points = tuple(point(period, estimate(period)) for period in periods)
+        return ShareSeries(name, point(whole, estimate(whole)), points)
+
+    return (
+        series("Precision of the alerts", lambda period: period.found.precision),
+        series("Recall", lambda period: period.found.recall),
+        series("Share of fraud in the traffic", lambda period: period.found.prevalence),
     )
 
 

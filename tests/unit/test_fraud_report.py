@@ -26,11 +26,13 @@ from connectors.database.rows import (
 )
 from connectors.database.store import Store
 from connectors.records import Partition
+from dashboards.report import render
 from detectors.errors import InvalidInput
 from monitor.cli import app
 from monitor.fraud_report import FraudFacts, fraud_facts, in_words
 from monitor.pipeline import EVERYTHING
 from monitor.record_counts import FraudCounts, RecordCounts
+from monitor.reporting import report_of
 from monitor.settings import Settings, load_settings
 
 CARDS = Partition("cards", 0)
@@ -286,6 +288,43 @@ def test_the_command_prints_words_tables_and_json(settings: Settings, store: Sto
     assert facts["whole"]["found"]["precision"]["value"] == 0.5
     assert facts["labels"]["sources"] == [{"source": "analyst", "fraud": 1, "cleared": 1}]
     assert facts["said"][0].startswith("A wave of fraud")
+
+
+def test_the_report_shows_it_all_and_lets_no_text_act(settings: Settings, store: Store) -> None:
+    evil = "<script>alert('x')</script>"
+    mark = kept(500, day=0, hit=True)
+    cases = {
+        "nearest_cases": [{"record": evil, "label": 1, "distance": 0.25}],
+        "interval": [0.7, 0.99],
+        "distance_to_normal": 1.5,
+        "rules": {"large": False},
+        "cleared_by": {"record": mark.id, "label": 1},
+        "contributions": {"usual": -4.0, "cleared": -1.5},
+    }
+    filled(store, [replace(kept(2, day=1, hit=True, detail=cases), id=evil), mark, kept(700, day=0, hit=False)])
+    store.add_labels("cards", [label(mark, "cleared"), label(kept(700, day=0, hit=False), "fraud")])
+
+    page = render(report_of(settings, store, "cards", now_ms=START_MS + 10 * DAY_MS))
+
+    for title in ("labels", "precision, recall, prevalence", "precision by entity", "the most suspicious alerts"):
+        assert f"Fraud: {title}" in page
+    assert "Fraud: waves, floods, changes" in page
+    assert "A wave of fraud" in page
+    assert "Fraud: false-alarm marks" in page
+    assert "missed by large" in page
+    assert page.count('<circle class="share"') == 3  # only the first day has answers
+    assert evil not in page
+    assert page.count("<script>") == 1
+
+
+def test_the_report_of_a_model_without_fraud_scores_says_nothing_of_them(settings: Settings, store: Store) -> None:
+    filled(store, [])
+    plain = settings.model_copy(
+        update={"models": {"cards": settings.models["cards"].model_copy(update={"fraud": None})}}
+    )
+
+    assert report_of(plain, store, "cards").fraud is None
+    assert "Fraud" not in render(report_of(plain, store, "cards")).replace("A wave of fraud", "")
 
 
 def test_a_model_that_is_not_there_is_refused(settings: Settings, tmp_path: Path) -> None:
