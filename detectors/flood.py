@@ -13,7 +13,6 @@ What a record gets depends on the records before it, and so on offsets alone: no
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import zlib
@@ -137,23 +136,20 @@ class FloodSketch:
 
     Args:
         plan: how near is near-identical.
-        stored: what `unwritten` gave of the blocks that are open, by block, in any order; what another plan's gave is
-            passed over.
+        stored: what `unwritten` gave of the blocks that are open, by block, in any order, with the same plan.
         most: blocks that are remembered; of more, the newest.
     """
 
     def __init__(self, plan: FloodPlan, stored: Iterable[tuple[int, bytes]] = (), *, most: int = MAX_BLOCKS) -> None:
         self._most = most
-        # Counters of other cells, of a reference that is not in use any more, say nothing.
-        self._mark = hashlib.blake2b(repr((plan.dimension, plan.width)).encode(), digest_size=4).digest()
         self._directions = _directions(plan.dimension) / np.float32(plan.width)
         self._counts: dict[int, npt.NDArray[np.int32]] = {}
         self._below = -(2**63)  # blocks that are not counted any more
         self._new: dict[int, list[npt.NDArray[np.int64]]] = {}  # counters that no checkpoint has written
         for block, blob in sorted(stored):
-            counts = self._of(block) if blob[:4] == self._mark else None
+            counts = self._of(block)
             if counts is not None:
-                cells, added = _read(blob[4:])
+                cells, added = _read(blob)
                 counts[cells] += added
 
     def push(self, blocks: Int64s, vectors: Floats) -> npt.NDArray[np.int32]:
@@ -193,7 +189,7 @@ class FloodSketch:
 
     def unwritten(self) -> list[tuple[int, bytes]]:
         """What was counted since `written`, by block: blobs that add up."""
-        return [(block, self._mark + _blob(np.concatenate(pieces))) for block, pieces in sorted(self._new.items())]
+        return [(block, _blob(np.concatenate(pieces))) for block, pieces in sorted(self._new.items())]
 
     def written(self) -> None:
         """What `unwritten` gave is stored."""

@@ -154,15 +154,6 @@ def test_what_was_written_is_not_written_again() -> None:
     assert [block for block, _ in sketch.unwritten()] == [2]
 
 
-def test_counts_of_another_plan_are_passed_over() -> None:
-    copies = np.repeat(strangers(1, 1), 3, axis=0)
-    sketch = FloodSketch(PLAN)
-    sketch.push(zeros(3), copies)
-    assert FloodSketch(PLAN, sketch.unwritten()).push(zeros(3), copies).tolist() == [4, 5, 6]
-    assert FloodSketch(replace(PLAN, least=5), sketch.unwritten()).push(zeros(1), copies[:1]).tolist() == [4]
-    assert FloodSketch(replace(PLAN, width=0.9), sketch.unwritten()).push(zeros(1), copies[:1]).tolist() == [1]
-
-
 def test_rows_are_small() -> None:
     sketch = FloodSketch(PLAN)
     sketch.push(zeros(4_000), strangers(4_000, 1))

@@ -361,8 +361,9 @@ def test_a_burst_of_near_identical_records_is_a_flood_live_in_history_and_throug
     of_burst = np.isin(offsets, range(400, 600, 2))
     assert flood[of_burst].max() > 60
     assert flood[~of_burst].max() < least
-    begun = [row for row in live.kept if row.detail.get("flood", 0) >= least]  # type: ignore[union-attr]
-    assert [row.detail["flood"] for row in begun if row.reason == "flood"][:1] == [least]  # type: ignore[index]
+    begun = [(row.reason, row.detail["flood"]) for row in live.kept if row.detail and "flood" in row.detail]
+    begun = [(reason, size) for reason, size in begun if isinstance(size, int) and size >= least]
+    assert [size for reason, size in begun if reason == "flood"][:1] == [least]
     assert len(begun) < 12, "examples of a flood, not the flood"
     counts = [RecordCounts.from_bytes(blob).fraud for blob in live.counts().values()]
     assert sum(each.flooded for each in counts if each) == (flood >= least).sum()
