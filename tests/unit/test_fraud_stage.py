@@ -387,6 +387,17 @@ def test_a_burst_of_near_identical_records_is_a_flood_live_in_history_and_throug
         assert np.array_equal(np.concatenate(sizes), flood)
 
 
+def test_counts_of_floods_of_another_baseline_are_not_read(parts: FraudParts, store: Store) -> None:
+    batch = with_a_burst(stream(200), range(0, 200))
+    first = Watched(parts, store)
+    first.take(batch)
+    first.checkpoint()
+    newer = Watched(replace(parts, version=8), store)
+    newer.take(replace(batch, offsets=batch.offsets + 200, next_offset=400))
+    newer.checkpoint()
+    assert newer.said()["flood"].max() == first.said()["flood"].max() > 90
+
+
 def test_states_of_an_older_model_are_deleted(whole: FraudParts, store: Store) -> None:
     watched, batch = Watched(whole, store, settings=WHOLE), stream(400)
     watched.take(batch.rows(0, 200))

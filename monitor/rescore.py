@@ -1,0 +1,82 @@
+"""Scores history again: with the labels that were in force when each record came, or with all that there are now.
+
+With the labels of then, records have the scores that they had, to the last bit, from the first offset that the worker
+scored on: entities, pairs and floods know what lies before. Nothing of it is written to the database.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from connectors.database.store import Store
+from detectors.errors import InvalidInput
+from monitor.decode import Decoder
+from monitor.first_reference import FirstReference
+from monitor.fraud import FraudStage
+from monitor.fraud_build import load_fraud
+from monitor.fraud_learner import Learner
+from monitor.fraud_settings import FRAUD_SPACE
+from monitor.pipeline import Pipeline
+from monitor.scores import Scores
+from monitor.settings import Settings
+from monitor.spaces import load_spaces
+
+Labels = Literal["then", "all"]
+
+
+def history_pipeline(
+    name: str, settings: Settings, store: Store, *, labels: Labels = "then", scores: Scores | None = None
+) -> Pipeline:
+    """A pipeline that scores records of a model against the references in use, from whatever offset it is given.
+
+    Args:
+        name: of the model.
+        labels: those that were in force at each offset, or all.
+        scores: is handed the scores of every record; take them from it before each `Pipeline.written`.
+
+    Raises:
+        InvalidInput: the model has no reference yet.
+        InvalidReference: a reference does not fit the settings.
+        StoreError: the database refuses.
+    """
+    model = settings.models[name]
+    embedders = {space: entry.embedder.build() for space, entry in model.spaces.items()}
+    fields = [field for embedder in embedders.values() for field in embedder.fields]
+    decoder = Decoder(
+        model.watched_record,
+        fields=[*fields, *model.extra_fields],
+        payload_bytes=model.dead_letters.payload_bytes,
+    )
+    rows = FirstReference(name, settings, store=store, decoder=decoder, embedders=embedders).built(0.0)
+    if not rows:
+        raise InvalidInput(f"Model {name} has no reference yet.", hint="Build it: driftd reference build")
+    spaces = load_spaces(rows, model, embedders)
+    stage = None
+    fraud = next((row for row in rows if row.space == FRAUD_SPACE and model.fraud is not None), None)
+    if fraud is not None and model.fraud is not None:
+        space = next(space for space in spaces if space.name == model.fraud_space)
+        parts = load_fraud(fraud, space.reference, model.fraud)
+        stage = FraudStage(
+            name,
+            model.fraud,
+            space=space.name,
+            parts=parts,
+            versions=Learner(name, store=store, parts=parts, prevalence=model.fraud.prevalence),
+            stored=store,
+            history=store.label_spans(name),
+            labels=labels,
+        )
+    return Pipeline(
+        name,
+        decoder=decoder,
+        spaces=spaces,
+        block_ms=round(model.drift.block * 1000),
+        lateness_ms=model.lateness_ms,
+        alpha=model.outliers.alpha,
+        sample=model.outliers.sample,
+        keep_vectors=False,
+        stored=lambda partitions: {},
+        stored_keys=(lambda partition: ()) if model.thins_by_key else None,
+        scores=scores,
+        fraud=stage,
+    )
