@@ -177,6 +177,43 @@ class Metrics:
             "How often labels could not be read or the fraud scorer not be fitted; the one before stays in force.",
             "model",
         )
+        self.labels_taken = counter(
+            "driftd_labels_total",
+            "labels",
+            "Labels that came, by what became of them: new, repeated, or the reason why they could not be used.",
+            "model",
+            "outcome",
+        )
+        self.labels_stored = gauge(
+            "driftd_labels_stored",
+            "labels",
+            "Labels in the database, superseded ones included.",
+            "model",
+            "source",
+            "label",
+        )
+        self.label_versions = gauge(
+            "driftd_label_version", "labels", "Labels whose record is known: each made a version.", "model"
+        )
+        self.labels_waiting = gauge("driftd_labels_waiting", "labels", "Labels whose record is not known yet.", "model")
+        self.labels_unmatched = gauge(
+            "driftd_labels_unmatched",
+            "labels",
+            "Of them, those that have waited longer than records are remembered.",
+            "model",
+        )
+        self.labels_contradicting = gauge(
+            "driftd_labels_contradicting",
+            "records",
+            "Records of which both was said, that they are fraud and that they are not.",
+            "model",
+        )
+        self.labels_superseded = gauge(
+            "driftd_labels_superseded",
+            "labels",
+            "Labels that count for nothing, because of the same record more was said.",
+            "model",
+        )
         self.entities_dropped = counter(
             "driftd_entities_dropped_total",
             "entities",

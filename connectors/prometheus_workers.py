@@ -33,6 +33,12 @@ OF_THE_DEPLOYMENT = frozenset(
         "driftd_outbox_depth",
         "driftd_outbox_oldest_seconds",
         "driftd_dead_letters_waiting",
+        "driftd_labels_stored",
+        "driftd_label_version",
+        "driftd_labels_waiting",
+        "driftd_labels_unmatched",
+        "driftd_labels_contradicting",
+        "driftd_labels_superseded",
     }
 )
 

@@ -12,9 +12,12 @@ from connectors.kafka import KafkaSettings
 from connectors.kafka_dead_letters import KafkaDeadLetterTopic
 from connectors.kafka_scores import KafkaScoresSettings
 from connectors.notification import Sink
+from connectors.prometheus import Metrics
 from connectors.records import Source
 from connectors.webhook import WebhookSink
-from detectors.errors import InvalidSettings
+from detectors.errors import InvalidInput, InvalidSettings
+from monitor.label_desk import LabelDesk
+from monitor.label_reader import LabelReader
 from monitor.scores import Scores
 from monitor.settings import ModelSettings, Settings
 from monitor.watchdog import Watchdog
@@ -68,6 +71,52 @@ def build_scores(name: str, model: ModelSettings, *, ordinal: int = 0) -> Scores
         settings = settings.beside(model.source)
     writer = settings.build(model=name, client_id=f"driftd-{name}-scores-{socket.gethostname()}-{ordinal}")
     return Scores(name, writer, vectors=settings.vectors, required=settings.required)
+
+
+def build_label_desk(name: str, settings: Settings, store: Store) -> LabelDesk:
+    """Where the labels of one model are taken in.
+
+    Raises:
+        InvalidInput: the model has no fraud settings.
+    """
+    fraud = settings.models[name].fraud
+    if fraud is None:
+        raise InvalidInput(
+            f"Model {name} does not score fraud, so that labels are of no use to it.",
+            hint=f"Set models.{name}.fraud: {{}}; see docs/labels.md",
+        )
+    return LabelDesk(name, store, review=fraud.review, remembered_days=settings.retention.remembered_days)
+
+
+def build_label_readers(
+    settings: Settings, store: Store, metrics: Metrics, *, ordinal: int = 0
+) -> dict[str, LabelReader]:
+    """What takes labels in, for each model with fraud settings."""
+    readers = {}
+    for name, model in settings.models.items():
+        if model.fraud is None:
+            continue
+        readers[name] = LabelReader(
+            name,
+            build_label_desk(name, settings, store),
+            store,
+            source=build_label_source(name, model, ordinal=ordinal),
+            metrics=metrics,
+            compares=ordinal == 0,
+            remembered_days=settings.retention.remembered_days,
+        )
+    return readers
+
+
+def build_label_source(name: str, model: ModelSettings, *, ordinal: int = 0) -> Source | None:
+    """The topic of a model's labels; None where there is none."""
+    labels = None if model.fraud is None else model.fraud.labels
+    if labels is None:
+        return None
+    if isinstance(model.source, KafkaSettings):
+        labels = labels.beside(model.source)
+    group = f"driftd-{name}-labels"
+    return labels.build(client_id=f"{group}-{socket.gethostname()}-{ordinal}", group=group)
 
 
 def build_sinks(settings: Settings) -> dict[str, Sink]:

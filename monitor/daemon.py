@@ -19,7 +19,14 @@ from connectors.database.rows import MuteRow, Retention
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from detectors.errors import DriftdError, RetryableError, SinkError, StoreError
-from monitor.app import build_dead_letter_topics, build_sinks, build_workers, check_references_folder, http_address
+from monitor.app import (
+    build_dead_letter_topics,
+    build_label_readers,
+    build_sinks,
+    build_workers,
+    check_references_folder,
+    http_address,
+)
 from monitor.app import open_store as open_database
 from monitor.block_stats import SURPRISE_BELOW
 from monitor.budget import budget_so_far, is_page, observed_by_model, together
@@ -29,6 +36,7 @@ from monitor.folding import Outcome
 from monitor.fraud_learner import Learner
 from monitor.health import Health
 from monitor.incident_list import alerted, mute_of
+from monitor.label_requests import LabelRequests
 from monitor.log import configure, event
 from monitor.pacing import Pace
 from monitor.sender import OutboxSender
@@ -78,6 +86,7 @@ class Daemon:
         self._seen: dict[str, tuple[int, int, int]] = {}  # what a source counts, as it was counted here, by model
         self._fit_failures: dict[str, int] = {}  # of the fraud scorer, as they were counted here, by model
         self._health: dict[str, Health] = {}
+        self._labels = LabelRequests(settings.http)
         self._start_at: dict[str, float] = {}  # when a model that did not start is tried again, monotonic clock
 
     def run(self) -> int:
@@ -94,7 +103,7 @@ class Daemon:
         with ExitStack() as closing:
             self._watchdog.start()
             closing.callback(self._watchdog.stop)
-            web = WebServer(self._status, self._metrics, host=host, port=port)
+            web = WebServer(self._status, self._metrics, host=host, port=port, labels=self._labels)
             web.start()
             closing.callback(web.stop)
             if self._parent:
@@ -136,6 +145,14 @@ class Daemon:
         )
         publisher.start()
         closing.callback(publisher.stop)
+        readers = build_label_readers(self._settings, store, self._metrics, ordinal=self._ordinal)
+        for reader in readers.values():
+            reader.start()
+            closing.callback(reader.stop)
+        for reader in readers.values():
+            closing.callback(reader.ask_to_stop)
+        self._labels.open(readers)
+        closing.callback(self._labels.close)
         for worker in workers:
             closing.callback(worker.source.close)
             closing.callback(worker.close)
@@ -166,6 +183,9 @@ class Daemon:
             self._look_at_mutes(store, workers)
             for sink, trouble in sender.troubles().items():
                 self._status.check(f"sink {sink}", ok=not trouble, detail=trouble or "nothing known against it")
+            for name, reader in readers.items():
+                trouble = reader.trouble
+                self._status.check(f"labels of {name}", ok=not trouble, detail=trouble or "nothing known against it")
         self._drain([worker for worker in workers if worker not in starting])
         if not self._stopping:
             sender.finish()

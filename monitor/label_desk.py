@@ -22,9 +22,10 @@ from connectors.database.connection import wall_clock_ms
 from connectors.database.rows import KeptRecord, LabelledRecord, LabelRow, LabelsAdded, NewLabel
 from connectors.database.store import Store
 from connectors.records import Partition
-from detectors.errors import InvalidInput
+from detectors.errors import InvalidInput, StoreError
 from monitor.fraud_settings import FRAUD_SPACE
-from monitor.log import RepeatingFailure
+from monitor.labels import SaidLabel
+from monitor.log import RepeatingFailure, event
 from monitor.remembered import Remembered, hashes_of
 from monitor.thinning import key_hashes
 
@@ -42,6 +43,7 @@ Hashes = npt.NDArray[np.uint64]
 
 Positions = dict[Partition, tuple[int | None, int]]
 Progress = Callable[[int, int], None]
+Describe = Callable[[Sequence[SaidLabel]], Sequence[LabelledRecord | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class LabelDesk:
         store: the database.
         review: chance of a record to be put before a person whatever its score, `fraud.review`.
         remembered_days: a label that waited longer waits for nothing.
+        describe: what is known of records that labels brought along, as far as they can be read; without it, none is.
         clock: wall clock, milliseconds since 1970.
     """
 
@@ -88,12 +91,14 @@ class LabelDesk:
         *,
         review: float,
         remembered_days: float,
+        describe: Describe | None = None,
         clock: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._model = model
         self._store = store
         self._review = review
         self._patience_ms = int(remembered_days * _DAY_MS)
+        self._describe = describe
         self._clock = clock
         self._damaged = RepeatingFailure(log, "remembered records cannot be read")
         self._waiting: dict[int, list[_Waiting]] = {}  # by hash of the record's id
@@ -103,9 +108,9 @@ class LabelDesk:
         self._below = -1  # all rows up to this number were; -1 before the first look
 
     def take(
-        self, labels: Sequence[NewLabel], *, positions: Positions | None = None, progress: Progress | None = None
+        self, labels: Sequence[SaidLabel], *, positions: Positions | None = None, progress: Progress | None = None
     ) -> Took:
-        """Store labels, in one transaction, and find their records. Those that bring what is known of it count at once.
+        """Store labels, in one transaction, and find their records.
 
         Args:
             positions: of the topics that they came from; see `Store.add_labels`.
@@ -113,10 +118,30 @@ class LabelDesk:
 
         Raises:
             OwnershipLost: another process has read on from there. Nothing is written.
-            StoreError: the database refuses. What is written stays written: `again` finds the records of the rest.
+            StoreError: the database refuses. Nothing is written. Where it refuses later on, labels wait for `again`.
         """
-        added = self._store.add_labels(self._model, labels, positions=positions)
-        return Took(added.new, added.repeated, added.matched + self._match_new(added, progress))
+        added = self._store.add_labels(self._model, self._described(labels), positions=positions)
+        try:
+            matched = self._match_new(added, progress)
+        except StoreError as error:  # they are stored: whoever sent them must not send them again
+            log.warning(event("labels wait for their records", model=self._model, reason=error.message))
+            matched = 0
+        return Took(added.new, added.repeated, added.matched + matched)
+
+    def _described(self, labels: Sequence[SaidLabel]) -> list[NewLabel]:
+        """The labels, each that brought its record with what is known of that."""
+        brought = {place: said for place, said in enumerate(labels) if said.record is not None}
+        plain = [said.label for said in labels]
+        places = list(brought)
+        for start in range(0, len(places), AT_A_TIME):
+            part = places[start : start + AT_A_TIME]
+            found = self._search([(place, plain[place].record_id) for place in part], self._pages())
+            if self._describe is not None and (others := [place for place in part if place not in found]):
+                described = self._describe([labels[place] for place in others])
+                found |= {place: known for place, known in zip(others, described, strict=True) if known is not None}
+            for place, known in found.items():
+                plain[place] = replace(plain[place], known=known)
+        return plain
 
     def again(self) -> int:
         """Compare the labels that wait with what is remembered since the last call. How many count now.
@@ -221,7 +246,10 @@ class LabelDesk:
         Args:
             since_ms: only records that were stored then or later.
         """
-        wanted = [(row.id, row.said.record_id) for row in rows]
+        return self._search([(row.id, row.said.record_id) for row in rows], self._pages(since_ms=since_ms))
+
+    def _pages(self, *, since_ms: int = 0) -> list[list[int]]:
+        """Numbers of the remembered rows, newest first, in portions that are looked at together."""
         numbers, pages, room = list[int](), list[list[int]](), _IDS
         for number, stored_ms, records in self._store.remembered_numbers(self._model):
             if stored_ms < since_ms:
@@ -231,7 +259,7 @@ class LabelDesk:
                 numbers, room = [], _IDS
             numbers.append(number)
             room -= records
-        return self._search(wanted, [*pages, numbers])
+        return [*pages, numbers]
 
     def _search(self, labels: Sequence[tuple[int, str]], pages: Iterable[Sequence[int]]) -> dict[int, LabelledRecord]:
         """What is known of the records with these ids, by the labels' numbers.

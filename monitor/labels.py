@@ -28,7 +28,15 @@ from monitor.decode import MAX_ID_CHARS
 from monitor.times import parse_time
 
 LabelReason = Literal[
-    "bad_json", "missing_id", "bad_id", "unknown_label", "bad_time", "unknown_source", "bad_confidence", "bad_text"
+    "no_value",
+    "bad_json",
+    "missing_id",
+    "bad_id",
+    "unknown_label",
+    "bad_time",
+    "unknown_source",
+    "bad_confidence",
+    "bad_text",
 ]
 
 _FRAUD = "fraud fraudulent true yes 1 confirmed confirmed_fraud true_positive chargeback"
@@ -100,11 +108,12 @@ def documents(body: bytes) -> Iterator[Any]:
         yield value
 
 
-def read_label(document: Any, now_ms: int, *, origin: str) -> SaidLabel:
+def read_label(document: Any, now_ms: int, *, origin: str, default_ms: int | None = None) -> SaidLabel:
     """The label that a document says.
 
     Args:
-        now_ms: its time where it names none, and the bound of a time that it names.
+        now_ms: wall clock; a time that lies a day ahead is none.
+        default_ms: the time of a label that names none; now by default.
         origin: of a label that names neither its origin nor its time.
 
     Raises:
@@ -115,7 +124,7 @@ def read_label(document: Any, now_ms: int, *, origin: str) -> SaidLabel:
     record_id = _record_id(document.get("id"))
     word = _word(document.get("label"))
     stated = document.get("time")
-    time_ms = now_ms if stated in (None, "") else _time_ms(stated, now_ms)
+    time_ms = (now_ms if default_ms is None else default_ms) if stated in (None, "") else _time_ms(stated, now_ms)
     source = document.get("source")
     source = "analyst" if source in (None, "") else source
     if source not in SOURCES:

@@ -100,6 +100,10 @@ class Overview:
         said = self._all()[ordinal].said
         return said is not None and any(model.lag is not None for model in said.models)
 
+    def ports(self) -> list[int]:
+        """Where the workers answer that did so lately, by their numbers."""
+        return [seat.port for seat in self._all() if seat.running and seat.port is not None and seat.said is not None]
+
     def readiness(self) -> list[Check]:
         """Each worker's checks, with its name before theirs; one check for a worker that has none to show."""
         checks = []

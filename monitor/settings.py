@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from connectors import ScoresSettings, SinkSettings, SourceSettings
@@ -66,9 +66,19 @@ class _Section(BaseModel, frozen=True, extra="forbid"):
 
 
 class HttpSettings(_Section):
-    """The address of /metrics, /livez, /readyz and the status page."""
+    """The address of /metrics, /livez, /readyz, the status page, and of labels that are sent to driftd."""
 
     bind: str = Field("127.0.0.1:9464", description="host:port; port 0 takes a free one")
+    token: SecretStr | None = Field(
+        None, min_length=1, description="what POST /labels must bear; better in the environment or token_file"
+    )
+    token_file: Path | None = Field(None, description="file that holds the token; read anew at each request")
+
+    @model_validator(mode="after")
+    def _one_token(self) -> HttpSettings:
+        if self.token is not None and self.token_file is not None:
+            raise ValueError("token and token_file both name the token; keep one")
+        return self
 
     @field_validator("bind")
     @classmethod

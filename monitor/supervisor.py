@@ -22,6 +22,7 @@ from types import FrameType
 from connectors.files import FilesSettings
 from detectors.errors import InvalidInput
 from monitor.app import check_references_folder, http_address
+from monitor.label_requests import PassedOnLabels
 from monitor.log import configure, event
 from monitor.overview import Overview
 from monitor.settings import Settings
@@ -102,7 +103,8 @@ class Supervisor:
         host, port = http_address(self._settings)
         with ExitStack() as closing:
             closing.callback(self._overview.stop)
-            web = WebServer(self._overview, self._overview, host=host, port=port)
+            labels = PassedOnLabels(self._settings.http, self._overview.ports)
+            web = WebServer(self._overview, self._overview, host=host, port=port, labels=labels)
             web.start()
             closing.callback(web.stop)
             self._overview.start()

@@ -2,6 +2,7 @@
 
 * /livez answers 503 when a model's last poll came back too long ago: the process hangs, start it anew.
 * /readyz answers 503 while something does not work, with a JSON list of what was looked at; a restart will not help.
+* POST /labels takes labels in: monitor/label_requests.py.
 * / is the same for people, in one page without scripts or anything from elsewhere; /status the same as JSON.
 
 The daemon writes into a `Status`, the server reads from it; they share nothing else.
@@ -22,6 +23,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any, Protocol
 
 from detectors.errors import DriftdError
+from monitor.label_requests import MAX_BODY, TakesLabels, too_large
 
 if TYPE_CHECKING:
     import uvicorn
@@ -161,13 +163,23 @@ class WebServer:
 
     Args:
         host, port: where to listen; port 0 takes a free one, which ``port`` tells after `start`.
+        labels: who answers POST /labels; nobody by default.
     """
 
-    def __init__(self, status: Shown, metrics: Exposition, *, host: str = "127.0.0.1", port: int = 9464) -> None:
+    def __init__(
+        self,
+        status: Shown,
+        metrics: Exposition,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 9464,
+        labels: TakesLabels | None = None,
+    ) -> None:
         self.host = host
         self.port = port
         self._status = status
         self._metrics = metrics
+        self._labels = labels
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -280,7 +292,38 @@ class WebServer:
             return Response(json.dumps(body, indent=2) + "\n", code, headers=headers)
 
         routes = {"/": page, "/metrics": show_metrics, "/livez": livez, "/readyz": readyz, "/status": everything}
-        return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()])
+        shown = [Route(path, endpoint) for path, endpoint in routes.items()]
+        return Starlette(routes=[*shown, *([] if self._labels is None else [_labels_route(self._labels)])])
+
+
+def _labels_route(labels: TakesLabels) -> Any:
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def take(request: Request) -> Response:
+        authorization = request.headers.get("authorization", "")
+        # Before the body is read: a stranger's is not worth its memory.
+        answer = await run_in_threadpool(labels.allowed, authorization)
+        if answer is None:
+            body = bytearray()
+            try:
+                async for part in request.stream():
+                    body += part
+                    if len(body) > MAX_BODY:
+                        break
+            except ClientDisconnect:
+                return Response(status_code=400)
+            if len(body) > MAX_BODY:
+                answer = too_large()
+            else:
+                model = request.query_params.get("model", "")
+                answer = await run_in_threadpool(labels.answer, model, bytes(body), authorization)
+        headers = {**_NO_STORE, **answer.headers, "content-type": "application/json"}
+        return Response(json.dumps(answer.body) + "\n", answer.code, headers=headers)
+
+    return Route("/labels", take, methods=["POST"])
 
 
 def status_page(checks: Sequence[Check], models: Sequence[ModelStatus], liveness: Check) -> str:

@@ -171,11 +171,11 @@ class Labels:
         with self._database.reading() as connection:
             return rows_of(connection.execute(query.order_by(_LABELS.c.id.desc()).limit(limit)), label_row)[::-1]
 
-    def label_counts(self, model: str, *, remembered_since_ms: int) -> LabelCounts:
+    def label_counts(self, model: str, *, remembered_since_ms: int = 0) -> LabelCounts:
         """The labels of a model, counted.
 
         Args:
-            remembered_since_ms: labels that arrived before, and still wait, are unmatched.
+            remembered_since_ms: labels that arrived before, and still wait, are unmatched; by default none is.
         """
         mine = _LABELS.c.model == model
         counts = func.count()

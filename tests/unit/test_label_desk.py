@@ -11,10 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from connectors.database.rows import Advance, Checkpoint, FoldResult, FraudHit, KeptRecord, LabelRow, NewLabel
+from connectors.database.rows import (
+    Advance,
+    Checkpoint,
+    FoldResult,
+    FraudHit,
+    KeptRecord,
+    LabelledRecord,
+    LabelRow,
+    NewLabel,
+)
 from connectors.database.store import Store
 from connectors.records import Partition
 from monitor.label_desk import LabelDesk, Took
+from monitor.labels import SaidLabel
 from monitor.remembered import pack
 
 P0 = Partition("orders", 0)
@@ -85,10 +95,10 @@ def stream(store: Store) -> Stream:
     return Stream(store)
 
 
-def label(record_id: str, said: str = "fraud", **more: Any) -> NewLabel:
+def label(record_id: str, said: str = "fraud", *, record: Any = None, **more: Any) -> SaidLabel:
     values: dict[str, Any] = {"time_ms": 50, "source": "analyst", "confidence": 1.0, "by": ""}
     values["origin"] = f"{record_id}/{said}"
-    return NewLabel(record_id=record_id, label=said, **(values | more))  # type: ignore[arg-type]
+    return SaidLabel(NewLabel(record_id=record_id, label=said, **(values | more)), record)  # type: ignore[arg-type]
 
 
 def kept(offset: int, record_id: str, **more: Any) -> KeptRecord:
@@ -143,12 +153,12 @@ def test_a_label_before_its_record_counts_when_the_record_comes(
 def test_labels_that_waited_before_a_start_count_after_it(
     store: Store, stream: Stream, new_desk: Callable[[], LabelDesk]
 ) -> None:
-    store.add_labels("m", [label("a"), label("b")])
+    store.add_labels("m", [label("a").label, label("b").label])
     stream.checkpoint("a")
     desk = new_desk()
     assert desk.again() == 1 and desk.waiting == 1
     # Brought in by another process, whose look was over before the record's transaction was.
-    store.add_labels("m", [label("y")])
+    store.add_labels("m", [label("y").label])
     stream.checkpoint("y")
     assert desk.again() == 1
 
@@ -269,3 +279,21 @@ def test_many_labels_find_their_records_in_portions(
     took = new_desk().take([label(name) for name in [*names, "x", "y"]], progress=lambda *now: told.append(now))
     assert took == Took(42, 0, 40) and took.waiting == 2 and told[-1] == (42, 42)
     assert [row.version for row in store.labels("m")] == list(range(1, 41))
+
+
+def test_a_record_that_came_along_is_used_where_it_is_not_known(store: Store, stream: Stream, clock: Clock) -> None:
+    asked: list[str] = []
+
+    def describe(labels: Any) -> list[LabelledRecord | None]:
+        asked.extend(said.label.record_id for said in labels)
+        return [None if said.record == "broken" else known for said in labels]
+
+    stream.checkpoint("a")
+    known = LabelledRecord(P0, -1, 0, 5, "", b"1234", b"", math.nan, math.nan, 0, "", math.nan)
+    desk = LabelDesk("m", store, review=0.01, remembered_days=10.0, describe=describe, clock=clock)
+    labels = [label("a", record={}), label("x", record={}), label("y", record="broken"), label("z")]
+    assert desk.take(labels) == Took(4, 0, 2)
+    assert asked == ["x", "y"]
+    found = {name: row.said.known.offset for name, row in by_id(store).items() if row.said.known}
+    assert found == {"a": 0, "x": -1}
+    assert desk.take(labels) == Took(0, 4, 0)
