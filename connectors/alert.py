@@ -16,6 +16,9 @@ from connectors.notification import Notification
 ALERT_NAMES = {
     "drift": "EmbeddingDrift",
     "outlier_rate": "OutlierRateHigh",
+    "fraud_wave": "FraudWave",
+    "flood": "RecordFlood",
+    "fraud_changed": "FraudChanged",
     "dead_letters": "DeadLettersHigh",
     "source": "SourceUnreadable",
     "dead_letter_wave": "ReadingStopped",

@@ -144,6 +144,72 @@ def rate_evidence(
     )
 
 
+def fraud_wave_evidence(
+    model: str, reading: RateReading, *, block_ms: int, unlisted: int, alpha: float, only_warns: str = ""
+) -> Evidence | None:
+    """What the rate of fraud candidates says after one block; None if it says nothing.
+
+    Args:
+        unlisted: hits of the last period that are beyond the budget of alerts.
+        alpha: largest p-value of a candidate.
+    """
+    if not (reading.page or reading.warn or reading.active):
+        return None
+    severity, strength, threshold = _alarm(reading, may_page=not only_warns)
+    return Evidence(
+        model=model,
+        kind="fraud_wave",
+        block=reading.block,
+        start_ms=reading.block * block_ms,
+        end_ms=(reading.block + 1) * block_ms,
+        severity=severity,
+        active=reading.active,
+        strength=strength,
+        threshold=threshold,
+        channel="fraud_wave",
+        onset_ms=None if reading.onset is None else reading.onset * block_ms,
+        n=reading.n,
+        effect=reading.effect,
+        values={
+            "hits": reading.count,
+            "usual": reading.expected * reading.n,
+            "alpha": alpha,
+            "window_s": reading.window_blocks * block_ms / 1000,
+            **({"unlisted": unlisted} if unlisted else {}),
+            **_said(only_warns),
+        },
+    )
+
+
+def flood_evidence(
+    model: str, *, block: int, block_ms: int, records: int, flooded: int, floods: int, largest: int, least: int
+) -> Evidence | None:
+    """Whether the block holds a burst of near-identical records; None if not. A flood only warns.
+
+    Args:
+        flooded: records that came when so many like them had come, that they are a flood.
+        floods: groups of them; ``largest``: records of the largest one.
+        least: fewest near-identical records that are a flood.
+    """
+    if not floods:
+        return None
+    return Evidence(
+        model=model,
+        kind="flood",
+        block=block,
+        start_ms=block * block_ms,
+        end_ms=(block + 1) * block_ms,
+        severity="warn",
+        active=True,
+        strength=float(largest),  # here the size itself: the larger flood is the one to show
+        threshold=float(least),
+        channel="flood",
+        n=records,
+        effect=largest / least,
+        values={"groups": floods, "largest": largest, "flooded": flooded},
+    )
+
+
 def dead_letter_evidence(
     model: str,
     *,

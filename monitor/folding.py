@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -23,6 +24,7 @@ from connectors.database.rows import (
     Closure,
     DeploymentRow,
     FoldResult,
+    FraudHit,
     IncidentRow,
     PartitionState,
     ReadingRow,
@@ -39,14 +41,26 @@ from detectors.reference import Reference
 from detectors.segments import constants_of, measured_segments
 from detectors.summary import BlockSummary, score_at_share
 from monitor.block_stats import block_stats
-from monitor.budget import RATE_SHARE, fold_settings, segment_shares, why_only_warns
+from monitor.budget import RATE_SHARE, fold_settings, fraud_share, segment_shares, why_only_warns
 from monitor.causes import ClosedBlocks, cause_of
 from monitor.deployments import MOST_DEPLOYMENTS, present, take_in
-from monitor.evidence import Evidence, dead_letter_evidence, drift_evidence, rate_evidence
+from monitor.evidence import (
+    Evidence,
+    dead_letter_evidence,
+    drift_evidence,
+    flood_evidence,
+    fraud_wave_evidence,
+    rate_evidence,
+)
+from monitor.fraud_alerts import FraudAlerts, FraudReading
+from monitor.fraud_build import FraudParts
+from monitor.fraud_settings import FRAUD_SPACE
+from monitor.fraud_waves import hits_of
+from monitor.fraud_wording import FLOOD, WAVE
 from monitor.incidents import CauseOf, IncidentPolicy, advance
 from monitor.opinions import Opinions, OpinionStream, opinion_streams
 from monitor.pipeline import EVERYTHING, Space
-from monitor.record_counts import RecordCounts
+from monitor.record_counts import FraudCounts, RecordCounts
 from monitor.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -75,6 +89,8 @@ class Outcome:
         lost: another worker folded at the same time, so that this one's work was thrown away.
         stalled: partitions that have stood still for so long that blocks were closed without them.
         partitions: how far every partition of what is read now is, as the fold found it.
+        flagged: outliers, and fraud alerts, by space.
+        unlisted: fraud hits beyond the budget of alerts.
     """
 
     blocks: int = 0
@@ -82,7 +98,8 @@ class Outcome:
     lost: bool = False
     stalled: frozenset[Partition] = frozenset()
     partitions: list[PartitionState] = field(default_factory=list)
-    flagged: Counter[str] = field(default_factory=Counter)  # outliers, by space
+    flagged: Counter[str] = field(default_factory=Counter)
+    unlisted: int = 0
     readings: list[ReadingRow] = field(default_factory=list)
     incidents: list[IncidentRow] = field(default_factory=list)
     stats: list[BlockStatRow] = field(default_factory=list)
@@ -101,6 +118,15 @@ class _Alarm:
     opinions: tuple[OpinionStream, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _FraudAlarm:
+    """The rule of waves of fraud, with what fraud scores were fitted on."""
+
+    parts: FraudParts
+    rule: RateRule
+    only_warns: str
+
+
 class Folder:
     """Folds the closed blocks of one model.
 
@@ -108,9 +134,12 @@ class Folder:
         model: the model's name.
         settings: all settings; the alarm budget is divided over all models.
         spaces: the spaces with their references.
+        fraud: what fraud scores were fitted on; None where records are not scored as fraud.
     """
 
-    def __init__(self, model: str, settings: Settings, *, spaces: Sequence[Space]) -> None:
+    def __init__(
+        self, model: str, settings: Settings, *, spaces: Sequence[Space], fraud: FraudParts | None = None
+    ) -> None:
         self.model = model
         self._settings = settings.models[model]
         self._block_ms = round(self._settings.drift.block * 1000)
@@ -128,6 +157,7 @@ class Folder:
             shares = segment_shares(settings, model, space.name, alarmed_segments(space.reference, self._settings))
             for segment, share in shares.items():
                 self._alarms[space.name, segment] = self._alarm(settings, space, segment, share)
+        self._fraud = None if fraud is None else self._fraud_alarm(settings, fraud)
         self._stood: dict[Partition, tuple[int, float]] = {}  # where a partition stands, and since when, monotonic
 
     def _alarm(self, settings: Settings, space: Space, segment: str, share: float) -> _Alarm:
@@ -145,6 +175,23 @@ class Folder:
         drift = Rule(constants, rule)
         names = self._settings.drift.second_opinions if segment == EVERYTHING else ()
         return _Alarm(space, segment, drift, rate, why_only_warns(constants), opinion_streams(space, names, drift))
+
+    def _fraud_alarm(self, settings: Settings, parts: FraudParts) -> _FraudAlarm | None:
+        chosen = self._settings.fraud
+        if chosen is None:
+            return None
+        share = fraud_share(settings, self.model)
+        drift = fold_settings(settings, self.model, share)
+        rule = RateRule(
+            calibration=max(len(parts.baseline) // 2, 1),  # p-values rank among every second record
+            alpha=chosen.alpha,
+            page_run_length_blocks=drift.page_run_length_blocks,
+            warn_run_length_blocks=drift.warn_run_length_blocks,
+            share=share,
+            tolerance=self._settings.outliers.tolerance,
+            constants=parts.reference.drift,
+        )
+        return _FraudAlarm(parts, rule, why_only_warns(constants_of(parts.reference.drift, EVERYTHING)))
 
     def only_warns(self, space: str) -> str:
         """Why the alarm of a space's whole traffic may not page, in words; "" if it may."""
@@ -205,7 +252,8 @@ class Folder:
                 return False
             below = min(bound, first + BLOCKS_AT_A_TIME)
             incidents = step.incidents(resolved_since_ms=first * self._block_ms - self._policy.cooldown_ms)
-            result = replace(self._fold(step, incidents, below), closed_late=_late(late))
+            result, unlisted = self._fold(step, incidents, below)
+            result = replace(result, closed_late=_late(late))
             if closure is not None:
                 result = replace(result, closure=replace(closure, block=below))
             try:
@@ -213,6 +261,7 @@ class Folder:
             except OwnershipLost:
                 outcome.lost = True  # another worker did this step, and does the next
                 return False
+            outcome.unlisted += unlisted
             outcome.late += _late(late).total()
             outcome.blocks += below - first
             outcome.next_block = below
@@ -282,7 +331,8 @@ class Folder:
         step: Fold,
         incidents: Sequence[IncidentRow],
         below: int,
-    ) -> FoldResult:
+    ) -> tuple[FoldResult, int]:
+        """What the step writes, and how many fraud hits are beyond the budget of alerts."""
         counts, merged = _merge(step.deltas(below))
         current = {(state.space, state.segment): state for state in step.states()}
         readings: list[ReadingRow] = []
@@ -313,10 +363,21 @@ class Folder:
         window = _WholeState.restored(current.get(("", EVERYTHING)))
         before = window.deployed(block_ms=self._block_ms)
         deployments: list[DeploymentRow] = []
+        alerts = self._fraud_alerts(current, min(counts, default=0))
+        hits: list[FraudHit] = []
+        unlisted = 0
         for block, count in sorted(counts.items()):
             deployments += window.push(block, count, block_ms=self._block_ms)
             evidence.setdefault(block, []).extend(self._dead_letters(block, window))
+            if alerts is not None and count.fraud is not None:
+                said = alerts.push(block, count.fraud, partial(step.fraud_hits, FRAUD_SPACE, block))
+                hits += said.alerts
+                unlisted += said.unlisted
+                readings.append(self._fraud_row(said))
+                evidence[block].extend(self._fraud_evidence(said, count.fraud))
         changed.append(window.row())
+        if alerts is not None:
+            changed.append(alerts.row())
         causes = self._causes(ClosedBlocks(step, merged))
         held, notifications = self._incidents(incidents, evidence, below, [*before, *deployments], causes)
         kept = [
@@ -329,7 +390,72 @@ class Folder:
         ]
         outbox = [(sink, notification) for notification in notifications for sink in self._sinks]
         stats = list(block_stats(merged, counts, block_ms=self._block_ms))
-        return FoldResult(below, kept, changed, readings, held, outbox, flag_at, stats=stats, deployments=deployments)
+        result = FoldResult(
+            below, kept, changed, readings, held, outbox, flag_at, stats=stats, deployments=deployments, hits=hits
+        )
+        return result, unlisted
+
+    def _fraud_alerts(self, stored: Mapping[tuple[str, str], rows.FoldState], first_block: int) -> FraudAlerts | None:
+        settings = self._settings.fraud
+        if self._fraud is None or settings is None:
+            return None
+        return FraudAlerts(
+            settings,
+            self._fraud.rule,
+            version=self._fraud.parts.version,
+            block_ms=self._block_ms,
+            stored=stored.get((FRAUD_SPACE, EVERYTHING)),
+            first_block=first_block,
+        )
+
+    def _fraud_row(self, said: FraudReading) -> ReadingRow:
+        rate, alarm = said.rate, self._fraud
+        return ReadingRow(
+            space=FRAUD_SPACE,
+            segment=EVERYTHING,
+            block=rate.block,
+            start_ms=rate.block * self._block_ms,
+            end_ms=(rate.block + 1) * self._block_ms,
+            channel=WAVE,
+            statistic=rate.rate,
+            strength=rate.strength,
+            threshold=rate.threshold,
+            warn_threshold=rate.warn_threshold,
+            n=rate.n,
+            effect=rate.effect,
+            window_start_ms=rate.window_start * self._block_ms,
+            onset_ms=None if rate.onset is None else rate.onset * self._block_ms,
+            reference=0 if alarm is None else alarm.parts.version,
+            page=rate.page and alarm is not None and not alarm.only_warns,
+            warn=rate.warn,
+        )
+
+    def _fraud_evidence(self, said: FraudReading, counts: FraudCounts) -> list[Evidence]:
+        """What one block says of waves and floods."""
+        settings, alarm = self._settings.fraud, self._fraud
+        if settings is None or alarm is None:
+            return []
+        found = (
+            fraud_wave_evidence(
+                self.model,
+                said.rate,
+                block_ms=self._block_ms,
+                unlisted=said.period_unlisted,
+                alpha=settings.alpha,
+                only_warns=alarm.only_warns,
+            ),
+            flood_evidence(
+                self.model,
+                block=said.rate.block,
+                block_ms=self._block_ms,
+                records=counts.n,
+                flooded=counts.flooded,
+                floods=counts.floods,
+                largest=counts.flood_largest,
+                least=settings.flood.least,
+            ),
+        )
+        return [evidence for evidence in found if evidence is not None]
 
     def _by_block(
         self, merged: Mapping[tuple[str, str, int, int], BlockSummary]
@@ -362,6 +488,9 @@ class Folder:
         """What tells the cause of an incident when it is told."""
 
         def cause(row: IncidentRow) -> Mapping[str, object] | None:
+            if row.kind in (WAVE, FLOOD) and self._fraud is not None:
+                parts = self._fraud.parts
+                return hits_of(row, blocks.fold, parts.reference, version=parts.version, block_ms=self._block_ms)
             alarm = self._alarms.get((row.space, row.segment))
             if alarm is None or alarm.space.version != row.reference:
                 return None  # of dead letters, or of a reference that has been replaced

@@ -80,11 +80,16 @@ def feedback_of(store: Store, model: str, *, version: int, columns: Sequence[Sig
     )
 
 
+def is_answer(row: LabelRow) -> bool:
+    """Whether a label is the answer of somebody who was asked."""
+    return row.said.source == "analyst" and row.said.known is not None and row.said.known.selected != ""
+
+
 def learned(rows: Sequence[LabelRow], *, version: int, columns: tuple[Signal, ...]) -> Feedback:
     """Learn from label rows, by version, those that count for a version (`counted_after`)."""
-    known = [(row, row.said.known) for row in rows if row.said.source == "analyst" and row.said.known is not None]
+    known = [(row, row.said.known) for row in rows if is_answer(row) and row.said.known is not None]
     size = 4 * len(columns)
-    asked = [(row, record) for row, record in known if record.selected and len(record.signals) == size]
+    asked = [(row, record) for row, record in known if len(record.signals) == size]
     model = FeedbackModel(len(columns) + 2)
     changes: list[FraudChange] = []
     if asked:

@@ -9,6 +9,7 @@ milliseconds and a label counts at once, with very many it takes seconds.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -20,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from connectors.database.rows import LabelRow, LabelSource
+from detectors.feedback_model import WARM_UP, counted_after
 from detectors.fraud import FraudScorer
 from monitor.fraud_build import FraudParts
+from monitor.fraud_feedback import FraudChange, is_answer, learned
 from monitor.log import RepeatingFailure, describe
 from monitor.signals import made_anew
 
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.2  # between two looks for labels
 RETRY_S = 5.0  # after a failure
+JUDGE_S = 60.0  # between two looks whether fraud itself has changed, which take up to a second
+MOST_SINCE_CHANGE = 500  # labels after which the models have learned what changed
 JOIN_S = 5.0  # that `close` waits for a fit to end
 MOST_LABELS = 100_000  # the last ones that count: about 150 MB of vectors with 384 dimensions
 # A label that was asked for by chance stands for 1 / chance records, one of an alert for itself. Uncapped, the answers
@@ -142,11 +147,17 @@ class Learner:
 
     Attributes:
         failures: fits and looks that failed since the start; the scorer from before stays in force.
+        judged: it is known whether fraud itself has changed, as `change` says.
+        change: what the latest answers showed of that; None if nothing, or if many others came since.
     """
 
     def __init__(self, model: str, *, store: StoredLabels, parts: FraudParts, prevalence: float) -> None:
         self.parts = parts
         self.failures = 0
+        self.judged = False
+        self.change: FraudChange | None = None
+        self._judged_version = -1
+        self._judged_s = -math.inf
         self._model = model
         self._store = store
         self._prevalence = prevalence
@@ -214,6 +225,7 @@ class Learner:
         try:
             version = self._store.label_version(self._model)
             if version == self.latest().version:
+                self._judge(version)
                 return LOOK_S
             fitted = self._fit_newest(version)
         except Exception as error:  # whatever it is: records go on being scored with the labels from before
@@ -223,6 +235,17 @@ class Learner:
         self._latest = fitted
         self._log.over(model=self._model)
         return max(LOOK_S, fitted.seconds)
+
+    def _judge(self, version: int) -> None:
+        """See now and then whether fraud itself has changed: another model of the same answers notices."""
+        if version == self._judged_version or time.monotonic() - self._judged_s < JUDGE_S:
+            return
+        rows = [row for row in self._rows if row.version > counted_after(version)]
+        if sum(is_answer(row) for row in rows) > WARM_UP:  # before, it has no opinion, and river takes 2 s to import
+            changes = learned(rows, version=version, columns=self.parts.baseline.columns).changes
+            recent = [change for change in changes if version - change.version < MOST_SINCE_CHANGE]
+            self.change = recent[-1] if recent else None
+        self.judged, self._judged_version, self._judged_s = True, version, time.monotonic()
 
     def _fit_newest(self, version: int) -> Fitted:
         began = time.perf_counter()

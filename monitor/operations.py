@@ -24,7 +24,7 @@ from monitor.incidents import OPERATIONAL, notification_of
 from monitor.wording import text_of_incident, title_of
 
 # While one of these is open, what driftd says of a model cannot be relied on.
-BLIND = OPERATIONAL - {"sink"}
+BLIND = OPERATIONAL - {"sink", "fraud_changed"}
 
 DEPLOYMENT = "driftd"  # stands for the model in incidents that are about no model
 
@@ -137,6 +137,23 @@ def clock_incident(
     """
     detail = {"ahead_s": ahead_s, "reasons": dict(sorted((reasons or {}).items())), "records": records}
     return _opened(model, "clock", since_ms, now_ms, detail)
+
+
+def fraud_changed_incident(
+    model: str, *, version: int, answers: int, foretold: float, found: float, since_ms: int, now_ms: int
+) -> tuple[IncidentRow, Notification]:
+    """Answers of analysts no longer follow from the features as they did.
+
+    Args:
+        version: of the labels, at which it was noticed: names the incident, so that all workers open the same one.
+        answers: the latest ones, that were foretold worst.
+        foretold, found: share of fraud among them, as it was expected and as it was.
+        since_ms: when the answer was given at which it was noticed.
+    """
+    detail = {"version": version, "answers": answers, "foretold": foretold, "found": found}
+    row, _ = _opened(model, "fraud_changed", since_ms, now_ms, detail, key=(version,))
+    row = _worded(replace(row, severity="warn", detail={**row.detail, "severity_now": "warn"}))
+    return row, notification_of(row, "opened")
 
 
 def sink_incident(

@@ -13,7 +13,19 @@ from monitor.amounts import duration, percent
 from monitor.times import text_of
 
 KINDS = frozenset(
-    {"source", "dead_letter_wave", "stalled", "gap", "silent", "lag", "embedder", "vectors", "clock", "sink"},
+    {
+        "source",
+        "dead_letter_wave",
+        "stalled",
+        "gap",
+        "silent",
+        "lag",
+        "embedder",
+        "vectors",
+        "clock",
+        "sink",
+        "fraud_changed",
+    },
 )
 
 _MOST_NAMED = 5  # partitions
@@ -161,6 +173,13 @@ def _sink(row: IncidentRow) -> str:
     return f"a sink does not take notifications. {_sentence(str(row.detail.get('problem', '')))}{given_up}"
 
 
+def _fraud_changed(row: IncidentRow) -> str:
+    return (
+        f"answers no longer follow from the features as they did: of the latest {round(_number(row, 'answers'))}, "
+        f"{percent(_number(row, 'found'))} are fraud, where {percent(_number(row, 'foretold'))} were expected."
+    )
+
+
 class _Words(NamedTuple):
     title: Callable[[IncidentRow], str]
     what: Callable[[IncidentRow], str]
@@ -175,6 +194,13 @@ _WORDED = {
         "Who listens there hears nothing new. What can be tried again is tried for about a day; scoring and the other "
         "sinks go on.",
         "driftd check; then mend the receiver, or the sink in the settings",
+    ),
+    "fraud_changed": _Words(
+        lambda row: "fraud itself seems to have changed",
+        _fraud_changed,
+        "A new kind of fraud, a new policy of what is called fraud, or a field that changed its meaning: the score "
+        "learns from each answer, but what it knew is worth less.",
+        "look at the latest labels, and at who gave them; label more of the review sample",
     ),
     "silent": _Words(
         lambda row: "no records come any more",

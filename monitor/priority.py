@@ -20,6 +20,8 @@ Priority = Literal["P1", "P2", "P3", "P4"]
 LARGE: Final = {
     "drift": 0.8,  # standard deviations: what Cohen (1988) calls large
     "outlier_rate": 10.0,  # times as many as usual
+    "fraud_wave": 10.0,  # likewise
+    "flood": 10.0,  # times as many near-identical records as are a flood
     "dead_letters": 0.5,  # of the records: half of the traffic is not watched
 }
 

@@ -23,12 +23,14 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Partition, RawBatch
 from detectors.errors import StoreError
+from monitor.fraud_feedback import FraudChange
 from monitor.incidents import OPERATIONAL
 from monitor.log import event
 from monitor.operations import (
     BLIND,
     clock_incident,
     embedder_incident,
+    fraud_changed_incident,
     gap_incidents,
     lag_incident,
     resolved,
@@ -249,6 +251,26 @@ class Troubles:
                 every_s=self._every_s,
             )
             self._tell(incident, clock_s)
+
+    def fraud_changed(self, change: FraudChange | None, now_ms: int, clock_s: float) -> None:
+        """After every fold: whether the latest answers of people showed that fraud itself has changed.
+
+        Args:
+            change: None if they did not.
+        """
+        if change is None:
+            self._over("fraud_changed", now_ms, clock_s)
+            return
+        incident = fraud_changed_incident(
+            self._model,
+            version=change.version,
+            answers=change.found.answers,
+            foretold=change.found.foretold,
+            found=change.found.found,
+            since_ms=change.time_ms,
+            now_ms=now_ms,
+        )
+        self._tell(incident, clock_s)
 
     def lag(self, lag_s: float, records: int, now_ms: int, clock_s: float) -> None:
         """After every poll: whether what waits grows.

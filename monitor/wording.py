@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 from connectors.database.rows import IncidentRow, MuteRow
-from monitor import operations_wording
+from monitor import fraud_wording, operations_wording
 from monitor.amounts import duration, percent
 from monitor.priority import priority_of
 from monitor.times import text_of
@@ -32,6 +32,8 @@ def title_of(row: IncidentRow) -> str:
         what = f"{row.space} has drifted" if sure else f"{row.space} may be drifting"
     elif row.kind == "outlier_rate":
         what = f"{'far too' if sure else 'too'} many outliers in {row.space}"
+    elif row.kind in fraud_wording.KINDS:
+        what = fraud_wording.title(row)
     elif row.kind == "dead_letters":
         what = f"{percent(_number(row.detail, 'effect'))} of the records cannot be used"
     elif row.kind in operations_wording.KINDS:
@@ -61,6 +63,8 @@ def text_of_incident(row: IncidentRow) -> str:
             f"{since} {percent(_number(values, 'rate'))} of the records of {place} are as strange as the strangest "
             f"{percent(usual)} of reference {row.reference}: {effect:.1f} times as many as usual, in {n:,} records."
         )
+    elif row.kind in fraud_wording.KINDS:
+        what = f"{since} {fraud_wording.what(row)}"
     elif row.kind == "dead_letters":
         reason = values.get("reason")
         what = (
@@ -73,9 +77,12 @@ def text_of_incident(row: IncidentRow) -> str:
     if after := _beside_deployment(row):
         sentences.append(after)
     cause = detail.get("cause")
-    if isinstance(cause, Mapping) and (why := cause_in_words(cause, row.segment)):
-        sentences.append(why)
-    if row.kind != "dead_letters":
+    if isinstance(cause, Mapping):
+        in_words = (
+            fraud_wording.groups(cause) if row.kind in fraud_wording.KINDS else cause_in_words(cause, row.segment)
+        )
+        sentences += [in_words] if in_words else []
+    if row.kind not in ("dead_letters", fraud_wording.FLOOD):
         strength, block_ms = _number(detail, "strength"), round(_number(detail, "block_ms"))
         sentences.append(f"By chance, such evidence appears {chance(strength, block_ms)}.")
     if values.get("only_warns"):

@@ -692,4 +692,6 @@ class Worker:
                 self._troubles.no_wave(now_ms, clock_s)
             self._troubles.silent(self._reader, folded.partitions, now_ms, clock_s)
         self._troubles.stalled(folded.stalled, folded.partitions, now_ms, clock_s)
+        if self.learner is not None and self.learner.judged:
+            self._troubles.fraud_changed(self.learner.change, now_ms, clock_s)
         return self._note(folded)

@@ -170,7 +170,7 @@ class Fold:
         place = (table.c.topic, table.c.number, table.c.position)
         return rows_of(self._snapshot.execute(query.order_by(first, *place).limit(most)), kept_row)
 
-    def fraud_hits(self, space: str, block: int, *, at_least: float, most: int) -> list[FraudHit]:
+    def fraud_hits(self, space: str, block: int, at_least: float, most: int) -> list[FraudHit]:
         """The candidates of one block with such a surprise, the most surprising first; at most so many.
 
         Args:
@@ -186,6 +186,14 @@ class Fold:
             .limit(most)
         )
         return rows_of(self._snapshot.execute(query), fraud_hit)
+
+    def label_facts(self, numbers: Iterable[int]) -> dict[int, tuple[str, int]]:
+        """Source and time (milliseconds since 1970) of the labels with these numbers, by number."""
+        table = schema.labels
+        query = select(table.c.id, table.c.source, table.c.time_ms).where(
+            table.c.model == self._model, table.c.id.in_(sorted(set(numbers)))
+        )
+        return {row.id: (row.source, row.time_ms) for row in self._snapshot.execute(query)}
 
     def commit(self, result: FoldResult) -> Counter[str]:
         """Write the step, all of it or nothing.
