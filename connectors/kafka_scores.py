@@ -255,9 +255,8 @@ def _spaces(scores: SpaceScores, cut: slice) -> Iterator[_Space]:
 
 
 def _fraud(fraud: FraudColumns, cut: slice) -> Iterator[_Fraud]:
-    # Seven digits are what float32 holds; none is lost where the probability is small.
-    probability = [float(f"{value:.7g}") for value in fraud.probability[cut].tolist()]
-    return map(_Fraud, probability, fraud.p_value[cut].tolist(), fraud.version[cut].tolist(), fraud.flood[cut].tolist())
+    columns = fraud.probability, fraud.p_value, fraud.version, fraud.flood
+    return map(_Fraud, *(column[cut].tolist() for column in columns))
 
 
 def _dicts(columns: dict[str, Sequence[Any]], n: int) -> list[dict[str, Any]]:

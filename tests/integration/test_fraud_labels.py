@@ -166,7 +166,7 @@ def rescored(settings: Settings, store: Store, labels: Labels) -> dict[tuple[int
                 assert fraud is not None
                 columns = zip(
                     records.offsets.tolist(),
-                    [float(f"{value:.7g}") for value in fraud.probability.tolist()],
+                    fraud.probability.tolist(),
                     fraud.p_value.tolist(),
                     fraud.version.tolist(),
                     fraud.flood.tolist(),

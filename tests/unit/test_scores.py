@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from connectors.database.rows import PartitionState
 from connectors.kafka_scores import KafkaScoresSettings, messages
 from connectors.parquet_scores import DAY_MS, MOST_DAYS, ParquetScores, ParquetScoresSettings, table_of
 from connectors.records import Partition
-from connectors.scores import ScoredRecords, SpaceScores
+from connectors.scores import FraudColumns, ScoredRecords, SpaceScores
 from detectors.errors import InvalidSettings, SinkError
 from monitor.scores import REMEMBER_MS, RETRY_DROPPED_MS, RETRY_MS, Scores
 from monitor.settings import load_settings
@@ -56,6 +57,12 @@ def scored(n: int = 4, *, first: int = 10, start_ms: int = START_MS, every_ms: i
         confidence=np.where(numbers == 1, np.nan, 0.5),
         segments={"shop": ["a"] * n, "country": ["ü"] * n},
         spaces=spaces,
+        fraud=FraudColumns(
+            probability=(0.1 + numbers / 7).astype(np.float32),
+            p_value=1 / (3.0 + numbers),
+            version=np.full(n, 12),
+            flood=numbers.astype(np.int32),
+        ),
     )
 
 
@@ -84,9 +91,27 @@ def test_a_message_says_everything_of_its_record_and_is_keyed_by_its_place() -> 
         "confidence": None,
         "segments": {"shop": "a", "country": "ü"},
         "spaces": {"input": space, "output": space},
+        "fraud": {"probability": pytest.approx(0.2428572), "p_value": 0.25, "labels": 12, "flood": 1},
     }
     assert [json.loads(value)["late"] for value in found.values()] == [False, False, True, False]
     assert [json.loads(value)["thinned"] for value in found.values()] == [False, False, False, True]
+
+
+def test_nothing_is_said_of_fraud_where_it_is_not_scored() -> None:
+    (_, value), *_ = messages(replace(scored(), fraud=None), "m")
+    assert "fraud" not in json.loads(value)
+    assert not [name for name in table_of([replace(scored(), fraud=None)]).column_names if name.startswith("fraud")]
+
+
+def test_a_probability_in_a_message_is_that_of_the_score_to_the_last_bit() -> None:
+    probability = np.random.default_rng(0).random(1_000).astype(np.float32) ** 20
+    fraud = FraudColumns(
+        probability, probability.astype(np.float64), np.zeros(1_000, np.int64), np.zeros(1_000, np.int32)
+    )
+    read = [
+        json.loads(value)["fraud"]["probability"] for _, value in messages(replace(scored(1_000), fraud=fraud), "m")
+    ]
+    assert np.array_equal(np.array(read, np.float32), probability)
 
 
 def test_a_score_in_a_message_is_the_multiple_that_it_is_in_short() -> None:
@@ -144,6 +169,8 @@ def test_a_file_has_a_row_for_each_record_and_space(tmp_path: Path) -> None:
     assert row["segments"] == [("shop", "a"), ("country", "ü")]
     assert (row["confidence"], row["prediction"], row["candidate"], row["reference"]) == (None, None, True, 7)
     assert np.float32(row["score"]) == np.float32(0.22345)
+    fraud = row["fraud_probability"], row["fraud_p_value"], row["fraud_labels"], row["fraud_flood"]
+    assert fraud == (pytest.approx(0.2428572), 0.25, 12, 1)
     assert row["vector"] == pytest.approx([-0.4546, -0.2727, -0.0909], abs=1e-3)
 
 
