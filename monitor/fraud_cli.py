@@ -52,7 +52,7 @@ def fraud(
         if facts.labels.sources:
             _put_tables(facts)
     if not any(facts.labels.sources for facts in known):
-        say("No labels yet. Bring some: driftd label RECORD_ID --fraud")
+        say("No labels yet. Bring some: driftd label --id RECORD --as fraud")
 
 
 def _put_tables(facts: FraudFacts) -> None:

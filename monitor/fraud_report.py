@@ -435,10 +435,10 @@ def in_words(facts: FraudFacts) -> list[str]:
     labels = facts.labels
     lines.append(_basis_in_words(facts))
     if labels.in_force is not None and labels.in_force < labels.version:
-        lines.append(f"{labels.version - labels.in_force} newer labels are not in force in every partition yet.")
+        lines.append(f"Newer labels that are not in force in every partition yet: {labels.version - labels.in_force}.")
     if labels.waiting:
         lost = f", {labels.unmatched} of them for so long that nothing will come of them" if labels.unmatched else ""
-        lines.append(f"{labels.waiting} labels name records that are not known{lost}. See: driftd label list --waiting")
+        lines.append(f"Labels whose record is not known: {labels.waiting}{lost}. See: driftd label list --waiting")
     if labels.contradicting:
         lines.append(
             f"Of {labels.contradicting} records both was said, fraud and cleared: the stronger source counts, then the "

@@ -260,7 +260,7 @@ def test_the_words_begin_with_what_is_open(settings: Settings, store: Store) -> 
 
     assert words[0].startswith("A wave of fraud, since 2026-03-03")
     assert "contrast and model, with 7 confirmed cases" in words[1]
-    assert any(line.startswith("1 labels name records that are not known.") for line in words)
+    assert any(line.startswith("Labels whose record is not known: 1.") for line in words)
     assert any("No analyst has answered 1 alerts" in line for line in words)
 
 
