@@ -568,8 +568,10 @@ def _past_signals(
         offsets = place.entities.rising(events.offsets, entities != 0)
         surprise = place.entities.states.push(entities, vectors, offsets)
         found |= {"entity_self": surprise[:, 0], "entity_peers": surprise[:, 1]}
-    if place.relations is not None and settings.relation is not None:
-        left, right = hashes_of(events, settings.relation.of), hashes_of(events, settings.relation.to)
+    if place.relations is not None and (relation := settings.relation) is not None:
+        of_entity = entities is not None and settings.entity is not None and settings.entity.field == relation.of
+        left = entities if of_entity and entities is not None else hashes_of(events, relation.of)
+        right = hashes_of(events, relation.to)
         offsets = place.relations.rising(events.offsets, (left != 0) & (right != 0))
         found["relation"] = place.relations.states.push(left, right, offsets)
     return found
