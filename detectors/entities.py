@@ -188,6 +188,10 @@ class EntityStates:
 
     A state takes 8 + 2 + 1 + N r + 8 r bytes: 267 for N = 8 and r = 16 directions.
 
+    Attributes:
+        known: int64 (n,), of the records pushed last: how many of its entity were known before each; of the far past,
+            which fades, the fewer the farther. 0 for nobody's.
+
     Raises:
         InvalidReference: stored states that are not of this model.
     """
@@ -196,6 +200,7 @@ class EntityStates:
         self.model = model
         blank = blank_state(_dtype(model.usual.last, model.directions.shape[1]))
         self._states = KeyedStates(blank, seeds=model.seeds, most=most, stored=stored)
+        self.known: Int64s = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return len(self._states)
@@ -221,11 +226,13 @@ class EntityStates:
         """
         model = self.model
         surprise = np.zeros((len(hashes), len(COLUMNS)), np.float32)
+        self.known = np.zeros(len(hashes), np.int64)
         rows = np.flatnonzero(hashes)
         if len(rows) == 0:
             return surprise
         q = _rounded(model.reference.prepare(vectors)[rows], model.centre, model.directions)
         seen = _replay(self._states, hashes[rows], q, offsets[rows])
+        self.known[rows] = seen.known
         scores = model.usual.scores(seen, model.profiles)
         group = np.searchsorted(_KNOWN, seen.known, side="right")
         for number in np.unique(group).tolist():

@@ -293,7 +293,8 @@ class FraudStage:
         if n:
             place.pieces.append(_Piece(events, fitted, vectors, columns, scores, entities))
             self._bytes += vectors.nbytes + columns.nbytes
-            self._keep(place.pieces[-1], flood, blocks, late)
+            known = None if place.entities is None else place.entities.states.known
+            self._keep(place.pieces[-1], flood, blocks, late, known=known)
         on_time = np.flatnonzero(~late)
         self.candidates += int(np.count_nonzero(scores.p_value[on_time] <= self._settings.alpha))
         return Taken(
@@ -448,7 +449,9 @@ class FraudStage:
         of_fields = {name: numbers[:, column] for column, name in enumerate(self._settings.fields)}
         return {**signals.of_vectors(self.parts, vectors, p_value), **of_fields}
 
-    def _keep(self, piece: _Piece, flood: npt.NDArray[np.int32], blocks: Int64s, late: Bools) -> None:
+    def _keep(
+        self, piece: _Piece, flood: npt.NDArray[np.int32], blocks: Int64s, late: Bools, *, known: Int64s | None
+    ) -> None:
         """Keep candidates, the review sample, and where a flood begins or has doubled."""
         events, scores = piece.events, piece.scores
         topic, number = events.partition
@@ -484,6 +487,8 @@ class FraudStage:
                 detail["flood"] = int(flood[row])
             if name is not None:
                 detail["entity"] = name
+                if known is not None:
+                    detail["entity_records"] = int(known[row])
             self._kept.append(replace(kept, detail=detail))
 
     def _with_evidence(self) -> list[KeptRecord]:

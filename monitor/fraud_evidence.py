@@ -13,6 +13,9 @@ Evidence is a JSON object, `KeptRecord.detail`:
     contributions       log odds by part, "usual" being those of a usual normal record; absent without a case
     cleared_by          the false-alarm mark that took something away: {"record": id, "label": number}
     entity              16 hexadecimal digits that stand for whose record it is; absent where nobody's
+    entity_records      how many of its records were known before: what "entity_self" and "entity_peers" among the
+                        signals rest on
+    usual               of each number: the share of normal records with a smaller one; absent where it is unknown
     rules               by name, whether the rule speaks: one that does not would have missed it
     flood               near-identical records of its block and partition so far, itself included, if there are others
 """
@@ -57,6 +60,7 @@ def evidence_of(
         _add_cases(details, fitted, vectors, signals)
         _add_contributions(details, fitted, vectors, signals)
     exemplars = _add_normal(details, parts, vectors)
+    _add_usual(details, parts, signals)
     for name, rule in rules.items():
         column = signals[:, parts.baseline.names.index(rule.field)]
         for detail, value in zip(details, column.tolist(), strict=True):
@@ -110,6 +114,22 @@ def _add_contributions(details: list[Detail], fitted: Fitted, vectors: Floats, s
 
 def _mark(fitted: Fitted, row: int) -> dict[str, Any]:
     return {"record": fitted.records[row], "label": fitted.labels[row]}
+
+
+def _add_usual(details: list[Detail], parts: FraudParts, signals: Floats) -> None:
+    for place, column in enumerate(parts.baseline.columns):
+        if column.kind != "number":
+            continue
+        normal = parts.baseline.signals[:, place]
+        normal = np.sort(normal[np.isfinite(normal)])
+        if len(normal) == 0:
+            continue
+        smaller = np.searchsorted(normal, signals[:, place]) / len(normal)
+        for detail, share, value in zip(details, smaller.tolist(), signals[:, place].tolist(), strict=True):
+            if not math.isnan(value):
+                shares = detail.setdefault("usual", {})
+                assert isinstance(shares, dict)
+                shares[column.name] = round(share, _DIGITS)
 
 
 def _add_normal(details: list[Detail], parts: FraudParts, vectors: Floats) -> npt.NDArray[np.int64]:

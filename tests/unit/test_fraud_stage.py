@@ -306,6 +306,14 @@ def test_entities_pairs_and_models_of_pyod_are_the_same_in_history(whole: FraudP
     assert live.kept[0].detail["signals"].keys() == set(whole.baseline.names)  # type: ignore[attr-defined]
     assert all(len(np.unique(column[np.isfinite(column)])) > 3 for column in signals.T[:-1])
     assert {row.kind for row in store.entity_states("cards", CARDS)} == {"entity/7", "relation/7"}
+    known = [row.detail["entity_records"] for row in live.kept if "entity" in row.detail]
+    assert len(set(known)) > 3 and len(known) < len(live.kept)
+    for row in live.kept:
+        detail: Any = row.detail
+        amount = detail["signals"]["amount"]
+        normal = whole.baseline.signals[:, -1]
+        wanted = {} if amount is None else {"amount": pytest.approx(float(np.mean(normal < amount)), abs=1e-4)}
+        assert detail.get("usual", {}) == wanted
     dropped = [row for checkpoint in live.checkpoints for row in checkpoint.entities if not row.blob]
     assert 0 < len(dropped) <= live.dropped  # one that came again at once is not deleted
     moved = Watched(whole, store, settings=WHOLE, history=True)
@@ -388,7 +396,7 @@ def test_a_burst_of_near_identical_records_is_a_flood_live_in_history_and_throug
 
 
 def test_counts_of_floods_of_another_baseline_are_not_read(parts: FraudParts, store: Store) -> None:
-    batch = with_a_burst(stream(200), range(0, 200))
+    batch = with_a_burst(stream(200), range(200))
     first = Watched(parts, store)
     first.take(batch)
     first.checkpoint()
