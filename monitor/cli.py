@@ -16,6 +16,7 @@ from detectors.errors import DriftdError, InvalidInput, InvalidSettings
 from monitor.dashboards_cli import dashboards_app
 from monitor.deadletters_cli import deadletters_app
 from monitor.fraud_cli import fraud
+from monitor.label_cli import label
 from monitor.mute_cli import mute_app
 from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_json, put_table, say
 
@@ -33,6 +34,7 @@ app.add_typer(reference_app, name="reference")
 app.add_typer(deadletters_app, name="deadletters")
 app.add_typer(dashboards_app, name="dashboards")
 app.add_typer(mute_app, name="mute")
+app.command()(label)
 app.command()(fraud)
 
 

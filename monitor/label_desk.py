@@ -31,7 +31,7 @@ from monitor.thinning import key_hashes
 
 log = logging.getLogger(__name__)
 
-AT_A_TIME = 5_000  # labels whose records are looked for together; with 384 dimensions their records take 8 MB
+AT_A_TIME = 20_000  # labels whose records are looked for together; with 384 dimensions their records take 32 MB
 MOST_WAITING = 100_000  # labels that wait and are compared with records as they come; in about 200 bytes each
 _IDS = 1_000_000  # of remembered records that are looked at together, in 8 bytes each
 # A transaction may show its rows so much later than one that began after it: a little more than PostgreSQL leaves open.

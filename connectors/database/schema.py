@@ -475,9 +475,10 @@ remembered = Table(
     _int("to_ms"),
     _int("records"),
     _int("bytes"),
+    _int("stored_ms"),
+    # At the end, because SQLite reads through all that stands before a column.
     _blob("ids"),  # hashes of the records' ids: what is asked for is found without reading the rest
     _blob("blob"),
-    _int("stored_ms"),
     UniqueConstraint("model", "topic", "number", "first_offset"),
 )
 

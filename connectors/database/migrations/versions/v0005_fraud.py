@@ -67,9 +67,9 @@ def upgrade() -> None:
         _id(),
         *_texts("model", "topic"),
         *_ints("number", "first_offset", "from_ms", "to_ms", "records", "bytes"),
+        *_ints("stored_ms"),
         sa.Column("ids", sa.LargeBinary, nullable=False),
         sa.Column("blob", sa.LargeBinary, nullable=False),
-        *_ints("stored_ms"),
         sa.PrimaryKeyConstraint("id", name="pk_remembered"),
         sa.UniqueConstraint("model", "topic", "number", "first_offset", name="uq_remembered"),
     )
