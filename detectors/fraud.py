@@ -1,21 +1,20 @@
-"""Fraud score: how much nearer a record lies to the confirmed cases than to normal traffic, and what a small model
-says.
+"""Fraud score: how much nearer a record lies to the confirmed cases than to normal traffic, and what models say.
 
-Two parts, each with its own strength. The *contrast* log(distance to normal) - log(distance to fraud), distances being
-means over up to 5 neighbours, works from the first confirmed case on, and shows its evidence: the nearest cases. From 5
-cases on, a *model* joins it: class-balanced logistic regression with a ridge, on the prepared vector and the signals
-(how surprising detectors find the record, and numbers that it has). Each part is standardised on normal records and the
-two are added. On text with 2 % of fraud the sum beats either part at every number of labels.
+Three parts. The *contrast* log(distance to normal) - log(distance to fraud), distances being means over up to 5
+neighbours, works from the first confirmed case on, and shows its evidence: the nearest cases. From 5 cases on a *linear
+model* joins it: class-balanced logistic regression with a ridge, on the prepared vector and the signals (how surprising
+detectors find the record, and numbers that it has). From 200 cases on, *trees* see the signals and small vectors
+(`detectors.fraud_model`). A logistic curve through scores that were made without the record in question turns them into
+a probability at the stated prevalence (Platt 1999; Elkan 2001).
 
-The sum becomes a probability by a logistic curve (Platt 1999) through scores that were made without the record in
-question (folds), fitted to equal classes and moved to the stated prevalence (Elkan 2001). It is also ranked among the
-scores of normal records that neither index nor model has seen: p-values of scorers of different versions are
-comparable. Nothing is random: the same labels in the same order give the same scores.
+False-alarm marks lower the score of their like, down to a limit: see `MOST_TAKEN`. The score is also ranked among those
+of normal records that neither index nor model has seen: p-values of scorers of different versions are comparable.
+Nothing is random: the same labels in the same order give the same scores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,32 +22,31 @@ import numpy.typing as npt
 
 from detectors.errors import InvalidInput
 from detectors.fraud_baseline import FraudBaseline
+from detectors.fraud_model import LINEAR_SHARE, SMALL, Curve, FraudModel, NormalSide, Records, fit_curve, no_case
 from detectors.fraud_ranks import Ranks
 from detectors.fraud_signals import SignalScale
-from detectors.index import NearestIndex, squared_lengths, stable_product
-from detectors.logistic import logistic, sigmoid
-from detectors.outlier import NEIGHBOURS, OutlierScorer, evenly_spaced, leave_one_out
-from detectors.reference import Reference, Scored
+from detectors.geometry import CLIP
+from detectors.index import NearestIndex, squared_lengths
+from detectors.logistic import sigmoid
+from detectors.outlier import OutlierScorer, evenly_spaced
+from detectors.reference import Reference, Scored, nearest_prototypes
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 Basis = Literal["outlier", "surprises", "contrast", "contrast and model"]
 
-MODEL_FROM = 5  # confirmed cases, after dropping copies, from which on the logistic model joins
 MAX_CASES = 10_000  # the last ones are kept: fraud changes
-MAX_CLEARED = 20_000  # evenly spaced among those given
-MAX_NORMAL = 20_000  # vectors of normal records that the contrast is taken with
-MAX_NEGATIVES = 4_000  # of those, and of the cleared records, the ones that train the model
+MAX_USUAL = 20_000  # normal records that are looked at where there is no baseline
 # Standard deviations at which a table's columns are cut here. A reference cuts at 8, for the sake of its sums, but
 # fraud often lies beyond, and how far tells it from normal records there.
 FARTHEST = 1_000.0
 COPY_COSINE = 0.98  # angular vectors nearer than this are one case, so that a campaign does not outvote the others
-FOLDS = 5
-# Penalty per unit of squared weight, for a mean loss; vectors are scaled to a mean squared length of 1. Flat from a
-# fifth of this to five times.
-RIDGE = 4e-5
+# False-alarm marks lower the log odds of a record by at most this, far from all cases, and by nothing at a copy of one:
+# odds fall to a twentieth, as from one to one to one to twenty: nineteen clearances count, and no more. They never
+# raise a score, so that a copy of a confirmed case keeps its rank whatever is marked beside it.
+MOST_TAKEN = 3.0
+_NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +133,7 @@ class FraudScorer:
         self.baseline = baseline
         self._prior = float(np.log(prevalence / (1.0 - prevalence)))
         self._outlier: OutlierScorer | None = None
-        self._sides: _Sides | None = None
-        self._curve = (1.0, 0.0)
+        self._learned: _Learned | None = None
         self._ranks: Ranks | None = None
         self._signals = (
             None if baseline is None or not baseline.columns else SignalScale(baseline.signals[::2], baseline.columns)
@@ -146,14 +143,14 @@ class FraudScorer:
     def basis(self) -> Basis:
         """What the score rests on: "outlier" or "surprises" (no case known), "contrast" (1 to 4), "contrast and
         model"."""
-        if self._sides is None:
+        if self._learned is None:
             return "outlier" if self._signals is None or self._signals.n_surprises < 2 else "surprises"
-        return "contrast" if self._sides.weights is None else "contrast and model"
+        return "contrast" if self._learned.model.weights is None else "contrast and model"
 
     @property
     def n_cases(self) -> int:
         """Confirmed cases that the score rests on, copies dropped."""
-        return 0 if self._sides is None else len(self._sides.fraud)
+        return 0 if self._learned is None else len(self._learned.case_rows)
 
     def fit(
         self,
@@ -187,26 +184,22 @@ class FraudScorer:
         counts = np.ones(len(marks)) if weights is None else np.asarray(weights, np.float64)
         if counts.shape != marks.shape or not (np.isfinite(counts) & (counts > 0)).all():
             raise InvalidInput(f"weights: expected a number above 0 for each of {len(vectors)} vectors.")
+        scaled = self._scaled(vectors, signals)
         rows = np.flatnonzero(marks == 1)[-MAX_CASES:]
         if len(rows) == 0:
-            self._scaled(vectors, signals)
-            self._sides = None
+            self._learned = None
             self._ranks = None
             return self
-        angular = self.reference.geometry.unit
-        prepared, scaled, at_zero = self._prepared(vectors), self._scaled(vectors, signals), np.flatnonzero(marks == 0)
-        rows = rows[_distinct(self.reference.prepare(vectors)[rows] if angular else prepared[rows], angular=angular)]
-        cleared = at_zero[evenly_spaced(len(at_zero), MAX_CLEARED)]
-        usual, usual_signals, held_out, held_out_signals = self._normal_records()
-        normal = _Normal(
-            _Records(usual, usual_signals, np.ones(len(usual))),
-            _Records(prepared[cleared], scaled[cleared], counts[cleared]),
-            cleared,
+        x, unit = self._prepared(vectors), self.reference.geometry.unit
+        rows = rows[_distinct(x[rows], angular=unit)]
+        cases = Records(x[rows], scaled[rows], counts[rows])
+        cleared = np.flatnonzero(marks == 0)
+        usual, held_out = self._normal_records()
+        normal = NormalSide(usual, self._to_prototypes(usual.vectors))
+        self._learned = _Learned.fit(
+            normal, cases, rows, Records(x[cleared], scaled[cleared], counts[cleared]), cleared, unit=unit
         )
-        cases = _Records(prepared[rows], scaled[rows], counts[rows])
-        self._sides = _Sides.fit(normal, cases, rows)
-        self._curve = _calibrate(normal, cases, self._sides.start)
-        self._ranks = Ranks(_rounded(self._sides.strength(held_out, held_out_signals)))
+        self._ranks = Ranks(_rounded(self._log_odds(held_out.vectors, held_out.signals, None)))
         return self
 
     def score(self, vectors: Floats, *, signals: Floats | None = None) -> Floats:
@@ -253,10 +246,11 @@ class FraudScorer:
         Raises:
             InvalidInput: no case is known yet; else see `score`.
         """
-        if self._sides is None:
-            raise _no_case()
-        odds = self._log_odds(self._strength(vectors, signals, None))
-        half = 1.96 * _spread(self.n_cases)
+        if self._learned is None:
+            raise no_case()
+        x, scaled = self._prepared(vectors), self._scaled(vectors, signals)
+        odds = self._log_odds(x, scaled, None) + self._prior
+        half = _NORMAL_95 * self._learned.curve.deviation(self._learned.model.strengths(x, scaled))
         return np.column_stack([sigmoid(odds - half), sigmoid(odds + half)])
 
     def contributions(self, vectors: Floats, *, signals: Floats | None = None) -> FraudContributions:
@@ -265,16 +259,21 @@ class FraudScorer:
         Raises:
             InvalidInput: no case is known yet; else see `score`.
         """
-        if self._sides is None:
-            raise _no_case()
-        slope, offset = self._curve
-        names, values, cleared_rows = self._sides.parts(self._prepared(vectors), self._scaled(vectors, signals))
-        signal_names = () if self._signals is None else tuple(column.name for column in self._signals.columns)
+        if self._learned is None:
+            raise no_case()
+        x, scaled = self._prepared(vectors), self._scaled(vectors, signals)
+        names = () if self._signals is None else tuple(column.name for column in self._signals.columns)
+        terms, offset, odds = self._learned.terms(x, scaled)
+        before = self._learned.quick_or_full(x, scaled, self._to_prototypes(x) if self._gated else None)
+        taken = self._log_odds(x, scaled, None) - before
+        terms[:, 0] += before - odds
+        rows = np.where(taken < 0, self._learned.nearest_mark(x), -1)
+        trees = ("trees",) if terms.shape[1] > 2 + len(names) else ()
         return FraudContributions(
-            tuple(part for name in names for part in (signal_names if name == "signals" else (name,))),
-            slope * values,
+            ("contrast", "model", *names, *trees, "cleared"),
+            np.column_stack([terms, taken]),
             offset + self._prior,
-            cleared_rows,
+            rows,
         )
 
     def nearest_cases(self, vectors: Floats, k: int = 3) -> NearestCases:
@@ -287,23 +286,42 @@ class FraudScorer:
         Raises:
             InvalidInput: no case is known yet, or k < 1.
         """
-        if self._sides is None:
-            raise _no_case()
-        prepared = self._prepared(vectors)
-        distances, found = self._sides.fraud.search(prepared, min(k, len(self._sides.fraud)))
-        return NearestCases(self._sides.rows[found], distances, self._sides.normal.distance(prepared))
+        if self._learned is None:
+            raise no_case()
+        x, learned = self._prepared(vectors), self._learned
+        distances, found = learned.fraud.search(x, min(k, len(learned.fraud)))
+        return NearestCases(learned.case_rows[found], distances, learned.normal.distance(x))
+
+    @property
+    def _gated(self) -> bool:
+        """Vectors are so large that most records get by with the quick score."""
+        return self.reference.dimension > SMALL
 
     def _strength(self, vectors: Floats, signals: Floats | None, scored: Scored | None) -> Floats:
         """What is ranked and calibrated, float32 (n,)."""
         scaled = self._scaled(vectors, signals)
-        if self._sides is not None:
-            return _rounded(self._sides.strength(self._prepared(vectors, scored), scaled))
+        if self._learned is not None:
+            return _rounded(self._log_odds(self._prepared(vectors, scored), scaled, scored))
         if self._signals is not None and self._signals.n_surprises:
             unknown = np.full(scaled.shape, np.nan, np.float32)
             return self._signals.combined(unknown if signals is None else signals)
         if self._outlier is None:
             self._outlier = OutlierScorer(self.reference)
         return self._outlier.score(vectors)
+
+    def _log_odds(self, x: Floats, scaled: Doubles, scored: Scored | None) -> Doubles:
+        """At equal classes, float64 (n,)."""
+        assert self._learned is not None
+        if not self._gated:
+            return self._learned.log_odds(x, scaled)
+        to_prototypes = self._to_prototypes(x) if scored is None else scored.distance
+        return self._learned.gated_log_odds(x, scaled, to_prototypes)
+
+    def _to_prototypes(self, x: Floats) -> Floats:
+        """Distance of prepared vectors to the reference's prototypes, as `Reference.score` gives it."""
+        if not self.reference.geometry.unit:
+            x = np.clip(x, -CLIP, CLIP)
+        return nearest_prototypes(self.reference.prototype_index, self.reference.search_space(x))[0]
 
     def _known_ranks(self) -> Ranks:
         if self._ranks is None:
@@ -314,35 +332,36 @@ class FraudScorer:
                 self._ranks = Ranks(self._outlier.calibration_scores)
         return self._ranks
 
-    def _log_odds(self, strength: Floats) -> Doubles:
-        slope, offset = self._curve
-        return np.asarray(slope * strength.astype(np.float64) + offset + self._prior, np.float64)
-
     def _probability(self, strength: Floats) -> Floats:
-        if self._sides is None:
+        if self._learned is None:
             return (1.0 - self._known_ranks().p_values(strength)).astype(np.float32)
-        return sigmoid(self._log_odds(strength)).astype(np.float32)
+        return sigmoid(strength.astype(np.float64) + self._prior).astype(np.float32)
 
-    def _normal_records(self) -> tuple[Floats, Doubles, Floats, Doubles]:
-        """Vectors and signals of normal records: those to learn from, and those kept from index and model."""
+    def _normal_records(self) -> tuple[Records, Records]:
+        """Normal records: those to learn from, and those kept from index and model."""
         if self.baseline is not None:
-            prepared = self._prepared(self.baseline.vectors)
+            x = self._prepared(self.baseline.vectors)
             scaled = self._scaled(self.baseline.vectors, self.baseline.signals)
-            return prepared[::2], scaled[::2], prepared[1::2], scaled[1::2]
+            everyone = Records(x, scaled, np.ones(len(x)))
+            return everyone[::2], everyone[1::2]
         reference = self.reference
         known = np.concatenate([reference.exemplars, reference.calibration_vectors[::2]])
-        known = reference.search_space(known[evenly_spaced(len(known), MAX_NORMAL)])
-        held_out = reference.search_space(np.array(reference.calibration_vectors[1::2]))
-        return known, np.zeros((len(known), 0)), held_out, np.zeros((len(held_out), 0))
+        known = known[evenly_spaced(len(known), MAX_USUAL)]
+        usual, held_out = (
+            Records(x, np.zeros((len(x), 0)), np.ones(len(x)))
+            for x in (known, np.array(reference.calibration_vectors[1::2]))
+        )
+        return usual, held_out
 
     def _prepared(self, vectors: npt.ArrayLike, scored: Scored | None = None) -> Floats:
-        """Vectors in the reference's search space, float32 (n, d); tables are clipped later than the reference does."""
+        """Unit length, or standardised and clipped later than the reference does, float32 (n, d)."""
         if self.reference.geometry.unit:
-            return scored.y if scored is not None else self.reference.search_space(self.reference.prepare(vectors))
+            return scored.x if scored is not None else self.reference.prepare(vectors)
         if scored is None:
             self.reference.prepare(vectors)  # refuses what it must
-        x = (np.asarray(vectors, np.float32) - self.reference.centre) / self.reference.scale
-        return self.reference.search_space(np.clip(x, -FARTHEST, FARTHEST, out=x))
+        with np.errstate(over="ignore"):
+            x = (np.asarray(vectors, np.float32) - self.reference.centre) / self.reference.scale
+        return np.asarray(np.clip(x, -FARTHEST, FARTHEST, out=x), np.float32)
 
     def _scaled(self, vectors: Floats, signals: Floats | None) -> Doubles:
         """Signals as the model sees them, float64 (n, s)."""
@@ -358,227 +377,78 @@ class FraudScorer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Records:
-    """Vectors in the search space, float32 (n, d), signals as the model sees them, float64 (n, s), weights (n,)."""
+class _Learned:
+    """What is known from labels: a model of the cases, and, where something was cleared, one that knows that too."""
 
-    vectors: Floats
-    signals: Doubles
-    weights: Doubles
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def __getitem__(self, rows: Int64s | Bools) -> _Records:
-        return _Records(self.vectors[rows], self.signals[rows], self.weights[rows])
-
-    def __add__(self, other: _Records) -> _Records:
-        return _Records(
-            np.concatenate([self.vectors, other.vectors]),
-            np.concatenate([self.signals, other.signals]),
-            np.concatenate([self.weights, other.weights]),
-        )
-
-
-class _Normal:
-    """Normal traffic and cleared records: distances to them, and the negatives that train the model."""
-
-    def __init__(self, usual: _Records, cleared: _Records, cleared_rows: Int64s) -> None:
-        self.index = NearestIndex(usual.vectors)
-        self.cleared = NearestIndex(cleared.vectors) if len(cleared) else None
-        self.cleared_rows = cleared_rows
-        chosen = evenly_spaced(len(usual), MAX_NEGATIVES)
-        own = leave_one_out(self.index, chosen, NEIGHBOURS)[0].mean(axis=1)
-        self.negatives = usual[chosen]
-        distance = self._with_cleared(own, self.negatives.vectors)
-        self.n_cleared = 0
-        if self.cleared is not None:
-            chosen = evenly_spaced(len(cleared), MAX_NEGATIVES)
-            self.negatives = self.negatives + cleared[chosen]  # the cleared ones come last
-            distance = np.concatenate([distance, self._cleared_distance(self.cleared, chosen)])
-            self.n_cleared = len(chosen)
-        self.negative_distance: Doubles = distance.astype(np.float64)
-        # The scale of "near": half a typical distance between normal records, so that a copy of a case has a finite
-        # contrast.
-        typical = float(np.median(own))
-        self.near = 0.5 * (typical if typical > 0 else 1.0)
-        self.length = float(np.sqrt(squared_lengths(self.index.vectors).mean(dtype=np.float64))) or 1.0
-
-    def distance(self, prepared: Floats) -> Floats:
-        """Mean distance to up to 5 normal records, or to up to 5 cleared ones if those are nearer."""
-        return self._with_cleared(_mean_distance(self.index, prepared), prepared)
-
-    def _with_cleared(self, distance: Floats, prepared: Floats) -> Floats:
-        if self.cleared is None:
-            return distance
-        return np.asarray(np.minimum(distance, _mean_distance(self.cleared, prepared)), np.float32)
-
-    def _cleared_distance(self, cleared: NearestIndex, chosen: Int64s) -> Floats:
-        """Of some cleared records: each against normal traffic and the other cleared ones, float32 (m,)."""
-        distance = _mean_distance(self.index, cleared.vectors[chosen])
-        if len(cleared) == 1:
-            return distance
-        others = leave_one_out(cleared, chosen, min(NEIGHBOURS, len(cleared) - 1))[0].mean(axis=1)
-        return np.asarray(np.minimum(distance, others), np.float32)
-
-    def weights(self, kept: Bools, cases: float) -> Doubles:
-        """Weights of the kept negatives, adding up to 1/2; a cleared record weighs as much as a case, if that fits."""
-        is_cleared = np.arange(len(self.negatives)) >= len(self.negatives) - self.n_cleared
-        counts = self.negatives.weights
-        of_cleared, of_normal = float(counts[is_cleared & kept].sum()), float(counts[~is_cleared & kept].sum())
-        mass = 0.5 * min(0.5, of_cleared / (of_cleared + cases))
-        weights = counts * np.where(is_cleared, mass / (of_cleared or 1.0), (0.5 - mass) / (of_normal or 1.0))
-        return np.asarray(weights[kept], np.float64)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sides:
-    """A fitted pair of contrast and model; `strength` is their standardised sum."""
-
-    normal: _Normal
+    normal: NormalSide
+    model: FraudModel
+    curve: Curve
+    marked: tuple[FraudModel, Curve] | None
     fraud: NearestIndex
-    counts: Doubles  # weights of the cases
-    rows: Int64s  # of the cases, in the caller's vectors
-    weights: Doubles | None  # (d + s,) of the model
-    start: Doubles | None  # (d + s + 1,), where a fit on almost the same records begins
-    contrast_scale: tuple[float, float]  # mean and standard deviation on normal records
-    model_scale: tuple[float, float]
+    case_rows: Int64s  # of the cases, in the caller's vectors
+    mark_rows: Int64s
 
     @classmethod
     def fit(
-        cls,
-        normal: _Normal,
-        cases: _Records,
-        rows: Int64s,
-        *,
-        kept: Bools | None = None,
-        with_model: bool | None = None,
-        start: Doubles | None = None,
-    ) -> _Sides:
-        """Fit on the cases and on those of the negatives that are ``kept`` (all, if None)."""
-        kept = np.ones(len(normal.negatives), bool) if kept is None else kept
-        negatives, fraud = normal.negatives[kept], NearestIndex(cases.vectors)
-        towards_fraud = _towards_fraud(fraud, cases.weights, negatives.vectors, normal.near)
-        contrast = _contrast(normal.negative_distance[kept], towards_fraud, normal.near)
-        weights, model_scale = None, (0.0, 1.0)
-        if len(cases) >= MODEL_FROM if with_model is None else with_model:
-            everyone = negatives + cases
-            features = np.column_stack([everyone.vectors.astype(np.float64) / normal.length, everyone.signals])
-            targets = np.concatenate([np.zeros(len(negatives)), np.ones(len(cases))])
-            total = float(cases.weights.sum())
-            mass = np.concatenate([normal.weights(kept, total), 0.5 * cases.weights / total])
-            start = logistic(features, targets, mass, ridge=RIDGE, start=start)
-            weights = start[:-1].copy()
-            weights[: normal.index.vectors.shape[1]] /= normal.length
-            model_scale = _scale(_linear(negatives.vectors, negatives.signals, weights))
-        return cls(normal, fraud, cases.weights, rows, weights, start, _scale(contrast), model_scale)
+        cls, normal: NormalSide, cases: Records, rows: Int64s, marks: Records, mark_rows: Int64s, *, unit: bool
+    ) -> _Learned:
+        model = FraudModel(normal, cases, unit=unit)
+        curve = fit_curve(model, cases, unit=unit)
+        marked = None
+        if len(marks):
+            with_marks = FraudModel(normal.with_marks(marks), cases, unit=unit, start=model.start)
+            marked = with_marks, fit_curve(with_marks, cases, unit=unit)
+        return cls(normal, model, curve, marked, NearestIndex(cases.vectors), rows, mark_rows)
 
-    def strength(self, prepared: Floats, signals: Doubles, *, to_normal: Doubles | None = None) -> Doubles:
-        """Standardised contrast, plus the standardised model where there is one: float64 (n,)."""
-        if to_normal is None:
-            to_normal = self.normal.distance(prepared).astype(np.float64)
-        towards_fraud = _towards_fraud(self.fraud, self.counts, prepared, self.normal.near)
-        contrast = _contrast(to_normal, towards_fraud, self.normal.near)
-        total = (contrast - self.contrast_scale[0]) / self.contrast_scale[1]
-        if self.weights is not None:
-            total = total + (_linear(prepared, signals, self.weights) - self.model_scale[0]) / self.model_scale[1]
-        return total
+    def log_odds(self, x: Floats, signals: Doubles) -> Doubles:
+        """In full, float64 (n,)."""
+        to_normal = self.normal.distance(x)
+        odds = self.curve.log_odds(self.model.strengths(x, signals, to_normal=to_normal))
+        if self.marked is None:
+            return odds
+        model, curve = self.marked
+        to_marks = model.normal.nearer(to_normal, x)
+        instead = curve.log_odds(model.strengths(x, signals, to_normal=to_marks))
+        _, nearest = self.model.cases.towards(x)
+        most = MOST_TAKEN * nearest.astype(np.float64) / (nearest + self.normal.typical)
+        return np.clip(instead, odds - most, odds)
 
-    def parts(self, prepared: Floats, signals: Doubles) -> tuple[tuple[str, ...], Doubles, Int64s]:
-        """Names of the terms of `strength`, their values float64 (n, m), and the mark that took most away."""
-        to_usual = _mean_distance(self.normal.index, prepared).astype(np.float64)
-        to_normal = self.normal.distance(prepared).astype(np.float64)
-        towards_fraud = _towards_fraud(self.fraud, self.counts, prepared, self.normal.near)
-        without = _contrast(to_usual, towards_fraud, self.normal.near)
-        contrast = (without - self.contrast_scale[0]) / self.contrast_scale[1]
-        taken = (_contrast(to_normal, towards_fraud, self.normal.near) - without) / self.contrast_scale[1]
-        columns = [contrast]
-        dimension = prepared.shape[1]
-        if self.weights is not None:
-            vector = _linear(prepared, signals[:, :0], self.weights[:dimension])
-            columns.append((vector - self.model_scale[0]) / self.model_scale[1])
-            columns += list((signals * self.weights[dimension:] / self.model_scale[1]).T)
-        else:
-            columns += [np.zeros(len(prepared))] * (1 + signals.shape[1])
-        rows = np.full(len(prepared), -1, np.int64)
-        if self.normal.cleared is not None:
-            nearest = self.normal.cleared.search(prepared, 1)[1][:, 0]
-            rows = np.where(taken < 0, self.normal.cleared_rows[nearest], -1)
-        return ("contrast", "model", "signals", "cleared"), np.column_stack([*columns, taken]), rows
+    def gated_log_odds(self, x: Floats, signals: Doubles, to_prototypes: Floats) -> Doubles:
+        """In full for the records whose quick score says that it can matter, quick for the others."""
+        odds = self.curve.log_odds(self.model.quick(x, signals, to_prototypes))
+        rows = np.flatnonzero(odds > self.curve.gate)
+        if len(rows):
+            odds[rows] = np.maximum(self.log_odds(x[rows], signals[rows]), self.curve.gate)
+        return odds
+
+    def quick_or_full(self, x: Floats, signals: Doubles, to_prototypes: Floats | None) -> Doubles:
+        """As if nothing had been cleared."""
+        bare = replace(self, marked=None)
+        return bare.log_odds(x, signals) if to_prototypes is None else bare.gated_log_odds(x, signals, to_prototypes)
+
+    def terms(self, x: Floats, signals: Doubles) -> tuple[Doubles, float, Doubles]:
+        """Contrast, terms of the linear model and the trees in log odds, float64 (n, m), their offset and their sum."""
+        strengths, weights = self.model.strengths(x, signals), self.curve.weights
+        linear = LINEAR_SHARE * self.model.linear_terms(x, signals)
+        terms = weights[0] * np.column_stack([strengths.contrast, linear])
+        offset = self.curve.offset
+        if len(weights) == 2:
+            terms = np.column_stack([terms, weights[1] * (strengths.trees - self.model.usual_trees)])
+            offset += float(weights[1]) * self.model.usual_trees
+        return terms, offset, offset + terms.sum(axis=1)
+
+    def nearest_mark(self, x: Floats) -> Int64s:
+        """Row of the nearest of what was cleared, int64 (n,); -1 where nothing was."""
+        if self.marked is None:
+            return np.full(len(x), -1, np.int64)
+        side = self.marked[0].normal
+        kept = self.mark_rows[evenly_spaced(len(self.mark_rows), len(side.marks))][side.near_marks]
+        return np.asarray(kept[side.nearest_mark(x)], np.int64)
 
 
-def _calibrate(normal: _Normal, cases: _Records, start: Doubles | None) -> tuple[float, float]:
-    """Slope and offset that turn strengths into log odds at equal classes, learned from records left out of the fit."""
-    if len(cases) == 1:
-        return 1.0, -3.0  # nothing can be left out; even odds at three standard deviations above normal
-    folds = min(FOLDS, len(cases))
-    case_fold, negative_fold = np.arange(len(cases)) % folds, np.arange(len(normal.negatives)) % folds
-    strengths, targets, counts = [], [], []
-    for fold in range(folds):
-        out, out_negative = case_fold == fold, negative_fold == fold
-        sides = _Sides.fit(
-            normal,
-            cases[~out],
-            np.flatnonzero(~out),
-            kept=~out_negative,
-            with_model=len(cases) >= MODEL_FROM,
-            start=start,
-        )
-        left_out, negatives = cases[out], normal.negatives[out_negative]
-        strengths += [
-            sides.strength(left_out.vectors, left_out.signals),
-            sides.strength(negatives.vectors, negatives.signals, to_normal=normal.negative_distance[out_negative]),
-        ]
-        targets += [np.ones(len(left_out)), np.zeros(len(negatives))]
-        counts += [left_out.weights, negatives.weights]
-    strength, target, count = np.concatenate(strengths), np.concatenate(targets), np.concatenate(counts)
-    positive, negative = float(count[target == 1].sum()), float(count[target == 0].sum())
-    soft = np.where(target == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))  # Platt's targets
-    mass = count * np.where(target == 1, 0.5 / positive, 0.5 / negative)
-    slope, offset = logistic(strength[:, None], soft, mass, ridge=1e-4)
-    return max(float(slope), 1e-3), float(offset)
-
-
-def _contrast(to_normal: npt.NDArray[np.floating], towards_fraud: Doubles, near: float) -> Doubles:
-    return np.asarray(np.log(to_normal + near) - towards_fraud, np.float64)
-
-
-def _towards_fraud(fraud: NearestIndex, counts: Doubles, prepared: Floats, near: float) -> Doubles:
-    """log(f + near) - log(w), float64 (n,): f is the mean distance to up to 5 cases, and w what they count, the nearer
-    ones more. Near a case that counts half, a record must lie half as far to score the same."""
-    distances, found = fraud.search(prepared, min(NEIGHBOURS, len(fraud)))
-    closeness = 1.0 / (distances.astype(np.float64) + near)
-    count = (closeness * np.minimum(counts, 1.0)[found]).sum(axis=1) / closeness.sum(axis=1)
-    return np.asarray(np.log(distances.mean(axis=1) + near) - np.log(count), np.float64)
-
-
-def _linear(prepared: Floats, signals: Doubles, weights: Doubles) -> Doubles:
-    total = stable_product(prepared, weights[: prepared.shape[1], None].astype(np.float32))[:, 0].astype(np.float64)
-    for column, weight in enumerate(weights[prepared.shape[1] :]):  # in this order for every batch
-        total += signals[:, column] * weight
-    return total
-
-
-def _mean_distance(index: NearestIndex, prepared: Floats) -> Floats:
-    return np.asarray(index.search(prepared, min(NEIGHBOURS, len(index)))[0].mean(axis=1), np.float32)
-
-
-def _rounded(strength: Doubles) -> Floats:
+def _rounded(odds: Doubles) -> Floats:
     """Multiples of 1e-5: what lies below is rounding."""
-    return (np.rint(strength * 1e5) * 1e-5).astype(np.float32)
-
-
-def _scale(values: npt.NDArray[np.floating]) -> tuple[float, float]:
-    spread = float(values.std(dtype=np.float64))
-    return float(values.mean(dtype=np.float64)), spread if spread > 0 else 1.0
-
-
-def _spread(cases: int) -> float:
-    """Standard deviation of log odds learned from so many cases."""
-    return float(np.sqrt(4.0 / cases))
-
-
-def _no_case() -> InvalidInput:
-    return InvalidInput("no confirmed fraud is known yet.", hint="Call fit() with at least one label 1.")
+    return (np.rint(odds * 1e5) * 1e-5).astype(np.float32)
 
 
 def _distinct(cases: Floats, *, angular: bool) -> Int64s:

@@ -28,6 +28,9 @@ class Ranks:
         excesses = min(max(int(_TAIL * n), 1), _MOST, n - 1)
         largest = self.scores[n - excesses - 1 :].astype(np.float64)
         mean_excess = float((largest[1:] - largest[0]).mean()) if excesses else 0.0
+        levels = np.unique(self.scores)
+        self._levels = levels.astype(np.float64)
+        self._surprises = -np.log10(conformal.p_values(levels, self.scores))
         self._mean_excess = mean_excess if mean_excess > 0 else float(np.abs(largest[-1])) or 1.0
 
     def p_values(self, scores: Floats, *, uniforms: Doubles | None = None) -> Doubles:
@@ -39,9 +42,10 @@ class Ranks:
     def surprise(self, scores: Floats) -> Floats:
         """-log10 of the p-value, float32 (n,), a multiple of 1e-4, never falling as the score rises.
 
-        Beyond the highest normal score an exponential tail continues it, with the mean excess of the highest ones: the
-        limit for all but heavy tails (Pickands 1975).
+        Between the normal scores it is interpolated, so that it ranks as finely as the score does; it is at most
+        -log10 p there. Beyond the highest an exponential tail continues it, with the mean excess of the highest ones:
+        the limit for all but heavy tails (Pickands 1975).
         """
-        finest = -np.log10(conformal.p_values(scores, self.scores))
-        beyond = np.maximum(scores.astype(np.float64) - float(self.scores[-1]), 0.0) / self._mean_excess
-        return np.asarray(np.rint((finest + beyond / np.log(10.0)) * 1e4) * 1e-4, np.float32)
+        inside = np.interp(scores.astype(np.float64), self._levels, self._surprises)
+        beyond = np.maximum(scores.astype(np.float64) - self._levels[-1], 0.0) / self._mean_excess
+        return np.asarray(np.rint((inside + beyond / np.log(10.0)) * 1e4) * 1e-4, np.float32)

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from detectors import fraud
 from detectors.errors import InvalidInput, InvalidReference
-from detectors.fraud import FraudScorer
+from detectors.fraud import MOST_TAKEN, FraudScorer
 from detectors.fraud_baseline import FraudBaseline, Signal
+from detectors.fraud_model import training_mass
 from detectors.logistic import logistic
 from detectors.outlier import OutlierScorer
 from detectors.reference import ANGULAR, STANDARD, Geometry, Reference
@@ -114,19 +114,13 @@ def test_cleared_records_lower_the_score_of_their_like(table: Reference) -> None
 
 @pytest.mark.parametrize(("cleared", "cases", "of_cleared"), [(0, 10, 0.0), (2, 8, 0.1), (500, 8, 0.25)])
 def test_cleared_records_weigh_as_cases_do_up_to_half_of_the_normal_class(
-    table: Reference, cleared: int, cases: int, of_cleared: float
+    cleared: int, cases: int, of_cleared: float
 ) -> None:
-    usual, marked = (
-        fraud._Records(vectors, np.zeros((len(vectors), 0)), np.ones(len(vectors)))
-        for vectors in (table.calibration_vectors, fraud_ring(cleared, 2))
-    )
-    normal = fraud._Normal(usual, marked, np.arange(cleared))
-    everyone = np.ones(len(normal.negatives), bool)
+    mass = training_mass(np.ones(1000), np.ones(cleared), np.ones(cases))
 
-    weights = normal.weights(everyone, cases)
-
-    assert weights.sum() == pytest.approx(0.5)
-    assert weights[len(weights) - cleared :].sum() == pytest.approx(of_cleared)
+    assert mass.sum() == pytest.approx(1.0)
+    assert mass[1000 : 1000 + cleared].sum() == pytest.approx(of_cleared)
+    assert mass[1000 + cleared :].sum() == pytest.approx(0.5)
 
 
 def test_copies_of_a_case_count_once(angular: Reference, table: Reference) -> None:
@@ -399,3 +393,101 @@ def test_a_case_of_little_weight_counts_less(table: Reference) -> None:
     sure, unsure = (FraudScorer(table).fit(cases, np.ones(3), weights=[1.0, 1.0, last]) for last in (1.0, 0.1))
 
     assert unsure.score(cases[2:])[0] < sure.score(cases[2:])[0]
+
+
+@pytest.mark.parametrize("cases", [1, 12, 250])
+@pytest.mark.parametrize("dimension", [2, 8, 80])
+def test_what_is_said_of_a_record_does_not_depend_on_the_others(cases: int, dimension: int) -> None:
+    reference = Reference.build(normal_traffic(800, 0, dimension), geometry=Geometry(unit=dimension > 2, whitening=0.5))
+    baseline = FraudBaseline(normal_traffic(2000, 7, dimension), signals_of(2000, 8), COLUMNS)
+    vectors = np.concatenate([fraud_ring(cases, 1, dimension), normal_traffic(30, 5, dimension)])
+    labels = np.repeat([1, 0], [cases, 30])
+    scorer = FraudScorer(reference, baseline=baseline).fit(vectors, labels, signals=signals_of(cases + 30, 2))
+    queries, signals = normal_traffic(150, 3, dimension), signals_of(150, 4)
+    uniforms = np.random.default_rng(5).uniform(size=150)
+
+    whole = scorer.assess(queries, signals=signals, uniforms=uniforms)
+    known = scorer.assess(queries, signals=signals, uniforms=uniforms, scored=reference.score(queries))
+    parts = [
+        scorer.assess(queries[rows], signals=signals[rows], uniforms=uniforms[rows])
+        for rows in np.split(np.arange(150), [1, 2, 70])
+    ]
+
+    for name in ("probability", "p_value", "surprise"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+        np.testing.assert_array_equal(getattr(known, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("dimension", [8, 80])
+@pytest.mark.parametrize("marks", [50, 1000])
+def test_wrong_marks_beside_a_case_cannot_hide_a_copy_of_it(dimension: int, marks: int) -> None:
+    reference = Reference.build(normal_traffic(1500, 0, dimension), geometry=STANDARD)
+    cases = fraud_ring(12, 1, dimension)
+    cases[:, :3] += 1.0
+    beside = cases[:1] + np.float32(0.01) * normal_traffic(marks, 2, dimension)
+    labels = np.repeat([1, 0], [12, marks])
+
+    before = FraudScorer(reference).fit(cases, np.ones(12)).assess(cases)
+    after = FraudScorer(reference).fit(np.concatenate([cases, beside]), labels).assess(cases)
+
+    assert before.p_value[0] < 0.01
+    assert (after.p_value <= before.p_value).all()
+    np.testing.assert_array_equal(after.probability, before.probability)
+
+
+def test_marks_take_at_most_what_is_stated(table: Reference) -> None:
+    cases, marks = fraud_ring(30, 1), fraud_ring(500, 2)
+    vectors, labels = np.concatenate([cases, marks]), np.repeat([1, 0], [30, 500])
+    queries = fraud_ring(200, 3)
+
+    without = FraudScorer(table).fit(cases, np.ones(30)).score(queries).astype(np.float64)
+    scorer = FraudScorer(table).fit(vectors, labels)
+    found = scorer.score(queries).astype(np.float64)
+
+    fall = np.log(without / (1 - without)) - np.log(found / (1 - found))
+    assert (fall > -1e-3).all()
+    assert 0.5 < fall.max() <= MOST_TAKEN + 1e-3
+    np.testing.assert_allclose(-scorer.contributions(queries).values[:, -1], fall, atol=1e-2)
+
+
+def test_trees_join_from_many_cases_on_and_find_what_lines_do_not(table: Reference) -> None:
+    random = np.random.default_rng(1)
+    cases, queries = normal_traffic(300, 1), normal_traffic(300, 2)
+    for vectors in (cases, queries):  # on both sides of normal, in one column: no line tells them
+        vectors[:, 0] = random.choice([-3.0, 3.0], size=len(vectors))
+    few, many = (FraudScorer(table).fit(cases[:n], np.ones(n)) for n in (199, 300))
+
+    usual = normal_traffic(2000, 4)
+    assert "trees" in many.contributions(queries[:1]).names
+    assert "trees" not in few.contributions(queries[:1]).names
+    assert np.median(many.score(queries)) > 20 * np.median(many.score(usual))
+
+
+@pytest.mark.parametrize("dimension", [2, 8, 80])
+def test_odd_labels_are_learned_from_without_harm(dimension: int) -> None:
+    reference = Reference.build(normal_traffic(500, 0, dimension), geometry=STANDARD)
+    normal = normal_traffic(20, 1, dimension)
+    zeros = np.zeros((3, dimension), np.float32)
+    for vectors, labels in (
+        (normal, np.ones(20)),  # fraud that looks like normal records
+        (reference.exemplars[:20].copy(), np.ones(20)),
+        (normal, np.zeros(20)),
+        (zeros, np.ones(3)),
+        (np.concatenate([normal, normal]), np.repeat([1, 0], 20)),  # each both fraud and cleared
+    ):
+        found = FraudScorer(reference).fit(vectors, labels).assess(normal_traffic(100, 2, dimension))
+        assert np.isfinite(found.probability).all()
+        assert ((found.p_value > 0) & (found.p_value <= 1)).all()
+        assert np.isfinite(found.surprise).all()
+
+
+def test_the_interval_holds_the_probability_and_narrows_with_labels(table: Reference) -> None:
+    queries = fraud_ring(50, 3)
+    widths = []
+    for cases in (1, 10, 150):
+        scorer = FraudScorer(table).fit(fraud_ring(cases, 1), np.ones(cases))
+        low, high = scorer.interval(queries).T
+        score = scorer.score(queries)
+        assert ((low <= score + 1e-6) & (score <= high + 1e-6)).all()
+        widths.append(float(np.median(np.log(high / (1 - high)) - np.log(low / (1 - low)))))
+    assert widths[0] > widths[1] > widths[2]
