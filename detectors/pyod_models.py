@@ -144,9 +144,9 @@ def _known(name: object) -> object:
         return name
     plain = name.lower().strip()
     if plain in REFUSED:
-        raise ValueError(f"PyOD's {name} is not offered: {REFUSED[plain]}. Choose one of {', '.join(_OFFERED)}")
+        raise ValueError(f"{name} is not offered: {REFUSED[plain]}. Choose one of {', '.join(_OFFERED)}")
     if plain.startswith(("ts_", "pyg_")):
-        raise ValueError(f"PyOD's {name} is not offered: {_OTHER_DATA}. Choose one of {', '.join(_OFFERED)}")
+        raise ValueError(f"{name} is not offered: {_OTHER_DATA}. Choose one of {', '.join(_OFFERED)}")
     near = difflib.get_close_matches(plain, [*_OFFERED, *REFUSED], n=1, cutoff=0.5)
     meant = f" Did you mean {near[0]}?" if near else ""
     raise ValueError(f"there is no PyOD model {name!r}.{meant} Expected one of {', '.join(_OFFERED)}")

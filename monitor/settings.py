@@ -23,6 +23,7 @@ from connectors.kafka import KafkaSettings
 from connectors.kafka_scores import KafkaScoresSettings
 from detectors.errors import InvalidSettings
 from detectors.feedback import OpinionName
+from detectors.pyod_models import PyODSettings
 from monitor.decode import RecordSettings
 from monitor.embedders import EmbedderSettings
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
@@ -638,7 +639,7 @@ def _known_keys() -> set[tuple[str, ...]]:
 def kinds() -> Iterator[tuple[str, str, str]]:
     """Every (group, kind, description) that settings can name; the registries are the unions themselves."""
     groups = ("embedders", EmbedderSettings), ("sources", SourceSettings), ("sinks", SinkSettings)
-    for group, union in (*groups, ("scores", ScoresSettings)):
+    for group, union in (*groups, ("scores", ScoresSettings), ("scorers", PyODSettings)):
         for model in sorted(_models_below_union(union), key=lambda model: str(model.model_fields["kind"].default)):
             yield group, str(model.model_fields["kind"].default), _first_line(model)
 

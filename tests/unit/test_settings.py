@@ -89,7 +89,7 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
 
 def test_every_kind_has_a_line_of_description() -> None:
     found = list(kinds())
-    assert {group for group, _, _ in found} == {"embedders", "sources", "sinks", "scores"}
+    assert {group for group, _, _ in found} == {"embedders", "sources", "sinks", "scores", "scorers"}
     for group, kind, description in found:
         assert len(description) > 20, f"{group} {kind}"
 
