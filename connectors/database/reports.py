@@ -168,7 +168,7 @@ class Reports:
         table, kept = schema.partitions, schema.kept
         sums = [func.coalesce(func.sum(table.c[name]), 0) for name in ("records", "dead", "late")]
         stored = select(func.count()).select_from(kept).where(kept.c.model == model)
-        flagged = stored.where(kept.c.flagged == true())
+        flagged = stored.where(kept.c.flagged == true(), kept.c.reason == "outlier")
         query = select(*sums, stored.scalar_subquery(), flagged.scalar_subquery()).where(table.c.model == model)
         with self._database.reading() as connection:
             return Totals(*(int(value) for value in connection.execute(query).one()))

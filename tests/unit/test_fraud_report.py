@@ -317,6 +317,12 @@ def test_the_report_shows_it_all_and_lets_no_text_act(settings: Settings, store:
     assert page.count("<script>") == 1
 
 
+def test_alerts_of_fraud_are_no_outliers_in_the_counts(settings: Settings, store: Store) -> None:
+    filled(store, [kept(1, day=0, hit=True)])
+
+    assert (store.totals("cards").kept, store.totals("cards").flagged) == (1, 0)
+
+
 def test_the_report_of_a_model_without_fraud_scores_says_nothing_of_them(settings: Settings, store: Store) -> None:
     filled(store, [])
     plain = settings.model_copy(
