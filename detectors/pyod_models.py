@@ -315,7 +315,7 @@ class PyODScorer:
             f"{fitted.n_bytes / 1e6:.1f} MB, scores {rate} records/ms"
         )
         if self.slow:
-            words += "; this is slow: expect to need more workers, or choose iforest, hbos, pca or gmm"
+            words += "; slow: one core falls behind 20,000 records/s, more workers or gmm or sampling may be needed"
         return words
 
     # ---- on disk ----------------------------------------------------------------------------------------------------
