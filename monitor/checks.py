@@ -29,6 +29,7 @@ from monitor.budget import (
 )
 from monitor.collect import check_block_length
 from monitor.decode import Decoder
+from monitor.entities import scattered_text
 from monitor.folding import alarmed_segments
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
@@ -155,6 +156,8 @@ def diagnose(settings: Settings) -> list[Finding]:
                 for space in model.spaces
             ]
             findings.append(_dead_letters(store, name, model))
+            if model.fraud is not None and (model.fraud.entity or model.fraud.relation):
+                findings.append(Finding(f"model {name}, entities", *scattered_text(store, name)))
             findings += gap_findings(store, name, wall_clock_ms())
         findings.append(_look("alarm budget", partial(_budget, settings, store)))
         findings.append(_look("alarms so far", partial(_so_far, settings, store)))

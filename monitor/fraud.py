@@ -33,6 +33,7 @@ from detectors.fraud import FraudScores
 from detectors.reference import Scored
 from detectors.relations import RelationStates
 from monitor import remembered, signals
+from monitor.entities import ScatterWatch
 from monitor.event import EventBatch
 from monitor.flood import Floods
 from monitor.fraud_build import FraudParts
@@ -221,6 +222,7 @@ class FraudStage:
         self.space = space
         self.parts = parts
         self._model = model
+        self._scatter = ScatterWatch(model)
         self._settings = settings
         self._versions = versions
         self._stored = stored
@@ -333,6 +335,7 @@ class FraudStage:
             rows.floods.extend(replace(row, blob=version + row.blob) for row in floods)
             if place.pieces:
                 rows.remembered.append(self._remembered(partition, first_offset, place.pieces))
+        self._scatter.look(rows.entities)
         return rows
 
     def written(self) -> None:
