@@ -146,6 +146,15 @@ class Metrics:
             "Records on time whose fraud score has a p-value of at most fraud.alpha.",
             "model",
         )
+        self.fraud_alerts = counter(
+            "driftd_fraud_alerts_total", "records", "Fraud candidates that were put before people.", "model"
+        )
+        self.fraud_unlisted = counter(
+            "driftd_fraud_unlisted_total",
+            "records",
+            "Fraud hits that were not, because there were as many alerts as fraud.alerts.most allows.",
+            "model",
+        )
         self.label_version = gauge(
             "driftd_label_version_in_force",
             "labels",

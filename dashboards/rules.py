@@ -160,6 +160,35 @@ RULES: tuple[Rule, ...] = (
         panel=("driftd-outliers", "Strange records against the expected share"),
     ),
     Rule(
+        name="FraudWave",
+        query=_open("fraud_wave", "page"),
+        above=0,
+        hold_s=0,
+        severity="critical",
+        about="model",
+        summary="{{ $labels.model }}: many more records than usual look like fraud",
+        description=(
+            "More records look like fraud than the calibration explains and than this stream has had, and chance does "
+            "not explain it. The hits in groups, and the confirmed cases they resemble: driftd incidents, then driftd "
+            "explain ID."
+        ),
+        panel=("driftd-fraud", "Evidence of a wave"),
+    ),
+    Rule(
+        name="FraudWaveWarning",
+        query=f"{_open('fraud_wave', 'warn')}\nunless on (job, model) {_open('fraud_wave', 'page')} > 0",
+        above=0,
+        hold_s=0,
+        severity="warning",
+        about="model",
+        summary="{{ $labels.model }}: more records than usual look like fraud",
+        description=(
+            "More records look like fraud than the calibration explains and than this stream has had. Look at them by "
+            "day: driftd incidents, then driftd explain ID."
+        ),
+        panel=("driftd-fraud", "Evidence of a wave"),
+    ),
+    Rule(
         name="ModelStale",
         query=_query(
             f"""
@@ -312,6 +341,80 @@ RULES: tuple[Rule, ...] = (
             "number of partitions: driftd run --workers N."
         ),
         panel=("driftd-pipeline", "Age of the last record read"),
+    ),
+    Rule(
+        name="FraudFitFailing",
+        query=_grown("driftd_fraud_fit_failures_total", "job, model"),
+        above=10,
+        hold_s=600,
+        severity="warning",
+        about="driftd",
+        summary="{{ $labels.model }}: new labels do not count, because the fraud scorer cannot be fitted",
+        description=(
+            "{{ $value | humanize }} attempts failed within an hour; records are scored with the labels from before. "
+            "Why: the log."
+        ),
+        panel=("driftd-fraud", "Labels that count, and those that wait"),
+    ),
+    Rule(
+        name="LabelsBehind",
+        query=_query(
+            """
+            max by (job, model) (driftd_label_version)
+            - on (job, model) min by (job, model) (driftd_label_version_in_force)
+            """
+        ),
+        above=0,
+        hold_s=600,
+        severity="warning",
+        about="driftd",
+        summary="{{ $labels.model }}: {{ $value | humanize }} labels have not counted for ten minutes in some worker",
+        description=(
+            "A worker scores records with older labels than there are. Its log says why it does not fit the scorer "
+            "anew; it may hang."
+        ),
+        panel=("driftd-fraud", "Labels that count, and those that wait"),
+    ),
+    Rule(
+        name="LabelsUnmatched",
+        query=_query(
+            """
+            max by (job, model) (driftd_labels_unmatched)
+            - on (job, model) max by (job, model) (driftd_labels_unmatched offset 1d)
+            """
+        ),
+        above=10,
+        hold_s=0,
+        severity="warning",
+        about="driftd",
+        summary="{{ $labels.model }}: {{ $value | humanize }} labels of a day name records that nobody remembers",
+        description=(
+            "They count for nothing. Do their ids fit record.id? Records older than retention.remembered_days need "
+            "labels that bring their record along. driftd fraud counts them."
+        ),
+        panel=("driftd-fraud", "Labels that count, and those that wait"),
+    ),
+    Rule(
+        name="LabelsSilent",
+        query=_query(
+            """
+            (max by (job, model) (driftd_label_version offset 7d) > bool 20)
+            * on (job, model) (
+              max by (job, model) (driftd_label_version)
+              == bool on (job, model) max by (job, model) (driftd_label_version offset 7d)
+            )
+            """
+        ),
+        above=0,
+        hold_s=3600,
+        severity="warning",
+        about="model",
+        summary="{{ $labels.model }}: no label has come for a week",
+        description=(
+            "Alerts go unanswered, or the case-management tool no longer says what came of them. Fraud changes: a "
+            "score without new labels grows old. What waits for an answer: the dashboard of fraud."
+        ),
+        panel=("driftd-fraud", "Labels by source"),
     ),
     Rule(
         name="DeadLettersHigh",

@@ -34,6 +34,7 @@ from monitor.child import Parent
 from monitor.dead_letters import DeadLetterPublisher
 from monitor.folding import Outcome
 from monitor.fraud_learner import Learner
+from monitor.fraud_settings import FRAUD_SPACE
 from monitor.health import Health
 from monitor.incident_list import alerted, mute_of
 from monitor.label_requests import LabelRequests
@@ -424,7 +425,12 @@ class Daemon:
         metrics.closed_late.labels(name).inc(folded.late)
         metrics.stalled.labels(name).set(len(folded.stalled))
         for space, count in folded.flagged.items():
-            metrics.outliers.labels(name, space).inc(count)
+            if space == FRAUD_SPACE and worker.model.fraud is not None:
+                metrics.fraud_alerts.labels(name).inc(count)
+            else:
+                metrics.outliers.labels(name, space).inc(count)
+        if folded.unlisted:
+            metrics.fraud_unlisted.labels(name).inc(folded.unlisted)
         if folded.next_block is not None:
             metrics.folded(
                 name,

@@ -52,7 +52,7 @@ from monitor.evidence import (
     fraud_wave_evidence,
     rate_evidence,
 )
-from monitor.fraud_alerts import FraudAlerts, FraudReading
+from monitor.fraud_alerts import STATE, FraudAlerts, FraudReading
 from monitor.fraud_build import FraudParts
 from monitor.fraud_settings import FRAUD_SPACE
 from monitor.fraud_waves import hits_of
@@ -404,7 +404,7 @@ class Folder:
             self._fraud.rule,
             version=self._fraud.parts.version,
             block_ms=self._block_ms,
-            stored=stored.get((FRAUD_SPACE, EVERYTHING)),
+            stored=stored.get(STATE),
             first_block=first_block,
         )
 

@@ -43,6 +43,7 @@ ReadHits = Callable[[float, int], Sequence[FraudHit]]
 MEMORY_PERIODS = 7  # with days, a week: each day of it counts as much
 MOST_READ = 20_000  # hits of one block that are looked at, the most surprising
 SLOTS = 256  # parts of a period that remember how many alerts there were
+STATE = ("", FRAUD_SPACE)  # space and segment of the stored state: of everything, like counts of records
 WHOLE = ""  # the pool of alerts that all records compete for
 
 _EDGES = np.arange(SURPRISE_BINS) * SURPRISE_STEP
@@ -204,7 +205,7 @@ class FraudAlerts:
     def row(self) -> FoldState:
         """The state, to be stored."""
         self._state.rate = self._rate.to_bytes()
-        return FoldState(FRAUD_SPACE, "", self._version, msgspec.msgpack.encode(self._state))
+        return FoldState(*STATE, self._version, msgspec.msgpack.encode(self._state))
 
     def _level(self, name: str, counts: FraudCounts, end_ms: int) -> float:
         """The smallest surprise that is reached at most so often in a usual period as there may be alerts."""

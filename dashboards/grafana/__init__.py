@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dashboards.grafana.dashboard import Dashboard as Dashboard
 from dashboards.grafana.drift import DRIFT
+from dashboards.grafana.fraud import FRAUD
 from dashboards.grafana.outliers import OUTLIERS
 from dashboards.grafana.overview import OVERVIEW
 from dashboards.grafana.pipeline import PIPELINE
@@ -15,4 +16,4 @@ from dashboards.grafana.stale import STALE
 
 def all_dashboards() -> tuple[Dashboard, ...]:
     """Every dashboard, from the general to the special."""
-    return (OVERVIEW, DRIFT, OUTLIERS, STALE, PIPELINE)
+    return (OVERVIEW, DRIFT, OUTLIERS, STALE, PIPELINE, FRAUD)

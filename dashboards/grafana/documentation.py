@@ -29,7 +29,7 @@ def _sentence(text: str) -> str:
 _HEAD = """\
 # Dashboards
 
-Five dashboards for Grafana 9.2 and later, from the general to the special. They are Python (`dashboards/grafana/`), and
+Six dashboards for Grafana 9.2 and later, from the general to the special. They are Python (`dashboards/grafana/`), and
 `python -m dashboards.grafana` writes them as JSON to `dashboards/json/`, ready for Grafana's import page and for file
 provisioning. How to publish them, and how to give Grafana a role that may only SELECT: [grafana.md](grafana.md).
 

@@ -154,7 +154,8 @@ OPEN_INCIDENTS = Table(
                              AND extract(epoch FROM now()) * 1000 BETWEEN from_ms AND until_ms) AS muted,
                    {next_step()} AS next,
                    CASE kind WHEN 'drift' THEN 'driftd-drift' WHEN 'outlier_rate' THEN 'driftd-outliers'
-                             WHEN 'fraud_wave' THEN 'driftd-outliers'
+                             WHEN 'fraud_wave' THEN 'driftd-fraud' WHEN 'flood' THEN 'driftd-fraud'
+                             WHEN 'fraud_changed' THEN 'driftd-fraud'
                              ELSE 'driftd-pipeline' END AS dashboard
             FROM incidents WHERE ({MODELS} OR model = '{DEPLOYMENT}') AND status = 'open'
             ORDER BY severity, onset_ms DESC LIMIT 200

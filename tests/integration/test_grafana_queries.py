@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import yaml
 
-from connectors.database.rows import Checkpoint, MuteRow
+from connectors.database.rows import Checkpoint, MuteRow, NewLabel
 from connectors.database.store import Store
 from connectors.records import Gap, Partition
 from dashboards.grafana import Dashboard, all_dashboards
@@ -113,6 +113,7 @@ def settings_of(folder: Path, source: dict[str, Any], database: str) -> Path:
                 },
                 "drift": {"idle": "2s", "lateness": "5s"},
                 "outliers": {"sample": 0.02},
+                "fraud": {"review": 0.02, "alpha": 0.01, "alerts": {"most": 50, "every": "2m"}},
             }
         },
         "incidents": {"deploy_grace": 0, "min_duration": 0},
@@ -130,6 +131,7 @@ def told_by_hand(store: Store) -> None:
     """What the demo has none of: records that were lost, and a mute."""
     lost = Gap(Partition("digits-of-old", 0), 0, 1_000, "retention", "The broker deleted them.")
     store.commit(Checkpoint(MODEL, [], gaps=[lost]))
+    store.add_labels(MODEL, [NewLabel("gone", "cleared", 1, "analyst", 1.0, "ann", "by hand")])
     now_ms = int(time.time() * 1000)
     store.add_mute(
         MuteRow("0a1b2c3d", MODEL, "dead_letters", "", "", now_ms, now_ms + 86_400_000, "known", "ann", now_ms)

@@ -68,6 +68,12 @@ POLL = 'driftd_last_poll_timestamp_seconds{model="orders"}'
 WATCHED = 'driftd_model_watched{model="orders"}'
 OUTLIERS = 'driftd_open_incidents{model="orders",kind="outlier_rate",severity="page"}'
 OUTLIERS_WARN = 'driftd_open_incidents{model="orders",kind="outlier_rate",severity="warn"}'
+WAVE = 'driftd_open_incidents{model="orders",kind="fraud_wave",severity="page"}'
+WAVE_WARN = 'driftd_open_incidents{model="orders",kind="fraud_wave",severity="warn"}'
+UNFITTED = 'driftd_fraud_fit_failures_total{model="orders"}'
+LABELS = 'driftd_label_version{model="orders"}'
+IN_FORCE = 'driftd_label_version_in_force{model="orders"}'
+UNMATCHED = 'driftd_labels_unmatched{model="orders"}'
 DEAD_PAGE = 'driftd_open_incidents{model="orders",kind="dead_letters",severity="page"}'
 SOURCE = 'driftd_open_incidents{model="orders",kind="source",severity="page"}'
 REFERENCE = 'driftd_reference_version{model="orders",space="input"}'
@@ -166,6 +172,42 @@ CASES: dict[str, list[Case]] = {
             minute=5,
             fires=[ORDERS],
         ),
+    ],
+    "FraudWave": [
+        Case(what="a page is open", series={WAVE: "1x9"}, minute=5, fires=[ORDERS], value="1"),
+        Case(what="outliers are another matter", series={OUTLIERS: "1x9"}, minute=5),
+        Case(what="a warning is no page", series={WAVE_WARN: "1x9"}, minute=5),
+        Case(what="a restart", series={WAVE: "1x9 _x3 1x9"}, minute=12, fires=[ORDERS]),
+    ],
+    "FraudWaveWarning": [
+        Case(what="a warning is open", series={WAVE_WARN: "1x9"}, minute=5, fires=[ORDERS], value="1"),
+        Case(what="a page says it all", series={WAVE: "1x9", WAVE_WARN: "1x9"}, minute=5),
+        Case(what="nothing is open", series={WAVE_WARN: "0x9"}, minute=5),
+    ],
+    "FraudFitFailing": [
+        Case(what="every attempt fails", series={UNFITTED: "0+1x90"}, minute=80, fires=[ORDERS], value="60"),
+        Case(what="one failed", series={UNFITTED: "0x30 1x60"}, minute=80),
+    ],
+    "LabelsBehind": [
+        Case(
+            what="one of two workers stands still",
+            series={LABELS: "40x30", of(IN_FORCE, worker="0"): "40x30", of(IN_FORCE, worker="1"): "38x30"},
+            minute=15,
+            fires=[ORDERS],
+            value="2",
+        ),
+        Case(what="labels count within a minute", series={LABELS: "0+1x30", IN_FORCE: "0+1x30"}, minute=20),
+        Case(what="for a short while", series={LABELS: "4x30", IN_FORCE: "0x5 4x30"}, minute=12),
+    ],
+    "LabelsUnmatched": [
+        Case(what="ids do not fit", series={UNMATCHED: "0x1440 20x30"}, minute=1445, fires=[ORDERS], value="20"),
+        Case(what="a few old ones", series={UNMATCHED: "5x1440 9x30"}, minute=1445),
+        Case(what="they are old", series={UNMATCHED: "200x1480"}, minute=1460),
+    ],
+    "LabelsSilent": [
+        Case(what="none for a week", series={LABELS: "500x10300"}, minute=10200, fires=[ORDERS], value="1"),
+        Case(what="one came yesterday", series={LABELS: "500x9000 501x1300"}, minute=10200),
+        Case(what="there were hardly any", series={LABELS: "7x10300"}, minute=10200),
     ],
     "OutlierRateWarning": [
         Case(
