@@ -18,6 +18,7 @@ from connectors.webhook import WebhookSink
 from detectors.errors import InvalidInput, InvalidSettings
 from monitor.label_desk import LabelDesk
 from monitor.label_reader import LabelReader
+from monitor.label_records import BroughtRecords
 from monitor.scores import Scores
 from monitor.settings import ModelSettings, Settings
 from monitor.watchdog import Watchdog
@@ -85,7 +86,13 @@ def build_label_desk(name: str, settings: Settings, store: Store) -> LabelDesk:
             f"Model {name} does not score fraud, so that labels are of no use to it.",
             hint=f"Set models.{name}.fraud: {{}}; see docs/labels.md",
         )
-    return LabelDesk(name, store, review=fraud.review, remembered_days=settings.retention.remembered_days)
+    return LabelDesk(
+        name,
+        store,
+        review=fraud.review,
+        remembered_days=settings.retention.remembered_days,
+        describe=BroughtRecords(name, settings, store),
+    )
 
 
 def build_label_readers(

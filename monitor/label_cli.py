@@ -116,7 +116,7 @@ def _take_one(settings: Settings, model: str, document: dict[str, Any], *, json:
         put_json(_data(took, 0))
         return
     what = f"{found.label.record_id} is {found.label.label}, says {found.label.by} ({found.label.source})"
-    if took.repeated:
+    if took.known:
         say(f"{what}: that was known already.")
     elif took.matched:
         say(f"{what}: it counts from now on.")
@@ -139,7 +139,7 @@ def _take_file(settings: Settings, model: str, name: str, *, json: bool) -> None
             labels = _labels(stream, is_csv=Path(name).suffix.lower() == ".csv", problems=problems)
             while portion := list(islice(labels, AT_A_TIME)):
                 took = desk.take(portion)
-                total = Took(total.new + took.new, total.repeated + took.repeated, total.matched + took.matched)
+                total = total.plus(took)
                 progress(stream.tell() if size else total.new + total.repeated, size or -1)
     bad.update(problem.reason for _, problem in problems)
     if json:
@@ -161,9 +161,9 @@ def in_words(took: Took) -> str:
     def of(count: int, one: str, several: str) -> str:
         return f"{count:,} {one if count == 1 else several}"
 
-    parts = [of(took.matched, "counts from now on", "count from now on")]
-    if took.repeated:
-        parts.append(of(took.repeated, "was known", "were known"))
+    parts = [of(took.counting, "counts from now on", "count from now on")]
+    if took.known:
+        parts.append(of(took.known, "was known", "were known"))
     if took.waiting:
         parts.append(of(took.waiting, "waits for its record", "wait for their records"))
     return f"{', '.join(parts)}."
@@ -264,8 +264,7 @@ def _said(problem: _Problem) -> str:
 
 
 def _data(took: Took, bad: int) -> dict[str, int]:
-    counts = {"new": took.new, "repeated": took.repeated, "matched": took.matched, "waiting": took.waiting}
-    return counts | {"bad": bad}
+    return took.counts() | {"bad": bad}
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------

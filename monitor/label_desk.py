@@ -53,16 +53,41 @@ class Took:
     Attributes:
         new, repeated: as they came.
         matched: of the new ones, those that count from now on.
+        woken: of the repeated ones, those that had waited and count from now on, because their record came along.
     """
 
     new: int
     repeated: int
     matched: int
+    woken: int = 0
 
     @property
     def waiting(self) -> int:
         """New ones that wait for their record."""
         return self.new - self.matched
+
+    @property
+    def counting(self) -> int:
+        """Those that count from now on, and did not before."""
+        return self.matched + self.woken
+
+    @property
+    def known(self) -> int:
+        """Those of which nothing comes: the same was said before."""
+        return self.repeated - self.woken
+
+    def plus(self, other: Took) -> Took:
+        """Both together."""
+        return Took(
+            self.new + other.new,
+            self.repeated + other.repeated,
+            self.matched + other.matched,
+            self.woken + other.woken,
+        )
+
+    def counts(self) -> dict[str, int]:
+        """As a program is told of it."""
+        return {"new": self.new, "repeated": self.known, "matched": self.counting, "waiting": self.waiting}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +151,7 @@ class LabelDesk:
         except StoreError as error:  # they are stored: whoever sent them must not send them again
             log.warning(event("labels wait for their records", model=self._model, reason=error.message))
             matched = 0
-        return Took(added.new, added.repeated, added.matched + matched)
+        return Took(added.new, added.repeated, added.matched + matched, added.woken)
 
     def _described(self, labels: Sequence[SaidLabel]) -> list[NewLabel]:
         """The labels, each that brought its record with what is known of that."""

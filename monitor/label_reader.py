@@ -102,7 +102,7 @@ class LabelReader:
         """
         with self._lock:
             took = self._desk.take(labels, positions=positions)
-        for outcome, count in (("new", took.new), ("repeated", took.repeated)):
+        for outcome, count in (("new", took.new), ("repeated", took.known)):
             self._metrics.labels_taken.labels(self._model, outcome).inc(count)
         return took
 

@@ -160,9 +160,7 @@ class LabelRequests:
             took = reader.take(labels)
         except StoreError as error:
             return _later(error.message)
-        return Answer(
-            200, {"new": took.new, "repeated": took.repeated, "matched": took.matched, "waiting": took.waiting}
-        )
+        return Answer(200, took.counts())
 
 
 class PassedOnLabels:

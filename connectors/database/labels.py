@@ -55,7 +55,7 @@ class Labels:
         *,
         positions: Mapping[Partition, tuple[int | None, int]] | None = None,
     ) -> LabelsAdded:
-        """Store labels, in one transaction. A label whose origin is there already is left out.
+        """Store labels, in one transaction. A label whose origin is there already is left out, unless that one waits.
 
         Args:
             labels: those with ``known`` count from now on.
@@ -82,13 +82,15 @@ class Labels:
                 if rows:
                     connection.execute(insert(_LABELS), rows)
                 last = self._last(connection)
-                self._set_version(connection, model, version, given)
+                again = _waiting_origins(connection, model, labels)
+                woken = _match(connection, model, again, version=given)
+                self._set_version(connection, model, version, given + woken)
         except _MovedByOthers:
             raise OwnershipLost(
                 f"A topic of labels of {model} was read by another process meanwhile. Nothing was written.",
                 hint="Normal for a moment when workers come and go. If it goes on, two deployments share a database.",
             ) from None
-        return LabelsAdded(len(rows), len(labels) - len(rows), given - version, after, last)
+        return LabelsAdded(len(rows), len(labels) - len(rows), given - version, woken, after, last)
 
     def match_labels(self, model: str, known: Mapping[int, LabelledRecord]) -> int:
         """Say which records labels mean, by the labels' numbers: they count from now on, in the order of the numbers.
@@ -102,28 +104,9 @@ class Labels:
             return 0
         with self._database.writing() as connection:
             version = self._lock(connection, model)
-            waiting: set[int] = set()
-            numbers = sorted(known)
-            for start in range(0, len(numbers), _KEYS):
-                query = select(_LABELS.c.id).where(
-                    _LABELS.c.id.in_(numbers[start : start + _KEYS]), _LABELS.c.model == model, _LABELS.c.version == 0
-                )
-                waiting.update(connection.execute(query).scalars())
-            changes = [
-                {"label_id": number, **_new(known_columns(known[number])), "new_version": version + place}
-                for place, number in enumerate(sorted(waiting), start=1)
-            ]
-            if changes:
-                change = (
-                    update(_LABELS)
-                    .where(_LABELS.c.id == bindparam("label_id"))
-                    .values(
-                        version=bindparam("new_version"), **{name: bindparam(f"new_{name}") for name in KNOWN_OF_LABELS}
-                    )
-                )
-                connection.execute(change, changes)
-            self._set_version(connection, model, version, version + len(changes))
-        return len(changes)
+            matched = _match(connection, model, known, version=version)
+            self._set_version(connection, model, version, version + matched)
+        return matched
 
     def label_version(self, model: str) -> int:
         """How many labels of the model count; one row is read."""
@@ -268,6 +251,41 @@ class Labels:
             # SQLAlchemy forgets the count of an INSERT unless it is asked to keep it.
             if connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount != 1:
                 raise _MovedByOthers
+
+
+def _match(connection: Connection, model: str, known: Mapping[int, LabelledRecord], *, version: int) -> int:
+    """Give those of these labels that wait their records, and the versions after ``version``; how many they are."""
+    waiting: set[int] = set()
+    numbers = sorted(known)
+    for start in range(0, len(numbers), _KEYS):
+        query = select(_LABELS.c.id).where(
+            _LABELS.c.id.in_(numbers[start : start + _KEYS]), _LABELS.c.model == model, _LABELS.c.version == 0
+        )
+        waiting.update(connection.execute(query).scalars())
+    changes = [
+        {"label_id": number, **_new(known_columns(known[number])), "new_version": version + place}
+        for place, number in enumerate(sorted(waiting), start=1)
+    ]
+    if changes:
+        change = (
+            update(_LABELS)
+            .where(_LABELS.c.id == bindparam("label_id"))
+            .values(version=bindparam("new_version"), **{name: bindparam(f"new_{name}") for name in KNOWN_OF_LABELS})
+        )
+        connection.execute(change, changes)
+    return len(changes)
+
+
+def _waiting_origins(connection: Connection, model: str, labels: Sequence[NewLabel]) -> dict[int, LabelledRecord]:
+    """What labels bring along, by the number of the label with the same origin that waits for just that."""
+    known = {clean(label.origin): label.known for label in labels if label.known is not None}
+    origins, found = sorted(known), dict[int, LabelledRecord]()
+    for start in range(0, len(origins), _KEYS):
+        query = select(_LABELS.c.id, _LABELS.c.origin).where(
+            _LABELS.c.model == model, _LABELS.c.origin.in_(origins[start : start + _KEYS]), _LABELS.c.version == 0
+        )
+        found |= {row.id: known[row.origin] for row in connection.execute(query)}
+    return found
 
 
 def _origins(connection: Connection, model: str, origins: Sequence[str]) -> set[str]:

@@ -213,12 +213,14 @@ class LabelsAdded:
         new: rows that were not there before.
         repeated: those whose origin was there already: nothing came of them.
         matched: of the new ones, those whose record is known, so that they count from now on.
+        woken: of the repeated ones, those that had waited, and bring along what is known of their record.
         after, last: the numbers of the new rows: after < number <= last; no others of the model lie there.
     """
 
     new: int
     repeated: int
     matched: int
+    woken: int = 0
     after: int = field(default=0, compare=False)
     last: int = field(default=0, compare=False)
 

@@ -138,6 +138,14 @@ def test_the_same_origin_again_is_no_new_label_whatever_it_says(store: Store) ->
     assert store.label_version("m") == 1
 
 
+def test_a_label_that_waits_is_woken_where_the_same_one_brings_its_record(store: Store) -> None:
+    store.add_labels("m", [label("t1", origin="a"), label("t2", origin="b")])
+    again = [label("t1", origin="a", known=known(4)), label("t3", origin="c", known=known(5)), label("t2", origin="b")]
+    assert store.add_labels("m", again) == LabelsAdded(1, 2, 1, woken=1)
+    assert [(row.version, row.said.record_id) for row in store.labels("m")] == [(1, "t3"), (2, "t1")]
+    assert store.add_labels("m", again) == LabelsAdded(0, 3, 0) and store.label_version("m") == 2
+
+
 def test_a_label_waits_until_its_record_is_known_and_counts_from_then_on(store: Store) -> None:
     store.add_labels("m", [label("t1"), label("t2"), label("t3", known=known(1))])
     assert store.label_version("m") == 1
