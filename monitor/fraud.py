@@ -250,6 +250,13 @@ class FraudStage:
         """Of the labels that the last records were scored with; 0 before the first."""
         return 0 if self._in_force is None else self._in_force.version
 
+    @property
+    def outdated(self) -> bool:
+        """A scorer that knows newer labels waits for the next checkpoint."""
+        if self._history is not None or not self._began or self._in_force is None:
+            return False
+        return self._versions.latest().version != self._in_force.version
+
     def of_one_version(self, batch: RawBatch) -> RawBatch:
         """The first records of a batch that are scored with one version: all of them, unless this is history."""
         if self._history is None or self._all_labels or len(batch) == 0:

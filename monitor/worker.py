@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 NO_FRAUD_BASELINE = "no fraud scores: the reference has no fraud baseline; build it: driftd reference build"
+HURRIED = 4  # times as soon, where newer labels wait for the next checkpoint
 LOST_FOLD = 5  # checkpoints until a worker that lost the race for a fold tries again
 
 
@@ -615,12 +616,13 @@ class Worker:
     def _due(self, clock_s: float) -> bool:
         if self._checkpoint_began is None or self.pipeline is None:
             return False
-        limits = self._settings.checkpoint
+        limits, since_s = self._settings.checkpoint, clock_s - self._checkpoint_began
+        newer_labels = self.pipeline.fraud is not None and self.pipeline.fraud.outdated
         return (
             self.pipeline.full
             or self.pipeline.jumped
             or self.pipeline.records >= limits.records
-            or clock_s - self._checkpoint_began >= limits.every
+            or since_s >= (limits.every / HURRIED if newer_labels else limits.every)
             or self.source.finished
         )
 

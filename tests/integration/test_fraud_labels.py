@@ -201,6 +201,7 @@ def test_a_label_counts_within_seconds_in_both_workers_over_a_kill_and_history_h
                     return {span.partition.number for span in spans if span.version >= version} == {0, 1}
 
                 wait_until(lambda: in_force(0), "both partitions are scored")
+                wait_until(lambda: daemon.counted() > traffic.sent - 200, "the workers have caught up")
                 labels = [label_of(case, "fraud") for case in cases[:7]] + [label_of(cases[7], "cleared")]
                 for first, after in ((0, 1), (1, 7), (7, 8)):
                     store.add_labels("cards", labels[first:after])

@@ -432,10 +432,13 @@ def test_a_new_version_waits_for_the_next_checkpoint(parts: FraudParts, store: S
     watched.checkpoint()
     watched.take(batch.rows(200, 250))
     watched.label(3, 23, 43)
+    assert not watched.stage.outdated
     watched.learner._look()
     assert watched.learner.latest().version == 3
+    assert watched.stage.outdated
     watched.take(batch.rows(250, 300))
     assert watched.checkpoint().spans == []
+    assert not watched.stage.outdated
     watched.take(batch.rows(300, 400))
     assert [(span.from_offset, span.version) for span in watched.checkpoint().spans] == [(300, 3)]
     said = watched.said()
