@@ -16,7 +16,14 @@ from detectors.fold import Rule
 from detectors.reference import Reference
 from detectors.segments import constants_of
 from monitor.amounts import duration
-from monitor.app import build_scores, build_sinks, build_source, check_references_folder, open_store
+from monitor.app import (
+    build_label_source,
+    build_scores,
+    build_sinks,
+    build_source,
+    check_references_folder,
+    open_store,
+)
 from monitor.budget import (
     budget_so_far,
     fold_settings,
@@ -36,6 +43,7 @@ from monitor.settings import ModelSettings, Settings
 from monitor.times import text_of
 
 GAPS_NAMED, DAY_MS = 5, 86_400_000
+FEW_LABELS = 10  # so few may just wait for their records
 MOST_WAITING, LONGEST_WAIT_S = 100, 600.0  # notifications: more of them, or for longer, and a sink does not take them
 FOUND_IN = (1_000, 10_000)  # lengths of windows, in records, for which the doctor says what shift they find
 
@@ -109,6 +117,8 @@ def check_everything(settings: Settings) -> list[Finding]:
             findings.append(_look(f"model {name}, schemas", partial(_schemas, model.record.schemas)))
         if model.scores is not None:
             findings.append(_look(f"model {name}, scores", partial(_scores, name, model)))
+        if model.fraud is not None and model.fraud.labels is not None:
+            findings.append(_look(f"model {name}, topic of labels", partial(_label_topic, name, model)))
     for name in settings.sinks:
         findings.append(_look(f"sink {name}", partial(_sink, settings, name)))
     return findings
@@ -126,6 +136,12 @@ def _source(name: str, model: ModelSettings) -> str:
 
 def _schemas(settings: SchemaSettings) -> str:
     return settings.build().check()
+
+
+def _label_topic(name: str, model: ModelSettings) -> str:
+    source = build_label_source(name, model)
+    assert source is not None
+    return source.check()
 
 
 def _scores(name: str, model: ModelSettings) -> str:
@@ -158,6 +174,9 @@ def diagnose(settings: Settings) -> list[Finding]:
             findings.append(_dead_letters(store, name, model))
             if model.fraud is not None and (model.fraud.entity or model.fraud.relation):
                 findings.append(Finding(f"model {name}, entities", *scattered_text(store, name)))
+            if model.fraud is not None:
+                patience_ms = round(settings.retention.remembered_days * DAY_MS)
+                findings.append(labels_finding(store, name, wall_clock_ms() - patience_ms))
             findings += gap_findings(store, name, wall_clock_ms())
         findings.append(_look("alarm budget", partial(_budget, settings, store)))
         findings.append(_look("alarms so far", partial(_so_far, settings, store)))
@@ -210,6 +229,21 @@ def _dead_letters(store: Store, name: str, model: ModelSettings) -> Finding:
         detail += f". Last: {place}: {letter.detail} Look at them: driftd deadletters list"
     too_many = totals.records >= 100 and totals.dead > model.dead_letters.alert_ratio * totals.records
     return Finding(f"model {name}, dead letters", not too_many, detail)
+
+
+def labels_finding(store: Store, model: str, remembered_since_ms: int) -> Finding:
+    """Whether labels find their records. If most do not, their ids are not those that ``record.id`` names."""
+    counts = store.label_counts(model, remembered_since_ms=remembered_since_ms)
+    total = counts.version + counts.waiting
+    detail = f"{total:,} labels, of which {counts.version:,} count and {counts.waiting:,} wait for their records"
+    if counts.unmatched:
+        detail += f", {counts.unmatched:,} of them longer than records are remembered"
+    if counts.contradicting:
+        detail += f"; of {counts.contradicting:,} records both was said"
+    lost = total >= FEW_LABELS and counts.waiting > total / 2
+    if lost:
+        detail += ". Do their ids say what record.id maps? Look: driftd label list --waiting"
+    return Finding(f"model {model}, labels", not lost, detail)
 
 
 def gap_findings(store: Store, model: str, now_ms: int) -> list[Finding]:

@@ -268,6 +268,14 @@ class ModelSettings(_Section):
             raise ValueError(f'a space may not be named "{FRAUD_SPACE}" where fraud is scored; give it another name')
         if self.fraud.space is not None and self.fraud.space not in self.spaces:
             raise ValueError(f"fraud.space: there is no space {self.fraud.space}; there is: {', '.join(self.spaces)}")
+        labels = self.fraud.labels
+        if labels is not None and labels.brokers is None:
+            if not isinstance(self.source, KafkaSettings):
+                raise ValueError(
+                    "fraud.labels needs brokers: the source is no Kafka topic whose brokers could be taken"
+                )
+            if labels.topic == self.source.topic:
+                raise ValueError("fraud.labels.topic is the topic of the records; labels come in one of their own")
         return self
 
     @property

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
+from connectors.database.rows import NewLabel
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from detectors.errors import StoreBusy
+from monitor.checks import labels_finding
 from monitor.label_desk import LabelDesk
 from monitor.label_reader import LabelReader
 from monitor.label_requests import MAX_BODY, LabelRequests, PassedOnLabels
-from monitor.settings import HttpSettings
+from monitor.settings import HttpSettings, Settings
 from monitor.web import Status, WebServer
 
 TOKEN = HttpSettings(token=SecretStr("s3cret"))
@@ -178,3 +180,36 @@ def test_a_supervisor_passes_labels_on_to_a_worker_that_answers(server: WebServe
 
 def test_no_secret_is_shown(server: WebServer) -> None:
     assert "s3cret" not in repr(TOKEN) and "s3cret" not in TOKEN.model_dump_json()
+
+
+def test_the_doctor_sees_labels_that_do_not_find_their_records(store: Store) -> None:
+    def said(number: int) -> NewLabel:
+        return NewLabel(f"t{number}", "fraud", 5, "analyst", 1.0, "", f"o{number}")
+
+    found = labels_finding(store, "pay", 0)
+    assert found.ok and found.detail == "0 labels, of which 0 count and 0 wait for their records"
+    store.add_labels("pay", [said(number) for number in range(9)])
+    assert labels_finding(store, "pay", 0).ok
+    store.add_labels("pay", [said(9)])
+    found = labels_finding(store, "pay", 2**60)
+    assert not found.ok and "record.id" in found.detail and "10 of them longer" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("source", "labels", "words"),
+    [
+        ({"kind": "files", "path": "x.jsonl"}, {"kind": "kafka", "topic": "labels"}, "fraud.labels needs brokers"),
+        ({"kind": "kafka", "brokers": "b:9092", "topic": "t"}, {"topic": "t"}, "labels come in one of their own"),
+    ],
+)
+def test_a_topic_of_labels_that_cannot_be_is_a_problem_of_the_settings(
+    source: dict[str, str], labels: dict[str, str], words: str
+) -> None:
+    space = {"embedder": {"kind": "vector", "field": "/v"}}
+    with pytest.raises(ValidationError, match=words):
+        Settings(models={"pay": {"source": source, "spaces": {"input": space}, "fraud": {"labels": labels}}})
+
+
+def test_one_token_is_enough() -> None:
+    with pytest.raises(ValidationError, match="keep one"):
+        HttpSettings(token=SecretStr("a"), token_file=Path("b"))
