@@ -226,19 +226,32 @@ def incidents(
 
 @app.command()
 def explain(
-    incident: Annotated[str, typer.Argument(help="id of one incident, or its beginning")],
+    incident: Annotated[str, typer.Argument(help="id of one incident, or its beginning; or of a record like fraud")],
     settings: SettingsPath = DEFAULT_SETTINGS,
     json: AsJson = False,
 ) -> None:
-    """Why an incident is there: its cause, and classic tests on kept records. Example: driftd explain 3f2a91"""
+    """Why an incident is there, or a record looks like fraud. Example: driftd explain 3f2a91"""
     from monitor.app import open_store
     from monitor.explain import explain as explain_incident
     from monitor.explain import tables_of
+    from monitor.fraud_explain import explain_record, lines_of, tables_of_hit
     from monitor.settings import load_settings
     from monitor.wording import describe
 
     loaded = load_settings(settings)
-    found = explain_incident(loaded, open_store(loaded), incident)
+    store = open_store(loaded)
+    known = any(row.id.startswith(incident) for row in store.incidents())
+    if not known and (hit := explain_record(loaded, store, incident)) is not None:
+        if json:
+            put_json(hit.data())
+            return
+        for line in lines_of(hit):
+            put(line)
+        for title, columns, rows in tables_of_hit(hit):
+            put(f"\n{title}")
+            put_table(columns, rows)
+        return
+    found = explain_incident(loaded, store, incident)
     if json:
         put_json(found.data())
         return

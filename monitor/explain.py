@@ -23,9 +23,11 @@ from detectors.errors import InvalidInput, InvalidReference
 from detectors.reference import Reference
 from detectors.summary import BlockSummary, score_bins
 from detectors.two_sample import MIN_SAMPLE, PSI_BINS, TestResult
+from monitor import fraud_wording
 from monitor.amounts import percent
 from monitor.causes import ClosedBlocks, cause_of, in_segment, last_seen, vectors_of
 from monitor.folding import alarmed_segments
+from monitor.fraud_explain import tables_of_groups
 from monitor.settings import Settings
 from monitor.times import text_of
 
@@ -104,6 +106,10 @@ def explain(settings: Settings, store: Store, prefix: str) -> Explanation:
         InvalidReference: the reference that it names cannot be read.
     """
     row = find_incident(store, prefix)
+    if row.kind in fraud_wording.KINDS:
+        hits = row.detail.get("cause")
+        gone = () if hits else ("No record of it is kept any more (retention).",)
+        return Explanation(row, hits if isinstance(hits, Mapping) else None, (), gone)
     if not row.space:
         note = f"An incident of kind {row.kind} is about records that could not be scored. See them: driftd doctor"
         if row.kind != "dead_letters":
@@ -259,6 +265,8 @@ _NAMES = {
 def tables_of(explanation: Explanation) -> list[Table]:
     """The cause and the tests as tables for a terminal."""
     cause, tables = explanation.cause, []
+    if cause is not None and explanation.incident.kind in fraud_wording.KINDS:
+        return tables_of_groups(cause)
     if cause is not None:
         tables += _cause_tables(cause)
     if explanation.tests:

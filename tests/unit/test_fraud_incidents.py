@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from connectors.database.rows import IncidentRow, KeptRecord, LabelledRecord, NewLabel
 from connectors.database.store import Store
 from connectors.records import Partition
 from monitor.app import build_workers, open_store
+from monitor.cli import app
+from monitor.explain import explain, tables_of
+from monitor.fraud_explain import explain_record, lines_of, tables_of_hit
 from monitor.settings import Settings
 
 START_MS = 1_772_438_400_000
@@ -198,3 +203,37 @@ def test_without_labels_a_wave_of_the_strange_is_told_without_a_case(folder: Pat
     assert cause["groups"][0]["case"] == {}
     assert {group["record"].partition("-")[0] for group in cause["groups"][:2]} == {"campaign", "other"}
     assert all(group["size"] > 20 for group in cause["groups"][:2])
+
+
+def test_explain_shows_the_groups_of_a_wave_and_why_a_record_looks_like_fraud(done: Run) -> None:
+    with open_store(done.settings) as store:
+        (wave,) = [row for row in done.incidents if row.kind == "fraud_wave"]
+        found = explain(done.settings, store, wave.id[:8])
+        ((title, columns, rows),) = tables_of(found)
+        assert title.startswith("Similar hits (2026-03-02")
+        assert dict(zip(columns, rows[0], strict=True))["like"].startswith("campaign-")
+        assert "(chargeback, 2026-03-01" in dict(zip(columns, rows[0], strict=True))["nearest case"]
+        hit = explain_record(done.settings, store, rows[0][columns.index("like")])
+        assert hit is not None
+        assert explain_record(done.settings, store, "nobody") is None
+    text = "\n".join(lines_of(hit))
+    assert "a model of labels" in text
+    assert "version 5, 5 confirmed cases" in text
+    by_title = {title.partition(" (")[0]: rows for title, _, rows in tables_of_hit(hit)}
+    assert {"contrast", "model"} <= {row[0] for row in by_title["What speaks for fraud"]}
+    near = by_title["Which records lie near"]
+    assert near[0][0].startswith("case case-")
+    assert near[0][2] == "chargeback"
+    assert near[-1][0].startswith("normal normal-")
+    assert by_title["Rules that are in use"] == [["large", "would have missed it"]]
+    assert json.loads(json.dumps(hit.data()))["alert"] in (True, False)
+
+
+def test_the_command_explains_a_record(done: Run, tmp_path: Path) -> None:
+    record = next(row.id for row in done.kept if row.flagged)
+    settings = tmp_path / "driftd.yaml"
+    settings.write_text(yaml.safe_dump(done.settings.model_dump(mode="json", exclude_unset=True)))
+    shown = CliRunner().invoke(app, ["explain", record, "--settings", str(settings)])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith(f"record {record}")
+    assert "Which records lie near" in shown.stdout
