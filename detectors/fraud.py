@@ -14,6 +14,7 @@ Nothing is random: the same labels in the same order give the same scores.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -194,12 +195,12 @@ class FraudScorer:
         rows = rows[_distinct(x[rows], angular=unit)]
         cases = Records(x[rows], scaled[rows], counts[rows])
         cleared = np.flatnonzero(marks == 0)
-        usual, held_out = self._normal_records()
-        normal = NormalSide(usual, self._to_prototypes(usual.vectors))
+        known = _known_normal(self.reference, self.baseline)
         self._learned = _Learned.fit(
-            normal, cases, rows, Records(x[cleared], scaled[cleared], counts[cleared]), cleared, unit=unit
+            known.side, cases, rows, Records(x[cleared], scaled[cleared], counts[cleared]), cleared, unit=unit
         )
-        self._ranks = Ranks(_rounded(self._log_odds(held_out.vectors, held_out.signals, None)))
+        held_out = known.held_out
+        self._ranks = Ranks(_rounded(self._log_odds(held_out.vectors, held_out.signals, known.to_prototypes)))
         return self
 
     def score(self, vectors: Floats, *, signals: Floats | None = None) -> Floats:
@@ -301,7 +302,8 @@ class FraudScorer:
         """What is ranked and calibrated, float32 (n,)."""
         scaled = self._scaled(vectors, signals)
         if self._learned is not None:
-            return _rounded(self._log_odds(self._prepared(vectors, scored), scaled, scored))
+            to_prototypes = None if scored is None else scored.distance
+            return _rounded(self._log_odds(self._prepared(vectors, scored), scaled, to_prototypes))
         if self._signals is not None and self._signals.n_surprises:
             unknown = np.full(scaled.shape, np.nan, np.float32)
             return self._signals.combined(unknown if signals is None else signals)
@@ -309,12 +311,12 @@ class FraudScorer:
             self._outlier = OutlierScorer(self.reference)
         return self._outlier.score(vectors)
 
-    def _log_odds(self, x: Floats, scaled: Doubles, scored: Scored | None) -> Doubles:
+    def _log_odds(self, x: Floats, scaled: Doubles, to_prototypes: Floats | None) -> Doubles:
         """At equal classes, float64 (n,)."""
         assert self._learned is not None
         if not self._gated:
             return self._learned.log_odds(x, scaled)
-        to_prototypes = self._to_prototypes(x) if scored is None else scored.distance
+        to_prototypes = self._to_prototypes(x) if to_prototypes is None else to_prototypes
         return self._learned.gated_log_odds(x, scaled, to_prototypes)
 
     def _to_prototypes(self, x: Floats) -> Floats:
@@ -374,6 +376,23 @@ class FraudScorer:
                 hint="Give one column for each signal of the fraud baseline; without a baseline there are none.",
             )
         return np.zeros((len(vectors), 0)) if self._signals is None else self._signals(signals)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What no label changes: normal records to learn from, and those kept from index and model."""
+
+    side: NormalSide
+    held_out: Records
+    to_prototypes: Floats  # of the held-out ones
+
+
+@functools.lru_cache(maxsize=4)  # a new version of the labels is fitted within seconds of the last one
+def _known_normal(reference: Reference, baseline: FraudBaseline | None) -> _Known:
+    scorer = FraudScorer(reference, baseline=baseline)
+    usual, held_out = scorer._normal_records()
+    side = NormalSide(usual, scorer._to_prototypes)
+    return _Known(side, held_out, scorer._to_prototypes(held_out.vectors))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,15 +65,15 @@ class NormalSide:
 
     Args:
         usual: normal records.
-        quick: float32 (n,), their distances to the reference's prototypes, as `FraudModel.quick` gets them.
+        to_prototypes: distances of vectors to the reference's prototypes, as `FraudModel.quick` gets them.
     """
 
-    def __init__(self, usual: Records, quick: Floats) -> None:
+    def __init__(self, usual: Records, to_prototypes: Callable[[Floats], Floats]) -> None:
         sample = evenly_spaced(len(usual), MAX_TRAINING)
         self.training = usual[sample]
         self.near_ones = evenly_spaced(len(sample), MAX_NORMAL)  # of these, the ones that distances are taken to
-        self.quick = quick[sample][self.near_ones]
         self.index = NearestIndex(self.training.vectors[self.near_ones])
+        self.quick = to_prototypes(self.index.vectors)
         rows, k = np.arange(len(self.index)), min(NEIGHBOURS, len(self.index) - 1)
         self._own = np.asarray(leave_one_out(self.index, rows, k)[0].mean(axis=1), np.float32)
         typical = float(np.median(self._own))
