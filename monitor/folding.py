@@ -54,7 +54,7 @@ from monitor.evidence import (
 )
 from monitor.fraud_alerts import STATE, FraudAlerts, FraudReading
 from monitor.fraud_build import FraudParts
-from monitor.fraud_settings import FRAUD_SPACE
+from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.fraud_waves import hits_of
 from monitor.fraud_wording import FLOOD, WAVE
 from monitor.incidents import CauseOf, IncidentPolicy, advance
@@ -452,7 +452,7 @@ class Folder:
                 flooded=counts.flooded,
                 floods=counts.floods,
                 largest=counts.flood_largest,
-                least=settings.flood.least,
+                least=_least_flood(alarm.parts, settings),
             ),
         )
         return [evidence for evidence in found if evidence is not None]
@@ -489,8 +489,15 @@ class Folder:
 
         def cause(row: IncidentRow) -> Mapping[str, object] | None:
             if row.kind in (WAVE, FLOOD) and self._fraud is not None:
-                parts = self._fraud.parts
-                return hits_of(row, blocks.fold, parts.reference, version=parts.version, block_ms=self._block_ms)
+                parts, settings = self._fraud.parts, self._settings.fraud
+                return hits_of(
+                    row,
+                    blocks.fold,
+                    parts.reference,
+                    version=parts.version,
+                    block_ms=self._block_ms,
+                    flood_least=2 if settings is None else _least_flood(parts, settings),
+                )
             alarm = self._alarms.get((row.space, row.segment))
             if alarm is None or alarm.space.version != row.reference:
                 return None  # of dead letters, or of a reference that has been replaced
@@ -667,6 +674,11 @@ def _fold_drift(
     for state, (following, _) in zip(states, folded, strict=True):
         state.drift = following
     return [readings for _, readings in folded]
+
+
+def _least_flood(parts: FraudParts, settings: FraudSettings) -> int:
+    """Fewest near-identical records that are a flood: what the baseline does not show, and the settings ask for."""
+    return max(parts.flood.least, settings.flood.least)
 
 
 def _merge(

@@ -27,7 +27,7 @@ _DIGITS = 6
 
 
 def hits_of(
-    row: IncidentRow, fold: Fold, reference: Reference, *, version: int, block_ms: int
+    row: IncidentRow, fold: Fold, reference: Reference, *, version: int, block_ms: int, flood_least: int
 ) -> dict[str, object] | None:
     """The hits behind an incident, from its onset up to the block in which it was last seen, in groups.
 
@@ -35,6 +35,7 @@ def hits_of(
         row: of kind "fraud_wave" or "flood".
         reference: of the space whose vectors are scored.
         version: of the fraud baseline.
+        flood_least: fewest near-identical records that are a flood.
 
     Returns:
         ``from_ms``, ``to_ms``; ``hits``: how many records were looked at, ``most``: whether there may be more;
@@ -43,8 +44,9 @@ def hits_of(
     """
     first, end = row.onset_ms // block_ms, last_seen(row) // block_ms
     kept = fold.kept(FRAUD_SPACE, version, from_block=first, to_block=end, most=MOST_HITS, order="score")
-    records = [record for record in kept if _is_of(record, row.kind)]
+    records = [record for record in kept if record.reason == "fraud"]
     if row.kind == FLOOD:
+        records = [record for record in kept if flood_size(record) >= flood_least]
         records.sort(key=lambda record: -flood_size(record))
     if not records:
         return None
@@ -77,10 +79,6 @@ def flood_size(record: KeptRecord) -> int:
 def excerpt(record: KeptRecord) -> str:
     """What was kept of the record's fields, in one short line."""
     return json.dumps(record.kept, ensure_ascii=False)[:MAX_EXCERPT] if record.kept else ""
-
-
-def _is_of(record: KeptRecord, kind: str) -> bool:
-    return record.reason == "flood" or flood_size(record) > 1 if kind == FLOOD else record.reason == "fraud"
 
 
 def _vectors(records: Sequence[KeptRecord], dimension: int) -> np.ndarray[Any, np.dtype[np.float32]] | None:

@@ -291,14 +291,14 @@ ANSWERS = TimeSeries(
 LABELS = TimeSeries(
     title="Labels by source",
     question="Do labels come, and from whom?",
-    reading="Labels in the order of their arrival, by the clock on the wall, and by who says so.",
+    reading="Labels by the time at which it was decided what the record is, and by who says so.",
     next_step="a source that has stopped: see that it still writes to the topic of labels, or posts them.",
     targets=(
         Sql(
             loudest(
                 f"""
-                SELECT {bucket("received_ms")} AS time, source || ' ' || label AS metric, count(*) AS value
-                FROM labels WHERE {MODELS} AND {within("received_ms")} GROUP BY 1, 2
+                SELECT {bucket("time_ms")} AS time, source || ' ' || label AS metric, count(*) AS value
+                FROM labels WHERE {MODELS} AND {within("time_ms")} GROUP BY 1, 2
                 """
             ),
             format="time_series",

@@ -26,6 +26,7 @@ from dashboards.grafana.panels import Panel
 from dashboards.grafana.targets import PromQL, Sql, tidy
 from monitor.demo import MODEL
 from monitor.demo_stream import DemoTruth, make_demo
+from monitor.operations import fraud_changed_incident
 from monitor.references import from_source
 from monitor.settings import load_settings
 from tests.acceptance.command import Running, wait_until
@@ -127,11 +128,15 @@ def settings_of(folder: Path, source: dict[str, Any], database: str) -> Path:
     return file
 
 
-def told_by_hand(store: Store) -> None:
-    """What the demo has none of: records that were lost, and a mute."""
+def told_by_hand(store: Store, at_ms: int) -> None:
+    """What the demo has none of: records that were lost, a mute, a label, and an incident of fraud."""
     lost = Gap(Partition("digits-of-old", 0), 0, 1_000, "retention", "The broker deleted them.")
     store.commit(Checkpoint(MODEL, [], gaps=[lost]))
-    store.add_labels(MODEL, [NewLabel("gone", "cleared", 1, "analyst", 1.0, "ann", "by hand")])
+    store.add_labels(MODEL, [NewLabel("gone", "cleared", at_ms, "analyst", 1.0, "ann", "by hand")])
+    changed, _ = fraud_changed_incident(
+        MODEL, version=1, answers=64, foretold=0.3, found=0.9, since_ms=at_ms, now_ms=at_ms
+    )
+    store.open_incident(changed, [])
     now_ms = int(time.time() * 1000)
     store.add_mute(
         MuteRow("0a1b2c3d", MODEL, "dead_letters", "", "", now_ms, now_ms + 86_400_000, "known", "ann", now_ms)
@@ -156,7 +161,7 @@ def watched(
     from_source(load_settings(baseline), MODEL, start_ms=None, end_ms=None, progress=lambda step, share: None)
     store = Store.open(database)
     store.migrate()
-    told_by_hand(store)
+    told_by_hand(store, truth.start_ms + 20 * truth.block_ms)
     daemon = started(kafka, folder, truth, database)
     try:
         with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as connection:

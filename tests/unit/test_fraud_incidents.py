@@ -27,6 +27,7 @@ D = 6
 CAMPAIGN = np.array([4.0, 4.0, 0.0, 0.0, 0.0, 0.0])
 OTHER = np.array([0.0, 0.0, -5.0, 0.0, 4.0, 0.0])
 WAVE_AT = BASELINE + 12_000
+FLOOD_AT = BASELINE + 4_000  # the first record of a block
 
 
 def records() -> list[dict[str, Any]]:
@@ -39,6 +40,8 @@ def records() -> list[dict[str, Any]]:
     x[at[:150]] = CAMPAIGN + chance.normal(0, 0.1, (150, D))
     x[at[150:]] = OTHER + chance.normal(0, 0.1, (50, D))
     names[at[:150]], names[at[150:]] = "campaign", "other"
+    burst = FLOOD_AT + np.arange(0, 200, 2)
+    x[burst], names[burst] = 0.3, "copy"
     return [
         {
             "id": f"{names[row]}-{row}",
@@ -176,6 +179,19 @@ def test_a_wave_is_one_incident_that_shows_its_groups_and_the_nearest_confirmed_
     assert f"of them resemble record {first['record']}" in wave.text
     assert "the nearest confirmed case is record case-" in wave.text
     assert "rule large would have missed" in wave.text
+
+
+def test_a_flood_is_one_warning_with_its_size_and_an_example(done: Run) -> None:
+    (flood,) = [row for row in done.incidents if row.kind == "flood"]
+    assert flood.severity == "warn"
+    assert flood.onset_ms == START_MS + EVERY_MS * FLOOD_AT
+    cause: Any = flood.detail["cause"]
+    assert cause["groups"][0]["record"].startswith("copy-")
+    assert "100 near-identical records in one block" in flood.title
+    assert "1 group in one block, the largest of 100 records" in flood.text
+    with open_store(done.settings) as store:
+        ((_, columns, rows),) = tables_of(explain(done.settings, store, flood.id))
+    assert dict(zip(columns, rows[0], strict=True))["like"].startswith("copy-")
 
 
 def test_alerts_stay_within_the_budget_and_are_the_most_suspicious(done: Run) -> None:
