@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from monitor.app import build_label_readers
 from monitor.label_reader import LabelReader
 from monitor.remembered import pack
 from monitor.settings import Settings
-from tests.acceptance.command import wait_until
+from tests.acceptance.command import Running, wait_until
 from tests.killed_daemon import run_until_killed
 from tests.servers.kafka import KafkaServer
 from tests.servers.postgres import PostgresServer
@@ -170,3 +172,36 @@ def test_brokers_that_do_not_answer_are_said_and_tried_again_until_it_is_stopped
     with opened(settings["database"]) as store, reading(settings, store) as reader:
         wait_until(lambda: "127.0.0.1:1" in reader.trouble, "the brokers are said", 60)
         remember(store, ["t1"])  # nobody waits for it
+
+
+def test_labels_are_posted_to_a_daemon_of_several_workers(
+    kafka: KafkaServer, topic: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRIFTD_HTTP__TOKEN", "s3cret")
+    settings = settings_of(kafka.brokers, topic(), database=f"sqlite:///{tmp_path}/driftd.db", source=topic())
+    running = Running(tmp_path, settings)
+    running.start("--workers", "2")
+
+    def posted() -> tuple[int, dict[str, Any]]:
+        request = urllib.request.Request(
+            f"{running.url()}/labels?model=pay",
+            data=b'{"id": "t1", "label": "fraud", "time": "2026-01-31T12:00:00Z"}',
+            headers={"authorization": "Bearer s3cret"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    try:
+        # While no worker answers, the sender is told to come again.
+        code, said = wait_until(lambda: posted() if posted()[0] != 503 else None, "a worker that takes labels")
+        assert (code, said) == (200, {"new": 0, "repeated": 1, "matched": 0, "waiting": 0})
+        assert running.one("SELECT count(*) FROM labels") == 1
+        assert "s3cret" not in running.log() and "s3cret" not in running.get("/metrics")[1]
+        code, seconds = running.terminate()
+        assert code == 0 and seconds < 15
+    finally:
+        running.kill()
