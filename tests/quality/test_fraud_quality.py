@@ -35,8 +35,8 @@ def test_a_handful_of_labelled_spam_finds_the_rest() -> None:
     mean = {labels: float(np.mean(precisions)) for labels, precisions in found.items()}
 
     assert mean[0] <= 0.2  # an outlier score is no fraud score here
-    assert mean[5] >= 0.70  # measured .77 over six seeds
-    assert mean[20] >= 0.86  # measured .91
+    assert mean[5] >= 0.70  # measured .753 over ten seeds
+    assert mean[20] >= 0.86  # measured .905
 
 
 def test_transactions_are_ranked_better_than_by_any_published_model() -> None:
