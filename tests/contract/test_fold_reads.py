@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
 
-from connectors.database.rows import Advance, Checkpoint, FoldResult, KeptRecord, SummaryDelta
+from connectors.database.rows import Advance, Checkpoint, FoldResult, KeptRecord, NewLabel, SummaryDelta
 from connectors.database.store import Store
 from connectors.records import Partition
 
@@ -63,3 +64,43 @@ def test_kept_records_come_strangest_or_newest_first(store: Store) -> None:
         newest = fold.kept("input", 1, from_block=50, to_block=100, most=2, order="time")
         assert [record.offset for record in newest] == [99, 98]
         assert newest[0].vector == b"\0<"
+
+
+def test_fraud_hits_come_strangest_first_and_each_is_flagged_by_itself(store: Store) -> None:
+    rows = [
+        KeptRecord(
+            P0,
+            n,
+            n,
+            "fraud",
+            7,
+            f"r{n}",
+            "fraud" if n % 5 else "review",
+            float(n % 4),
+            0.001,
+            1,
+            -1,
+            None,
+            None,
+            {"country": "de"},
+            {},
+            labels=3,
+            detail={"probability": n / 100} if n % 3 else {},
+        )
+        for n in range(20)
+    ]
+    store.commit(Checkpoint("frauds", [Advance(P0, None, 20, 20, 20, 0, 0)], kept=rows))
+    said = NewLabel("r1", "fraud", 44, "chargeback", 1.0, "bank", "one")
+    store.add_labels("frauds", [said])
+    with store.begin_fold("frauds") as fold:
+        assert fold.fraud_hits("fraud", 8, 0.0, 99) == []
+        hits = fold.fraud_hits("fraud", 7, 2.0, 4)
+        assert [(hit.surprise, hit.offset) for hit in hits] == [(3.0, 3), (3.0, 7), (3.0, 11), (3.0, 19)]
+        assert (hits[1].probability, hits[1].labels, hits[1].segments) == (0.07, 3, {"country": "de"})
+        assert math.isnan(hits[0].probability)
+        (number,) = [row.id for row in store.waiting_labels("frauds", limit=9)]
+        assert fold.label_facts([number, number + 1]) == {number: ("chargeback", 44)}
+        assert fold.commit(FoldResult(8, [], [], [], [], [], hits=hits[1:3])) == {"fraud": 2}
+    with store.begin_fold("frauds") as fold:
+        kept = fold.kept("fraud", 1, from_block=0, to_block=99, most=99, order="time")
+    assert sorted(row.offset for row in kept if row.flagged) == [7, 11]
