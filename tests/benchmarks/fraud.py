@@ -123,13 +123,13 @@ def rates() -> dict[str, list[float]]:
 def intervals() -> dict[str, list[float]]:
     """Share of probability-weighted classes of the score whose true rate of fraud lies in the mean interval."""
     table = {}
-    prevalence, n_true = 0.02, 200_000
+    prevalence, n_true = 0.02, 5_000
     for cases in (2, 5, 20, 100, 300):
         covered, widths = [], []
-        for seed in range(2 * SEEDS):
+        for seed in range(SEEDS):
             reference = Reference.build(traffic(3000, 100 * seed, 8), geometry=STANDARD)
             scorer = FraudScorer(reference, prevalence=prevalence).fit(schemes(cases, seed, 8), np.ones(cases))
-            normal, fraud = traffic(n_true // 10, 7 + seed, 8), schemes(n_true // 10, 9 + seed, 8)
+            normal, fraud = traffic(n_true, 7 + seed, 8), schemes(n_true, 9 + seed, 8)
             both = np.concatenate([scorer.interval(normal), scorer.interval(fraud)])
             score = np.concatenate([scorer.score(normal), scorer.score(fraud)])
             weight = np.repeat([1 - prevalence, prevalence], [len(normal), len(fraud)])
