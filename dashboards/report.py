@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from dashboards.charts import histogram_svg, map_svg, telling, timeline_svg
-from dashboards.images import data_uri
 from dashboards.picture import write_picture
 from dashboards.report_data import (
     AlarmBudget,
     Comparison,
-    Excerpt,
     FlatMap,
     Growth,
     Header,
@@ -35,7 +33,7 @@ from dashboards.report_data import (
     Traffic,
 )
 from dashboards.report_fraud import fraud_section
-from dashboards.report_parts import card, left_out, pill, table
+from dashboards.report_parts import MAX_EXCERPT, card, left_out, pill, side, table
 from dashboards.scales import clock, count, duration, period, safe_text, small
 from detectors.errors import InvalidInput
 
@@ -49,7 +47,6 @@ MAX_GROWTHS: Final = 6  # prototypes of a cause
 MAX_STRANGEST: Final = 20
 MAX_CHARTS: Final = 4  # histograms, and maps
 MAX_REASONS: Final = 20
-MAX_EXCERPT: Final = 800  # characters of a record's text
 MAX_ROWS: Final = 60  # settings, comparisons, references
 
 _STATUS_WORDS: Final = {"calm": "calm", "warn": "warning", "page": "page"}
@@ -231,8 +228,8 @@ def _causes(incidents: Sequence[Incident]) -> str:
 
 
 def _growth(growth: Growth) -> str:
-    sides = "" if growth.now is None else _side(growth.now, "now")
-    sides += "" if growth.usual is None else _side(growth.usual, "reference")
+    sides = "" if growth.now is None else side(growth.now, "now")
+    sides += "" if growth.usual is None else side(growth.usual, "reference")
     shown = [side for side in (growth.now, growth.usual) if side is not None]
     kind = "find" if shown and all(side.pixels is not None for side in shown) else "find words"
     change = f"{_percent(growth.expected)} → {_percent(growth.share)}"
@@ -284,18 +281,9 @@ def _find(record: StrangeRecord) -> str:
     if record.note:
         facts.append(("truth", safe_text(record.note)))
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
-    sides = _side(record.record, "record") + ("" if record.nearest is None else _side(record.nearest, "nearest"))
+    sides = side(record.record, "record") + ("" if record.nearest is None else side(record.nearest, "nearest"))
     kind = "find" if record.record.pixels is not None else "find words"
     return f'<div class="{kind}"><div class="sides">{sides}</div><dl>{listed}</dl></div>'
-
-
-def _side(excerpt: Excerpt, label: str) -> str:
-    shown = ""
-    if excerpt.pixels is not None:
-        shown += f'<img alt="{label}" src="{data_uri(excerpt.pixels)}">'
-    if excerpt.text:
-        shown += f"<blockquote>{safe_text(excerpt.text, at_most=MAX_EXCERPT)}</blockquote>"
-    return f"<figure>{shown or '<blockquote>not kept</blockquote>'}<figcaption>{label}</figcaption></figure>"
 
 
 def _pairs(histograms: Sequence[ScoreHistogram], maps: Sequence[FlatMap]) -> str:

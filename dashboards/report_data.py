@@ -331,6 +331,9 @@ class FraudHit:
         distance_to_normal: in the same unit; None where no case is known.
         opinion: probability by the second opinion; None where it has none.
         missed_by: rules in use that would not have spoken.
+        record, case, normal: what can be shown of the alert, of the nearest confirmed case, and of the nearest normal
+            record.
+        note: a word of truth.
     """
 
     id: str
@@ -344,6 +347,10 @@ class FraudHit:
     distance_to_normal: float | None = None
     opinion: float | None = None
     missed_by: tuple[str, ...] = ()
+    record: Excerpt | None = None
+    case: Excerpt | None = None
+    normal: Excerpt | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dashboards.report_data import FraudHit, FraudSection, SharePoint, ShareSeries
-from dashboards.report_parts import card, left_out, pill, table
+from dashboards.report_parts import card, left_out, pill, side, table
 from dashboards.scales import (
     Linear,
     clock,
@@ -133,6 +133,14 @@ def _entities(fraud: FraudSection) -> str:
 def _hits(hits: Sequence[FraudHit]) -> str:
     if not hits:
         return ""
+    title, caption = (
+        "Fraud: the most suspicious alerts",
+        "Each with the confirmed cases nearest to it, and how far normal records are. p is the share of normal records "
+        "that would look at least as suspicious." + left_out(len(hits), MAX_HITS),
+    )
+    if any(hit.record is not None and hit.record.pixels is not None for hit in hits):
+        finds = "".join(_find(hit) for hit in hits[:MAX_HITS])
+        return card(title, caption, f'<div class="finds">{finds}</div>')
     rows = [
         [
             f'<span class="mono">{safe_text(hit.id)}</span>',
@@ -146,12 +154,34 @@ def _hits(hits: Sequence[FraudHit]) -> str:
         for hit in hits[:MAX_HITS]
     ]
     titles = ["record", "time", "probability", "p", "nearest cases (distance)", "second opinion", "answer"]
-    return card(
-        "Fraud: the most suspicious alerts",
-        "Each with the confirmed cases nearest to it. p is the share of normal records that would look at least as "
-        "suspicious." + left_out(len(hits), MAX_HITS),
-        table(titles, rows, numbers=(3,), times=(1,)),
-    )
+    return card(title, caption, table(titles, rows, numbers=(3,), times=(1,)))
+
+
+def _find(hit: FraudHit) -> str:
+    facts = [
+        ("id", f'<span class="mono">{safe_text(hit.id)}</span>'),
+        ("time", clock(hit.time_ms)),
+        ("fraud", f"{_percent(hit.probability)}, p {small(hit.p_value)}"),
+    ]
+    if hit.low is not None and hit.high is not None:
+        facts.append(("range", f"{_percent(hit.low)} to {_percent(hit.high)}"))
+    if hit.opinion is not None:
+        facts.append(("opinion", f"{_percent(hit.opinion)} (second)"))
+    if hit.cases:
+        case, distance = hit.cases[0]
+        facts.append(("case", f"{safe_text(case)} at {small(distance)}"))
+    if hit.distance_to_normal is not None:
+        facts.append(("normal", f"at {small(hit.distance_to_normal)}"))
+    if hit.missed_by:
+        facts.append(("missed by", safe_text(", ".join(hit.missed_by))))
+    if hit.answer in _ANSWERS:
+        facts.append(("answer", pill(_ANSWERS[hit.answer], hit.answer)))
+    if hit.note:
+        facts.append(("truth", safe_text(hit.note)))
+    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
+    shown = ((hit.record, "record"), (hit.case, "case"), (hit.normal, "normal"))
+    sides = "".join(side(excerpt, label) for excerpt, label in shown if excerpt is not None)
+    return f'<div class="find"><div class="sides three">{sides}</div><dl>{listed}</dl></div>'
 
 
 def _probability(hit: FraudHit) -> str:

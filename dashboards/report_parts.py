@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Final
 
+from dashboards.images import data_uri
+from dashboards.report_data import Excerpt
 from dashboards.scales import count, safe_text
+
+MAX_EXCERPT: Final = 800  # characters of a record's text
 
 
 def card(title: str, caption: str, content: str) -> str:
@@ -32,6 +37,16 @@ def table(
         "<tr>" + "".join(f"<td{kind(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def side(excerpt: Excerpt, label: str) -> str:
+    """What can be shown of a record: a picture, a text, or the word that nothing was kept."""
+    shown = ""
+    if excerpt.pixels is not None:
+        shown += f'<img alt="{label}" src="{data_uri(excerpt.pixels)}">'
+    if excerpt.text:
+        shown += f"<blockquote>{safe_text(excerpt.text, at_most=MAX_EXCERPT)}</blockquote>"
+    return f"<figure>{shown or '<blockquote>not kept</blockquote>'}<figcaption>{label}</figcaption></figure>"
 
 
 def left_out(given: int, shown: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ from monitor.budget import (
 from monitor.embedders import Embedder
 from monitor.embedders.pixels import PixelsEmbedder
 from monitor.folding import alarmed_segments
-from monitor.fraud_report import FraudFacts, ReviewPeriod, fraud_facts, in_words
+from monitor.fraud_report import FraudFacts, Hit, ReviewPeriod, fraud_facts, in_words
+from monitor.fraud_settings import FRAUD_SPACE
 from monitor.incident_list import mute_of
 from monitor.opinions import is_opinion
 from monitor.pipeline import EVERYTHING
@@ -131,14 +133,17 @@ def report_of(
         comparisons=tuple(comparisons),
         settings=_settings(settings, chosen),
         budget=_budget(settings, store, model, {name: space.reference for name, space in spaces.items()}),
-        fraud=_fraud(fraud_facts(settings, store, model, now_ms=now_ms, hours=hours, opinions=True)),
+        fraud=_fraud(
+            fraud_facts(settings, store, model, now_ms=now_ms, hours=hours, opinions=True), spaces, notes or {}
+        ),
     )
 
 
-def _fraud(facts: FraudFacts | None) -> FraudSection | None:
+def _fraud(facts: FraudFacts | None, spaces: Mapping[str, _Space], notes: Mapping[str, str]) -> FraudSection | None:
     if facts is None:
         return None
     labels = facts.labels
+    looks = spaces[facts.space].looks_of(facts.hits) if facts.space in spaces else [_Looks() for _ in facts.hits]
     states = (
         ("count: their record is known", labels.version),
         ("count for nothing, because more was said of the same record", labels.superseded),
@@ -167,8 +172,12 @@ def _fraud(facts: FraudFacts | None) -> FraudSection | None:
                 distance_to_normal=hit.distance_to_normal,
                 opinion=hit.opinion,
                 missed_by=tuple(name for name, spoke in hit.rules.items() if not spoke),
+                record=look.record,
+                case=look.case,
+                normal=look.normal,
+                note=notes.get(hit.record_id, ""),
             )
-            for hit in facts.hits
+            for hit, look in zip(facts.hits, looks, strict=True)
         ),
         incidents=tuple(
             FraudIncident(wave.title, wave.severity, wave.onset_ms, wave.resolved_ms) for wave in facts.incidents
@@ -350,6 +359,15 @@ def _marks(incidents: Sequence[IncidentRow], space: str, segment: str) -> list[M
     return marks
 
 
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """What can be shown of a fraud hit; see `FraudHit`."""
+
+    record: Excerpt | None = None
+    case: Excerpt | None = None
+    normal: Excerpt | None = None
+
+
 class _Space:
     """What is stored of one space."""
 
@@ -491,6 +509,30 @@ class _Space:
             parts=tuple(Part(row["segment"], row["part"], row["share"]) for row in cause["segments"]),
             growths=tuple(growths),
         )
+
+    def looks_of(self, hits: Sequence[Hit]) -> list[_Looks]:
+        """What can be shown of fraud hits."""
+        kept = self._store.find_kept(self._model, [hit.record_id for hit in hits], space=FRAUD_SPACE)
+        nearest = {hit.cases[0].record_id for hit in hits if hit.cases}
+        cases = {record: self._case(record) for record in sorted(nearest)}
+        return [
+            _Looks(
+                None if (row := kept.get(hit.record_id)) is None else self._excerpt(row.kept),
+                cases[hit.cases[0].record_id] if hit.cases else None,
+                None if row is None else self._nearest(row.exemplar),
+            )
+            for hit in hits
+        ]
+
+    def _case(self, record: str) -> Excerpt | None:
+        """A confirmed case: its record may be long gone, but its vector is known, and may be all of the picture."""
+        if not isinstance(self.embedder, PixelsEmbedder):
+            return None
+        for row in reversed(self._store.all_labels(self._model, record_id=record)):
+            if row.said.known is not None:
+                pixels = self.embedder.picture_of(np.frombuffer(row.said.known.vector, "<f4"))
+                return None if pixels is None else Excerpt(pixels=pixels)
+        return None
 
     def _nearest(self, exemplar: int) -> Excerpt | None:
         texts = self.reference.exemplar_excerpts

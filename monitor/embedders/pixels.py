@@ -117,9 +117,18 @@ class PixelsEmbedder:
         if len(shape) == 3 and shape[2] not in (1, 3):
             return None
         scaled = self._scaled([[value]])
-        if scaled.problems:
+        return None if scaled.problems else self._drawn(scaled.vectors[0])
+
+    def picture_of(self, vector: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:
+        """The image whose vector this is, see `picture`; None where components of it are all that is known."""
+        shape = self._settings.shape
+        if self._settings.dimension is not None or len(vector) != math.prod(shape):
             return None
-        pixels: npt.NDArray[np.uint8] = np.clip(np.rint(scaled.vectors[0] * 255.0), 0, 255).astype(np.uint8)
+        return None if len(shape) == 3 and shape[2] not in (1, 3) else self._drawn(vector)
+
+    def _drawn(self, scaled: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        shape = self._settings.shape
+        pixels: npt.NDArray[np.uint8] = np.clip(np.rint(scaled * 255.0), 0, 255).astype(np.uint8)
         return pixels.reshape(shape[:2] if len(shape) == 2 or shape[2] == 1 else shape)
 
     def _scaled(self, columns: Columns) -> Embedded:

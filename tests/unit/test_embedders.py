@@ -261,3 +261,14 @@ def test_an_embedder_that_raises_is_asked_for_each_record_alone() -> None:
     assert told == ["RuntimeError"] and found.problems[0].detail == "The embedder failed: RuntimeError."
     nothing = embed_all(failing, [["poison"] * 3], 3, dimension=2, failed=told.append)
     assert nothing.vectors.shape == (3, 2) and len(nothing.problems) == 3
+
+
+def test_an_image_is_seen_again_in_its_vector_unless_only_components_are_known() -> None:
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    embedder = PixelsSettings(field="/pixels", shape=(3, 4)).build()
+    (vector,) = embedder.embed([[image.tolist()]]).vectors
+    seen = embedder.picture_of(vector)
+    assert seen is not None
+    np.testing.assert_array_equal(seen, image)
+    assert embedder.picture_of(vector[:5]) is None
+    assert PixelsSettings(field="/pixels", shape=(3, 4), dimension=2).build().picture_of(vector) is None

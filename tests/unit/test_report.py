@@ -27,6 +27,8 @@ from dashboards.report_data import (
     Channel,
     Comparison,
     Excerpt,
+    FraudHit,
+    FraudSection,
     Header,
     Incident,
     Mark,
@@ -39,6 +41,7 @@ from dashboards.report_data import (
     Traffic,
     flat_map,
 )
+from dashboards.report_fraud import fraud_section
 from dashboards.scales import Strengths, clock, duration, number_ticks, period, safe_text, small, time_ticks
 from detectors.errors import InvalidInput
 
@@ -492,3 +495,30 @@ def test_the_alarm_budget_shows_what_was_promised_what_came_and_who_may_only_war
 
 def _header_only() -> Header:
     return Header("Digits", START, START + BLOCK, "calm", "Nothing to report.")
+
+
+def test_fraud_hits_with_pictures_stand_beside_the_nearest_case_and_others_in_a_table() -> None:
+    def section(record: Excerpt | None) -> str:
+        hit = FraudHit(
+            id="s1",
+            time_ms=1_772_438_400_000,
+            probability=0.5,
+            low=0.25,
+            high=0.75,
+            p_value=1e-4,
+            answer="fraud",
+            cases=(("s0", 0.3),),
+            distance_to_normal=0.4,
+            record=record,
+            case=record,
+            note="altered",
+        )
+        return fraud_section(FraudSection(said=("Five cases.",), labels=(), states=(), hits=(hit,)))
+
+    shown = section(Excerpt(pixels=np.eye(8, dtype=np.uint8) * 255))
+    assert shown.count("data:image/png") == 2
+    for word in ("s1", "25\u00a0% to 75\u00a0%", "s0 at 0.3", "at 0.4", "altered", "fraud"):
+        assert word in shown
+    assert "<table" not in shown
+    listed = section(None)
+    assert "<table" in listed and "data:image/png" not in listed and "s0" in listed
