@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from typing import Any
 import yaml
 
 from connectors.database.connection import wall_clock_ms
+from connectors.database.rows import KeptRecord, LabelSource, NewLabel
 from connectors.database.store import Store
 from dashboards.picture import write_picture
 from dashboards.report import write_report
 from dashboards.report_data import Comparison, Period
 from detectors.errors import InvalidInput
-from monitor.app import build_sinks, build_workers, open_store
+from monitor.app import build_label_desk, build_sinks, build_workers, open_store
 from monitor.demo_stream import DemoTruth, make_demo
+from monitor.fraud_settings import FRAUD_SPACE
+from monitor.labels import SaidLabel
 from monitor.outbox import RetryPolicy, SinkQueue
 from monitor.references import from_source
 from monitor.reporting import report_of
@@ -33,6 +36,8 @@ from monitor.times import text_of
 MODEL = "digit_reader"
 BASELINE_RECORDS = 100_000
 SETTINGS_FILE = "driftd.yaml"
+DISPUTED = 5  # of the altered scans, so many are known to be fraud before the ring begins
+LOOKED_AT = 3  # alerts that the analyst has answered by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,14 @@ def demo_settings(folder: Path, stream: Path) -> Settings:
                     "output": {"embedder": {"kind": "vector", "field": "/probabilities", "encoding": "list"}},
                 },
                 "reference": {"collect": BASELINE_RECORDS},
-                "outliers": {"sample": 0.02},  # so short a stream would leave too few to ask questions of
+                # So short a stream would leave too few records to ask questions of, and shows how often candidates come
+                # only roughly, so that a wave would have to be ten times as much to be more than the tolerance.
+                "outliers": {"sample": 0.02, "tolerance": 0.5},
+                "fraud": {
+                    "space": "input",
+                    "fields": {"confidence": "/confidence"},
+                    "alerts": {"most": 200, "every": "1h"},
+                },
             }
         },
         "sinks": {"log": {"kind": "jsonl", "path": str(folder / "notifications.jsonl")}},
@@ -99,7 +111,7 @@ def run_demo(folder: Path, *, seed: int, say: Callable[[str], None]) -> DemoResu
     say(f"3/4  The stream: {truth.stream_records:,} records through the pipeline into SQLite ...")
     settings = demo_settings(folder, truth.stream)
     store = open_store(settings)
-    scoring_s = _score(settings, store)
+    scoring_s = _score(settings, store, truth)
     say("4/4  The report ...")
     facts = _compare(store, truth)
     unknown = truth.unknown_digit
@@ -109,7 +121,10 @@ def run_demo(folder: Path, *, seed: int, say: Callable[[str], None]) -> DemoResu
         MODEL,
         truth=[Period(unknown.start_ms, unknown.end_ms, "unknown digit")],
         comparisons=[Comparison(fact["happened"], fact["reported"], fact["right"]) for fact in facts],
-        notes={scan.id: scan.damage for scan in truth.damaged},
+        notes={
+            **{scan.id: scan.damage for scan in truth.damaged},
+            **dict.fromkeys([*truth.forged, *truth.ring.forged], "a 1 made a 4"),
+        },
     )
     write_report(folder / "report.html", report)
     write_picture(folder / "report.png", report)
@@ -132,20 +147,69 @@ def _prepare(folder: Path) -> None:
     marker.touch()
 
 
-def _score(settings: Settings, store: Store) -> float:
-    """Run the stream through the same worker that `driftd run` uses, and send what came of it. Returns the seconds."""
-    (worker,) = build_workers(settings, store)
-    worker.start()
-    began = time.perf_counter()
-    while not worker.step(int(time.time() * 1000), time.monotonic()).finished:
-        pass
-    worker.close_blocks_at_end(int(time.time() * 1000))
-    worker.source.close()
-    took = time.perf_counter() - began
+def _score(settings: Settings, store: Store, truth: DemoTruth) -> float:
+    """Run the stream through the same worker that `driftd run` uses, and send what came of it. Returns the seconds.
+
+    The stream comes in three parts. After each, people answer, and the labels are in force from the next record on.
+    """
+    lines = truth.stream.read_bytes().splitlines(keepends=True)
+    ends = [(time_ms - truth.start_ms) * truth.block_records // truth.block_ms for time_ms in truth.answers_ms]
+    truth.stream.write_bytes(b"")
+    took = 0.0
+    for part, (start, end) in enumerate(zip([0, *ends], [*ends, len(lines)], strict=True)):
+        with truth.stream.open("ab") as file:
+            file.writelines(lines[start:end])
+        (worker,) = build_workers(settings, store)
+        worker.start()
+        began = time.perf_counter()
+        while not worker.step(int(time.time() * 1000), time.monotonic()).finished:
+            pass
+        if end == len(lines):
+            worker.close_blocks_at_end(int(time.time() * 1000))
+        took += time.perf_counter() - began
+        worker.source.close()
+        worker.close()
+        _answer(settings, store, truth, part)
     for name, sink in build_sinks(settings).items():
         SinkQueue(name, sink, store, policy=RetryPolicy()).pump(wall_clock_ms, threading.Event())
         sink.close()
     return took
+
+
+def _answer(settings: Settings, store: Store, truth: DemoTruth, part: int) -> None:
+    """What people say after a part of the stream: first customers dispute altered cheques, and an analyst has looked at
+    a few alerts; later the analyst has answered every alert.
+
+    The random review sample is answered at the end, where no score depends on it any more: which records are in it
+    depends on the path of the stream, and the demo says the same in any folder.
+    """
+    last = part == len(truth.answers_ms)
+    time_ms = truth.end_ms if last else truth.answers_ms[part]
+    forged = {*truth.forged, *truth.ring.forged}
+    disputed = truth.forged[:DISPUTED] if part == 0 else ()
+    known = {row.said.record_id for row in store.labels(MODEL)}
+    asked = [row.id for row in _fraud_rows(store) if row.flagged or (last and row.reason == "review")]
+    asked = asked[:LOOKED_AT] if part == 0 else asked
+    said: list[tuple[str, LabelSource]] = [(record, "chargeback") for record in disputed]
+    said += [(record, "analyst") for record in asked if record not in known and record not in disputed]
+    labels = [
+        NewLabel(
+            record,
+            "fraud" if record in forged else "cleared",
+            time_ms,
+            source,
+            confidence=1.0,
+            by="demo",
+            origin=f"demo:{record}",
+        )
+        for record, source in said
+    ]
+    build_label_desk(MODEL, settings, store).take([SaidLabel(label) for label in labels])
+
+
+def _fraud_rows(store: Store) -> list[KeptRecord]:
+    """What was kept because it looks like fraud, or to be looked at whatever its score; the most suspicious first."""
+    return store.kept(MODEL, space=FRAUD_SPACE, limit=1_000_000)
 
 
 def _compare(store: Store, truth: DemoTruth) -> list[dict[str, Any]]:
@@ -159,11 +223,12 @@ def _compare(store: Store, truth: DemoTruth) -> list[dict[str, Any]]:
     after = [row for row in pages if row.opened_ms > unknown.end_ms + 60_000]
     flagged = {row.id: row.time_ms for row in store.kept(MODEL, space="input", flagged=True, limit=1_000_000)}
     damaged = {scan.id for scan in truth.damaged}
+    forged = {*truth.forged, *truth.ring.forged}
     caught = damaged & flagged.keys()
     clean_flags = [
         time_ms
         for record, time_ms in flagged.items()
-        if record not in damaged and not unknown.start_ms <= time_ms < unknown.end_ms
+        if record not in damaged | forged and not unknown.start_ms <= time_ms < unknown.end_ms
     ]
     first = min(during, key=lambda row: row.opened_ms) if during else None
     per_ms = truth.block_records / truth.block_ms
@@ -183,7 +248,7 @@ def _compare(store: Store, truth: DemoTruth) -> list[dict[str, Any]]:
             "right": totals.records == truth.stream_records and totals.dead == sum(truth.broken.values()),
         },
         {
-            "happened": f"clean until {text_of(unknown.start_ms)}",
+            "happened": f"no drift until {text_of(unknown.start_ms)}",
             "reported": f"{len(before)} false pages",
             "right": not before,
         },
@@ -192,6 +257,7 @@ def _compare(store: Store, truth: DemoTruth) -> list[dict[str, Any]]:
             "reported": f"{len(caught)} of them flagged, and {len(clean_flags)} clean records",
             "right": len(caught) >= 0.5 * len(damaged),
         },
+        *_compare_fraud(store, truth, flagged),
         {
             "happened": f"from {text_of(unknown.start_ms)}: an unknown digit, up to {unknown.share:.0%} of the traffic",
             "reported": (
@@ -218,6 +284,63 @@ def _compare(store: Store, truth: DemoTruth) -> list[dict[str, Any]]:
     ]
 
 
+def _compare_fraud(store: Store, truth: DemoTruth, outliers: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The rows about fraud.
+
+    Args:
+        outliers: flagged ones, with their times.
+    """
+    ring, unknown = truth.ring, truth.unknown_digit
+    disputed_ms = truth.answers_ms[0]
+    per_ms = truth.block_records / truth.block_ms
+    hits = [row for row in _fraud_rows(store) if row.reason == "fraud"]
+    alerts = {row.id: row.time_ms for row in hits if row.flagged}
+    before = [record for record, time_ms in alerts.items() if time_ms < disputed_ms]
+    found_before = len({*before} & {*truth.forged})
+    given = sum(row.said.time_ms == disputed_ms for row in store.labels(MODEL))
+    offsets = [span.from_offset for span in store.label_spans(MODEL) if span.version == given]
+    in_force = truth.stream.read_bytes().count(b"\n", 0, offsets[0]) if offsets else None
+    in_ring = [
+        {record for record, time_ms in found.items() if ring.start_ms <= time_ms < ring.end_ms}
+        for found in (alerts, outliers)
+    ]
+    found, found_without = (len(chosen & {*ring.forged}) for chosen in in_ring)
+    waves = [row for row in store.incidents(model=MODEL) if row.kind == "fraud_wave"]
+    opened = [row.opened_ms for row in waves if ring.start_ms < row.opened_ms <= ring.end_ms + 60_000]
+    told = f"a wave of fraud after {round((opened[0] - ring.start_ms) * per_ms):,} records" if opened else "no wave"
+    honest = sum(unknown.start_ms <= row.time_ms < unknown.end_ms for row in hits)
+    return [
+        {
+            "happened": (
+                f"{len(truth.forged)} altered digits (a 1 made a 4); {DISPUTED} disputed by {text_of(disputed_ms)}"
+            ),
+            "reported": (
+                f"{found_before} of them among {len(before)} alerts; "
+                + (f"{given} labels in force from record {in_force + 1:,} on" if in_force is not None else "no labels")
+            ),
+            "right": in_force == round((disputed_ms - truth.start_ms) * per_ms),
+        },
+        {
+            "happened": (
+                f"from {text_of(ring.start_ms)}: a ring alters {len(ring.forged)} of "
+                f"{round((ring.end_ms - ring.start_ms) * per_ms):,}"
+            ),
+            "reported": f"{told}, {found} of them among {len(in_ring[0])} alerts",
+            "right": len(opened) == 1 and found >= 0.5 * len(ring.forged),
+        },
+        {
+            "happened": "the same ring without labels",
+            "reported": f"{found_without} of them among {len(in_ring[1])} outliers",
+            "right": found_without < 0.5 * found,
+        },
+        {
+            "happened": f"{unknown.records:,} unknown digits, see below, are no fraud",
+            "reported": f"{honest} records of that time look like it",
+            "right": honest < 0.1 * unknown.records,
+        },
+    ]
+
+
 def _as_text(facts: list[dict[str, Any]], folder: Path, rate: float, took: float, incident: str) -> str:
     widths = [max(len(fact[key]) for fact in facts) for key in ("happened", "reported")]
     lines = [f"{'what happened':<{widths[0]}}   {'what driftd reported':<{widths[1]}}"]
@@ -229,5 +352,7 @@ def _as_text(facts: list[dict[str, Any]], folder: Path, rate: float, took: float
     if shown.is_relative_to(Path.cwd()):
         shown = shown.relative_to(Path.cwd())
     lines += ["", f"{rate:,.0f} records/s through the whole path, {took:.0f} s in all. Look at it: {shown}"]
-    lines += [f"Ask on: driftd explain {incident} --settings {shown.parent / SETTINGS_FILE}"] if incident else []
+    named = f"--settings {shown.parent / SETTINGS_FILE}"
+    lines += [f"Ask on: driftd explain {incident} {named}"] if incident else []
+    lines += [f"        driftd fraud {named}"]
     return "\n".join(lines)

@@ -9,7 +9,10 @@ makes
   by a few degrees and scanned with a little noise, with the probabilities that the reader gave;
 * the stream: the same images drawn with the same weights but distorted anew, so that its clean stretches are truly
   clean and not a repetition; with damaged scans, broken lines, and a period in which one scanner brings in a digit that
-  the reader never learned.
+  the reader never learned;
+* fraud in it: the digits are amounts on cheques, and somebody makes a 4 of a 1 with two strokes of a paler pen, as
+  cheques are really altered. A few come one by one; later a ring brings a wave of them through one scanner. A forged
+  digit looks like a digit: few are outliers.
 
 What happened when is returned as `DemoTruth`, so that a report can be held against it. The same seed gives the same
 bytes.
@@ -37,6 +40,9 @@ KNOWN_DIGITS: Final = 8  # the reader learns 0 to 7
 UNKNOWN_DIGIT: Final = 9
 SCANNERS: Final = ("north", "south")
 DRIFT_SCANNER: Final = "south"
+
+ALTERED_DIGIT: Final = 1  # to a 4, the known digit that is two strokes away
+RING_SCANNER: Final = "north"
 
 # Strong enough that no two scans of an image are alike, weak enough that a person reads every one of them.
 MAX_SHIFT_PX: Final = 0.5
@@ -86,6 +92,22 @@ class UnknownDigit:
 
 
 @dataclass(frozen=True, slots=True)
+class Ring:
+    """The period in which somebody brings in many altered digits.
+
+    Attributes:
+        scanner: through which all of them come.
+        start_ms, end_ms: the period; the first and the last of them lie in it.
+        forged: ids of the altered scans, in the order of time.
+    """
+
+    scanner: str
+    start_ms: int
+    end_ms: int
+    forged: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DemoTruth:
     """What was written, and what happened in it.
 
@@ -96,6 +118,10 @@ class DemoTruth:
         block_ms: event time that holds `block_records` records of the stream.
         unknown_digit: the drift.
         damaged: the spoilt scans in the order of time. None lies in the drift.
+        forged: ids of the altered scans that came one by one before the ring, in the order of time.
+        ring: the wave of altered scans.
+        answers_ms: when people have answered: customers about altered cheques, between these and the ring; and an
+            analyst about alerts, in the drift.
         broken: records that cannot be used, by what is wrong with them; see `BREAKAGES`.
         accuracy: share of the known digits that the reader reads rightly in the stream's first clean stretch.
     """
@@ -110,6 +136,9 @@ class DemoTruth:
     block_records: int
     unknown_digit: UnknownDigit
     damaged: tuple[DamagedScan, ...]
+    forged: tuple[str, ...]
+    ring: Ring
+    answers_ms: tuple[int, int]
     broken: dict[str, int]
     accuracy: float
 
@@ -139,13 +168,16 @@ def make_demo(
     block_ms: int = 10_000,
     share: float = 0.10,
     damaged_share: float = 0.0005,
+    forged: int = 8,
+    ring: int = 100,
     start_ms: int = START_MS,
 ) -> DemoTruth:
     """Write ``baseline.jsonl`` and ``stream.jsonl`` into a directory.
 
     Each line is an object with the fields id, ts, scanner, pixels, probabilities, prediction and confidence. The
     stream is a clean stretch, a drift that rises over its first ``ramp_blocks`` and stays at ``share``, and a clean
-    stretch again; the baseline lies in the time just before it.
+    stretch again; the baseline lies in the time just before it. Altered scans come one by one in the first third of the
+    first stretch; the ring comes after three fifths of it, for a ninth of it.
 
     Args:
         directory: made if it is missing; files of these names in it are replaced.
@@ -156,6 +188,7 @@ def make_demo(
         share: share of the unknown digit in all traffic at the height of the drift, at most 0.5.
         damaged_share: share of spoilt scans outside the drift. At 0.001 they are as frequent as the one record in a
             thousand that is flagged by chance, which is a change of the traffic, and driftd begins to say so.
+        forged, ring: altered scans before the ring, and in it.
 
     Raises:
         InvalidInput: a number above is out of range.
@@ -202,13 +235,29 @@ def make_demo(
     damage_of = {int(row): DAMAGES[i % len(DAMAGES)] for i, row in enumerate(spoilt)}
     breakage_of = {int(row): BREAKAGES[i % len(BREAKAGES)] for i, row in enumerate(chosen[spoilt_count:])}
 
+    # Chance of its own, so that everything else is what it would be without fraud.
+    forger = np.random.default_rng([seed, 3])
+    ring_start, ring_end = (block * block_records for block in _ring_blocks(clean_blocks))
+    whole = np.ones(records, np.bool_)
+    whole[chosen] = False
+    single_rows = _some(np.flatnonzero(whole[: onset // 3]), forged, forger)
+    usable = whole & (scanners == SCANNERS.index(RING_SCANNER))
+    ring_rows = _some(ring_start + np.flatnonzero(usable[ring_start:ring_end]), ring, forger)
+    altered = np.sort(np.concatenate([single_rows, ring_rows]))
+    ones = forger.choice(np.flatnonzero(pool_digits == ALTERED_DIGIT), len(altered))
+    altered_images = _alter(pool[ones], forger)
+
     right = 0
     stream = directory / "stream.jsonl"
     with stream.open("wb") as file:
         for rows in _chunks(records):
             images = chance.choice(known, len(rows))
             images[strange[rows]] = chance.choice(unknown, int(strange[rows].sum()))
-            pixels = distort(pool[images], chance)
+            here = (altered >= rows[0]) & (altered <= rows[-1])
+            images[altered[here] - rows[0]] = ones[here]
+            drawn = pool[images]
+            drawn[altered[here] - rows[0]] = altered_images[here]
+            pixels = distort(drawn, chance)
             for row in spoilt[(spoilt >= rows[0]) & (spoilt <= rows[-1])]:
                 pixels[row - rows[0]] = _spoil(pixels[row - rows[0]], damage_of[int(row)], chance)
             scans = _scans("s", rows, times[rows], scanners[rows], pixels, reader)
@@ -241,6 +290,17 @@ def make_demo(
             records=int(strange.sum()),
         ),
         damaged=tuple(DamagedScan(_id("s", int(row)), int(times[row]), damage_of[int(row)]) for row in spoilt),
+        forged=tuple(_id("s", row) for row in single_rows.tolist()),
+        ring=Ring(
+            scanner=RING_SCANNER,
+            start_ms=time_at(ring_start),
+            end_ms=time_at(ring_end),
+            forged=tuple(_id("s", row) for row in ring_rows.tolist()),
+        ),
+        answers_ms=(
+            time_at(clean_blocks * 2 // 5 * block_records),
+            time_at((clean_blocks + drift_blocks // 2) * block_records),
+        ),
         broken={kind: list(breakage_of.values()).count(kind) for kind in BREAKAGES if per_breakage},
         accuracy=right / max(onset, 1),
     )
@@ -273,6 +333,46 @@ def distort(images: Floats, chance: np.random.Generator) -> Pixels:
     lower = padded[corner + wide] * (1 - right) + padded[corner + wide + 1] * right
     scanned: Floats = upper * (1 - down) + lower * down + chance.normal(0.0, NOISE, (n, SIDE * SIDE))
     return np.rint(np.clip(scanned, 0, 255)).astype(np.uint8)
+
+
+def _ring_blocks(clean_blocks: int) -> tuple[int, int]:
+    """First block of the ring, and the first one after it."""
+    first = clean_blocks * 3 // 5
+    return first, first + max(clean_blocks // 9, 1)
+
+
+def _some(rows: npt.NDArray[np.int64], count: int, chance: np.random.Generator) -> npt.NDArray[np.int64]:
+    """So many of the rows, ascending.
+
+    Raises:
+        InvalidInput: there are not so many.
+    """
+    if count > len(rows):
+        raise InvalidInput(
+            f"{count} altered scans do not fit into {len(rows)} records.", hint="Choose fewer, or more clean_blocks."
+        )
+    return np.sort(chance.choice(rows, count, replace=False))
+
+
+# A 4 from a 1: from its head down to the left, and from there a bar to the right, through it. Rows and columns.
+_STROKES: Final = (((1.2, 2.2), (4.6, 1.2)), ((4.6, 1.2), (4.4, 6.0)))
+_PALE_INK: Final = (160.0, 200.0)  # of 255; the writers' reaches 255
+_UNSTEADY_PX: Final = 0.3  # standard deviation of where a stroke begins and ends
+_PEN_PX: Final = 0.55  # standard deviation of a stroke's profile
+
+
+def _alter(images: Floats, chance: np.random.Generator) -> Floats:
+    """Images of a 1, float64 (n, 8, 8), with the strokes that make a 4 of each."""
+    pixel = np.indices((SIDE, SIDE)).transpose(1, 2, 0)
+    ink = chance.uniform(*_PALE_INK, (len(images), 1, 1))
+    altered = images
+    for ends in _STROKES:
+        start, end = (end + chance.normal(0.0, _UNSTEADY_PX, (len(images), 1, 1, 2)) for end in ends)
+        along = ((pixel - start) * (end - start)).sum(axis=-1) / ((end - start) ** 2).sum(axis=-1)
+        nearest = start + np.clip(along, 0.0, 1.0)[..., None] * (end - start)
+        apart = ((pixel - nearest) ** 2).sum(axis=-1)
+        altered = np.maximum(altered, ink * np.exp(-apart / (2 * _PEN_PX**2)))
+    return altered
 
 
 DAMAGES: Final = ("inverted", "half covered", "streak", "smeared", "static", "two at once")

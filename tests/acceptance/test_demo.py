@@ -16,20 +16,22 @@ def test_the_demo_reports_what_happened_and_is_the_same_every_time(tmp_path: Pat
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     wrong = [fact for fact in result["facts"] if not fact["right"]]
-    assert len(result["facts"]) >= 6
+    assert len(result["facts"]) >= 10
     assert not wrong
     html = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
     assert "http://" not in html.replace("http://www.w3.org/", "")
     assert len(html) < 3_000_000
     assert (tmp_path / "one" / "report.png").read_bytes().startswith(b"\x89PNG")
 
-    second = driftd("demo", "--output", "two", cwd=tmp_path, timeout=300)
+    # Which records are drawn by chance depends on where the stream lies, so the second one lies in the same place.
+    (tmp_path / "one").rename(tmp_path / "first")
+    second = driftd("demo", "--output", "one", cwd=tmp_path, timeout=300)
     assert second.returncode == 0, second.stderr
     table = second.stdout.splitlines()
     for line, fact in zip(table[1:], result["facts"], strict=False):
         assert fact["happened"] in line
         assert fact["reported"] in line
-    assert (tmp_path / "two" / "notifications.jsonl").read_text() == (
+    assert (tmp_path / "first" / "notifications.jsonl").read_text() == (
         tmp_path / "one" / "notifications.jsonl"
     ).read_text()
 

@@ -34,7 +34,7 @@ def words_of(command: str) -> list[list[str]]:
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
-    ran_here = {"init", "check", "run", "incidents", "reference", "score", "dashboards", "mute"}
+    ran_here = {"init", "check", "run", "incidents", "reference", "score", "dashboards", "mute", "label", "fraud"}
     assert {words[1] for words in COMMANDS if words[0] == "driftd"} == ran_here
     assert {words[1] for words in COMMANDS if words[0] == "make"} == {"demo"}
     makefile = (ROOT / "Makefile").read_text()
@@ -90,6 +90,20 @@ def test_the_commands_about_telling_people(tmp_path: Path) -> None:
     assert incident.detail["acknowledged"] and mute.covers(incident)
 
 
+def test_the_commands_about_fraud(tmp_path: Path) -> None:
+    (settings,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert "`fraud: {}`" in README
+    (tmp_path / "driftd.yaml").write_text(settings.replace("sinks:", "    fraud: {}\nsinks:"))
+    ((_, file),) = words_of("label")
+    (tmp_path / file).write_text("id,label\ntxn-4711,fraud\ntxn-4712,cleared\n")
+    (label,), (fraud,) = words_of("label"), words_of("fraud")
+    labelled = driftd(*label, cwd=tmp_path)
+    assert labelled.returncode == 0, labelled.stderr
+    assert "2 wait for their records" in labelled.stderr
+    looked = driftd(*fraud, cwd=tmp_path)
+    assert looked.returncode == 0, looked.stderr
+
+
 def test_the_command_about_dashboards(tmp_path: Path) -> None:
     (words,) = words_of("dashboards")
     with Grafana("11.6.5") as grafana:
@@ -98,7 +112,7 @@ def test_the_command_about_dashboards(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert grafana.url in addressed and not grafana.writes
     said = re.findall(r"(\w+) dashboards and (\d+) rules", README)
-    assert said == [({5: "five"}[len(all_dashboards())], str(len(RULES)))]
+    assert said == [({6: "six"}[len(all_dashboards())], str(len(RULES)))]
     assert "driftd-overview" in done.stdout
 
 

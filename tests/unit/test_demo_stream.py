@@ -126,15 +126,16 @@ def test_damaged_scans_are_listed_and_lie_outside_the_drift(truth: DemoTruth) ->
 
 def test_the_clean_stretch_has_the_baseline_s_distribution_and_the_drift_has_not(truth: DemoTruth) -> None:
     baseline = _images(truth.baseline).astype(float)
-    drift, damaged = truth.unknown_digit, {scan.id for scan in truth.damaged}
+    drift = truth.unknown_digit
+    not_normal = {scan.id for scan in truth.damaged} | set(truth.forged) | set(truth.ring.forged)
 
     def shift(start_ms: int, end_ms: int) -> float:
-        """Greatest z value among the 64 pixels' means, of the scans of one scanner that were not spoilt."""
+        """Greatest z value among the 64 pixels' means, of the scans of one scanner that nobody spoilt or altered."""
         raw = [
             base64.b64decode(record["pixels"])
             for record in _records(truth.stream)
             if record and "pixels" in record and start_ms <= record["ts"] < end_ms
-            if record["scanner"] == drift.scanner and record["id"] not in damaged
+            if record["scanner"] == drift.scanner and record["id"] not in not_normal
         ]
         part = np.array([np.frombuffer(pixels, np.uint8) for pixels in raw if len(pixels) == 64]).astype(float)
         error = np.sqrt(part.var(axis=0) / len(part) + baseline.var(axis=0) / len(baseline))
@@ -181,3 +182,51 @@ def test_a_share_beyond_one_scanner_s_traffic_is_refused(tmp_path: Path) -> None
         make_demo(tmp_path, share=0.6)
     with pytest.raises(InvalidInput, match="ramp_blocks is 50"):
         make_demo(tmp_path, ramp_blocks=50)
+
+
+def test_altered_scans_are_as_many_as_stated_and_lie_where_it_says(truth: DemoTruth) -> None:
+    by_id = {record["id"]: record for record in _records(truth.stream) if record}
+    ring, (disputed_ms, cleared_ms) = truth.ring, truth.answers_ms
+    assert (len(truth.forged), len(ring.forged)) == (8, 100)
+    assert not {scan.id for scan in truth.damaged} & {*truth.forged, *ring.forged}
+    assert all(truth.start_ms <= by_id[scan]["ts"] < disputed_ms for scan in truth.forged)
+    for scan in ring.forged:
+        assert ring.start_ms <= by_id[scan]["ts"] < ring.end_ms
+        assert by_id[scan]["scanner"] == ring.scanner
+    assert disputed_ms <= ring.start_ms < ring.end_ms <= truth.unknown_digit.start_ms
+    assert truth.unknown_digit.full_ms < cleared_ms < truth.unknown_digit.end_ms
+    assert all(time_ms % truth.block_ms == 0 for time_ms in truth.answers_ms)
+
+
+def test_an_altered_scan_has_more_ink_and_the_reader_mistakes_many(truth: DemoTruth) -> None:
+    by_id = {record["id"]: record for record in _records(truth.stream) if record}
+
+    def ink(records: list[dict[str, Any]]) -> float:
+        return float(np.mean([sum(base64.b64decode(record["pixels"])) for record in records]))
+
+    altered = [by_id[scan] for scan in truth.ring.forged]
+    ones = [record for record in _records(truth.baseline) if record and record["prediction"] == "1"]
+    assert ink(altered) > 1.1 * ink(ones)
+    assert sum(record["prediction"] == "4" for record in altered) >= 15
+    assert sum(record["prediction"] == "1" for record in altered) < 80
+
+
+def test_altered_scans_change_nothing_else_of_the_stream(truth: DemoTruth, tmp_path: Path) -> None:
+    honest = make_demo(
+        tmp_path,
+        baseline_records=10,
+        clean_blocks=20,
+        drift_blocks=10,
+        ramp_blocks=2,
+        recovery_blocks=5,
+        damaged_share=0.005,
+        forged=0,
+        ring=0,
+    )
+    lines = zip(honest.stream.read_bytes().splitlines(), truth.stream.read_bytes().splitlines(), strict=True)
+    assert sum(ours != theirs for ours, theirs in lines) == 108
+
+
+def test_more_altered_scans_than_records_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="5000 altered scans"):
+        make_demo(tmp_path, baseline_records=10, clean_blocks=20, ring=5_000)
