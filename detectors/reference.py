@@ -86,7 +86,6 @@ class Scored:
 
     Attributes:
         x: float32 (n, d), the prepared vectors; the sums of summaries are over these.
-        y: float32 (n, d), the same in the search space, where distances are measured.
         distance: float32 (n,), to the nearest prototype, a multiple of 1e-5; larger is stranger.
         nearest: int32 (n,), that prototype.
         p_value: float64 (n,), (1 + #{calibration >= distance}) / (n_calibration + 1).
@@ -96,7 +95,6 @@ class Scored:
     """
 
     x: Floats
-    y: Floats
     distance: Floats
     nearest: npt.NDArray[np.int32]
     p_value: npt.NDArray[np.float64]
@@ -244,15 +242,11 @@ class Reference:
         x = self.prepare(vectors)
         distance = np.empty(len(x), np.float32)
         nearest = np.empty(len(x), np.int32)
-        y = x if self.geometry.whitening == 0.0 else np.empty_like(x)
         for start in range(0, len(x), _TILE):
             tile = slice(start, start + _TILE)
-            if y is not x:
-                y[tile] = self.search_space(x[tile])
-            distance[tile], nearest[tile] = nearest_prototypes(self.prototype_index, y[tile])
+            distance[tile], nearest[tile] = nearest_prototypes(self.prototype_index, self.search_space(x[tile]))
         return Scored(
             x=x,
-            y=y,
             distance=distance,
             nearest=nearest,
             p_value=conformal.p_values(distance, self.calibration_scores),
