@@ -61,7 +61,7 @@ def test_strange_records_score_higher_and_get_a_small_p_value(scorers: dict[str,
 
 @every_model
 def test_p_values_keep_their_promise_on_normal_records(scorers: dict[str, PyODScorer], model: Model) -> None:
-    p_values = scorers[model].p_values(normal_vectors(2_000, 1))
+    p_values = scorers[model].p_values(normal_vectors(1_000, 1))
 
     # 250 calibration scores: the rate of one set varies by .02 around what it promises; ties make it less.
     assert 0.0 < (p_values <= 0.1).mean() < 0.1 + 3 * 0.02
@@ -72,14 +72,14 @@ def test_a_record_scores_the_same_alone_in_any_batch_and_in_any_order(
     scorers: dict[str, PyODScorer], model: Model
 ) -> None:
     scorer = scorers[model]
-    queries = np.concatenate([normal_vectors(60, 1), 5.0 * normal_vectors(10, 2)])
+    queries = np.concatenate([normal_vectors(32, 1), 5.0 * normal_vectors(9, 2)])
     order = np.random.default_rng(4).permutation(len(queries))
 
     whole = scorer.score(queries)
-    alone = np.concatenate([scorer.score(queries[row : row + 1]) for row in range(0, len(queries), 3)])
+    alone = np.concatenate([scorer.score(queries[row : row + 1]) for row in range(0, len(queries), 10)])
     parts = np.concatenate([scorer.score(queries[start : start + 17]) for start in range(0, len(queries), 17)])
 
-    np.testing.assert_array_equal(alone, whole[::3])
+    np.testing.assert_array_equal(alone, whole[::10])
     np.testing.assert_array_equal(parts, whole)
     np.testing.assert_array_equal(scorer.score(queries[order]), whole[order])
     assert scorer.score(queries[:0]).shape == (0,)
