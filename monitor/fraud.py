@@ -232,6 +232,7 @@ class FraudStage:
             self._history = {}
             for span in sorted(history, key=lambda span: span.from_offset):
                 self._history.setdefault(span.partition, []).append(span)
+        self._made_with = signals.made_with(parts)
         self._least_flood = max(parts.flood.least, settings.flood.least)
         self._segments = {name: tuple(name.split("=", 1)) for name in settings.alerts.segments}
         self._known: dict[Partition, _Partition] = {}
@@ -390,6 +391,7 @@ class FraudStage:
                 scored_with=0,
                 selected="",
                 chance=float("nan"),
+                made_with=self._made_with,
             )
             for row in range(len(events))
         ]
@@ -490,7 +492,10 @@ class FraudStage:
                 vector=vector,
                 labels=piece.fitted.version,
             )
-            detail: dict[str, object] = {"probability": float(scores.probability[row])}
+            detail: dict[str, object] = {
+                "probability": float(scores.probability[row]),
+                "made_with": self._made_with,
+            }
             if review[row]:
                 detail["review"] = True
             if flood[row] > 1:
@@ -569,6 +574,7 @@ class FraudStage:
                     vectors=np.concatenate([piece.vectors for piece in of_version]),
                     signals=np.concatenate([piece.signals for piece in of_version]),
                     version=version,
+                    made_with=self._made_with,
                 )
             )
         return remembered.joined(packs)

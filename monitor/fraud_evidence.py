@@ -18,6 +18,7 @@ Evidence is a JSON object, `KeptRecord.detail`:
     usual               of each number: the share of normal records with a smaller one; absent where it is unknown
     rules               by name, whether the rule speaks: one that does not would have missed it
     flood               near-identical records of its block and partition so far, itself included, if there are others
+    made_with           what made the vector and the signals: a label that comes later must know
 """
 
 from __future__ import annotations

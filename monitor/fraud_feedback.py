@@ -16,6 +16,7 @@ from connectors.database.rows import LabelledRecord, LabelRow
 from connectors.database.store import Store
 from detectors.feedback_model import Change, FeedbackModel, counted_after
 from detectors.fraud_baseline import Signal
+from monitor.signals import same_columns
 
 Doubles = npt.NDArray[np.float64]
 
@@ -89,7 +90,11 @@ def learned(rows: Sequence[LabelRow], *, version: int, columns: tuple[Signal, ..
     """Learn from label rows, by version, those that count for a version (`counted_after`)."""
     known = [(row, row.said.known) for row in rows if is_answer(row) and row.said.known is not None]
     size = 4 * len(columns)
-    asked = [(row, record) for row, record in known if len(record.signals) == size]
+    asked = [
+        (row, record)
+        for row, record in known
+        if len(record.signals) == size and same_columns(record.made_with, columns)
+    ]
     model = FeedbackModel(len(columns) + 2)
     changes: list[FraudChange] = []
     if asked:

@@ -26,7 +26,7 @@ from detectors.fraud import FraudScorer
 from monitor.fraud_build import FraudParts
 from monitor.fraud_feedback import FraudChange, is_answer, learned
 from monitor.log import RepeatingFailure, describe
-from monitor.signals import made_anew
+from monitor.signals import made_anew, made_with, same_columns, same_embedder
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -103,8 +103,8 @@ def weight_of(row: LabelRow) -> float:
 def fit_scorer(parts: FraudParts, rows: Sequence[LabelRow], *, prevalence: float) -> tuple[FraudScorer, list[LabelRow]]:
     """A scorer that has learned from labels, and those of them that it could learn from.
 
-    Signals that were made with other columns, for an older baseline, are made anew as far as the vector tells them;
-    the others count as unknown.
+    Vectors of another embedder are left out. Signals that were made with other columns, for an older baseline, are made
+    anew as far as the vector tells them; the others count as unknown.
 
     Args:
         rows: labels with what is known of their records.
@@ -114,15 +114,21 @@ def fit_scorer(parts: FraudParts, rows: Sequence[LabelRow], *, prevalence: float
     """
     d, s = parts.baseline.vectors.shape[1], len(parts.baseline.columns)
     known = [(row, row.said.known) for row in rows if row.said.known is not None]
-    known = [(row, record) for row, record in known if len(record.vector) == 4 * d]
+    ours = made_with(parts)
+    known = [
+        (row, record) for row, record in known if len(record.vector) == 4 * d and same_embedder(record.made_with, ours)
+    ]
     vectors = np.frombuffer(b"".join(record.vector for _, record in known), "<f4").reshape(len(known), d)
     vectors = vectors.astype(np.float32, copy=False)
     usable = np.isfinite(vectors).all(axis=1) & (vectors.any(axis=1) | (not parts.reference.geometry.unit))
     known, vectors = [each for each, use in zip(known, usable.tolist(), strict=True) if use], vectors[usable]
     signals = np.full((len(known), s), np.nan, np.float32)
-    fits = np.array([len(record.signals) == 4 * s for _, record in known], bool)
+    columns = parts.baseline.columns
+    fits = np.array(
+        [len(record.signals) == 4 * s and same_columns(record.made_with, columns) for _, record in known], bool
+    )
     if fits.any():
-        stored = b"".join(record.signals for _, record in known if len(record.signals) == 4 * s)
+        stored = b"".join(record.signals for (_, record), use in zip(known, fits.tolist(), strict=True) if use)
         signals[fits] = np.frombuffer(stored, "<f4").reshape(-1, s)
     if not fits.all():
         signals[~fits] = made_anew(parts, vectors[~fits])

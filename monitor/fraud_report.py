@@ -26,6 +26,7 @@ from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.pipeline import EVERYTHING
 from monitor.record_counts import RecordCounts
 from monitor.settings import Settings
+from monitor.signals import same_embedder
 from monitor.times import text_of
 
 DAYS = 30.0  # of event time that are looked back on
@@ -55,6 +56,7 @@ class LabelState:
     Attributes:
         version: how many labels count.
         in_force: the version that every partition is scored with at least; None before the first record.
+        unusable: labels in force that are left out: another embedder made the vectors of their records.
     """
 
     sources: tuple[LabelLine, ...]
@@ -64,6 +66,7 @@ class LabelState:
     unmatched: int
     contradicting: int
     superseded: int
+    unusable: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +208,11 @@ def fraud_facts(
     )
     step_ms = _step_ms(chosen.fraud, span_ms)
     periods, whole = _periods(records, asked, answers, judged, block_ms=block_ms, step_ms=step_ms)
-    labels = _label_state(store, model, counted)
     newest = store.kept(model, space=FRAUD_SPACE, limit=1, order="time")
     detail = newest[0].detail if newest else {}
+    ours = str(detail.get("made_with", ""))
+    unusable = sum(row.said.known is not None and not same_embedder(row.said.known.made_with, ours) for row in said)
+    labels = _label_state(store, model, counted, unusable=unusable)
     confirmed = [row for row in said if row.said.label == "fraud" and _event_ms(row) >= start_ms]
     alerted = {record.record_id for record in asked if record.alerted}
     return FraudFacts(
@@ -398,7 +403,7 @@ def _marks(store: Store, model: str, said: Sequence[LabelRow], *, from_ms: int) 
     return tuple(sorted(found, key=lambda mark: (-mark.records, mark.label))[:MARKS])
 
 
-def _label_state(store: Store, model: str, counted: LabelCounts) -> LabelState:
+def _label_state(store: Store, model: str, counted: LabelCounts, *, unusable: int) -> LabelState:
     sources = sorted({source for source, _ in counted.by})
     last = {span.partition: span.version for span in store.label_spans(model) if span.from_offset >= 0}
     return LabelState(
@@ -412,6 +417,7 @@ def _label_state(store: Store, model: str, counted: LabelCounts) -> LabelState:
         unmatched=counted.unmatched,
         contradicting=counted.contradicting,
         superseded=counted.superseded,
+        unusable=unusable,
     )
 
 
@@ -439,6 +445,11 @@ def in_words(facts: FraudFacts) -> list[str]:
     if labels.waiting:
         lost = f", {labels.unmatched} of them for so long that nothing will come of them" if labels.unmatched else ""
         lines.append(f"Labels whose record is not known: {labels.waiting}{lost}. See: driftd label list --waiting")
+    if labels.unusable:
+        lines.append(
+            f"Labels left out because another embedder made the vectors of their records: {labels.unusable}. To use "
+            "them, say them again with their records: driftd label FILE"
+        )
     if labels.contradicting:
         lines.append(
             f"Of {labels.contradicting} records both was said, fraud and cleared: the stronger source counts, then the "

@@ -353,6 +353,7 @@ def _of_kept(kept: KeptRecord) -> LabelledRecord | None:
         scored_with=kept.labels,
         selected="",
         chance=math.nan,
+        made_with=str(kept.detail.get("made_with", "")),
     )
 
 

@@ -4,7 +4,8 @@ A checkpoint writes it as one row for each partition, packed: the row's ``ids`` 
 a record is found without reading the rest, and its ``blob`` is one pack after the other, each
 
     magic, 8 numbers (`_HEADER`)
-    offsets, event times, rows, lengths of the entities' names and the names, compressed where that makes them smaller
+    offsets, event times, rows, lengths of the entities' names and the names, what made vectors and signals, all
+        compressed where that makes them smaller
     probabilities float32 (n,), p-values float64 (n,), vectors float32 (n, d), signals float32 (n, s)
 
 little-endian. Vectors are what takes the room, and hardly shrink: they are left as they are.
@@ -50,6 +51,7 @@ def pack(
     vectors: Floats,
     signals: Floats,
     version: int,
+    made_with: str = "",
 ) -> RememberedRow:
     """The row that remembers these records, at least one, of one partition.
 
@@ -61,6 +63,7 @@ def pack(
         probability, p_value: float32 and float64 (n,), as scored.
         vectors, signals: float32 (n, d) and (n, s), as the fraud scorer saw them.
         version: of the labels that they were scored with.
+        made_with: see `monitor.signals.made_with`.
     """
     n = len(offsets)
     names = [] if entities is None else [(name or "").encode("utf-8", "replace") for name in entities]
@@ -71,6 +74,7 @@ def pack(
             rows.astype("<i4").tobytes(),
             np.fromiter(map(len, names), "<u4", len(names)).tobytes() if names else bytes(4 * n),
             *names,
+            made_with.encode(),
         ]
     )
     squeezed = zlib.compress(places, 1)
@@ -119,7 +123,7 @@ class _Pack:
     time_ms: Int64s
     rows: npt.NDArray[np.int32]
     ends: Int64s  # of the entities' names
-    names: bytes
+    names: bytes  # and behind them what made vectors and signals
     probability: Floats
     p_value: npt.NDArray[np.float64]
     vectors: Floats
@@ -179,6 +183,7 @@ class Remembered:
             scored_with=pack.version,
             selected="",
             chance=math.nan,
+            made_with=pack.names[int(pack.ends[-1]) :].decode("utf-8", "replace"),
         )
 
 

@@ -419,7 +419,7 @@ def closure_row(row: Any) -> Closure:
 
 
 _RECORD = ("topic", "number", "position", "row", "event_ms", "entity", "vector", "signals")
-KNOWN_OF_LABELS = (*_RECORD, "probability", "p_value", "scored_with", "selected", "chance")
+KNOWN_OF_LABELS = (*_RECORD, "probability", "p_value", "scored_with", "selected", "chance", "made_with")
 
 
 def label_columns(model: str, label: NewLabel, received_ms: int, version: int) -> Columns:
@@ -453,6 +453,7 @@ def known_columns(known: LabelledRecord) -> Columns:
         "scored_with": known.scored_with,
         "selected": known.selected,
         "chance": _number(known.chance),
+        "made_with": clean(known.made_with),
     }
 
 
@@ -472,6 +473,7 @@ def label_row(row: Any) -> LabelRow:
             row.scored_with,
             row.selected,
             _nan(row.chance),
+            row.made_with,
         )
     said = NewLabel(row.record_id, row.label, row.time_ms, row.source, row.confidence, row.by, row.origin, known)
     return LabelRow(row.id, row.model, row.version, row.received_ms, said)

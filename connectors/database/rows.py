@@ -171,6 +171,7 @@ class LabelledRecord:
         scored_with: the version of the labels then.
         selected: why a person looked at it: "alert", "review" (chosen by its hash), or "" (neither).
         chance: how probable it was that a person would be asked, in (0, 1]; NaN where unknown.
+        made_with: what made the vector and the signals (`monitor.signals.made_with`); "" where unknown.
     """
 
     partition: Partition
@@ -185,6 +186,7 @@ class LabelledRecord:
     scored_with: int
     selected: Literal["", "alert", "review"]
     chance: float
+    made_with: str = ""
 
 
 @dataclass(frozen=True, slots=True)

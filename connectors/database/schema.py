@@ -423,6 +423,7 @@ labels = Table(
     Column("topic", Text, nullable=True),
     Column("entity", Text, nullable=True),
     Column("selected", Text, nullable=True),
+    Column("made_with", Text, nullable=True),
     Column("number", BigInteger, nullable=True),
     Column("position", BigInteger, nullable=True),
     Column("row", BigInteger, nullable=True),

@@ -33,6 +33,7 @@ from monitor.pipeline import Pipeline, Space
 from monitor.record_counts import RecordCounts
 from monitor.remembered import Remembered, hashes_of
 from monitor.scores import Scores
+from monitor.signals import made_anew, made_with
 from monitor.thinning import key_hashes
 
 START_MS = 1_772_438_400_000
@@ -617,6 +618,37 @@ def test_labels_of_an_older_baseline_are_used_as_far_as_their_vectors_go(parts: 
     assert [row.said.record_id for row in used] == ["as it is", "other signals"]
     fitted = watched.learner.at(3)
     assert fitted.dropped == 1 and fitted.records == ("as it is", "other signals")
+
+
+def test_labels_of_another_embedder_of_the_same_dimension_are_left_out(parts: FraudParts, store: Store) -> None:
+    watched, batch = Watched(parts, store), stream(200)
+    watched.take(batch)
+    watched.checkpoint()
+    known = watched.known("r3")
+    assert known.made_with == made_with(parts)
+    embedder, _, columns = known.made_with.rpartition("/")
+    others = {
+        "as it is": known,
+        "not known": replace(known, made_with=""),
+        "other columns": replace(known, made_with=f"{embedder}/01234567"),
+        "other embedder": replace(known, made_with=f"0123456789abcdef/{columns}"),
+    }
+    store.add_labels(
+        "cards",
+        [NewLabel(name, "fraud", START_MS, "analyst", 1.0, "", name, record) for name, record in others.items()],
+    )
+    fitted = watched.learner.at(4)
+    assert fitted.dropped == 1 and fitted.records == ("as it is", "not known", "other columns")
+    (anew,) = made_anew(parts, np.frombuffer(known.vector, "<f4").reshape(1, -1))
+    assert np.isnan(anew[1])  # the amount, which a vector does not tell
+    only = replace(known, made_with=f"{embedder}/01234567")
+    rows = [replace(row, said=replace(row.said, known=only)) for row in store.labels("cards", upto=1)]
+    told = [replace(row, said=replace(row.said, known=replace(only, signals=anew.tobytes()))) for row in rows]
+    scores = [
+        fit_scorer(parts, each, prevalence=0.01)[0].score(parts.baseline.vectors, signals=parts.baseline.signals)
+        for each in (rows, told)
+    ]
+    assert np.array_equal(*scores)
 
 
 def test_a_scorer_that_cannot_be_fitted_leaves_the_older_one_in_force(

@@ -30,6 +30,7 @@ def packed(first: int, n: int, *, seed: int = 0, **more: Any) -> Any:
         "vectors": random.standard_normal((n, 5), dtype=np.float32),
         "signals": random.standard_normal((n, 2), dtype=np.float32),
         "version": 7,
+        "made_with": "abc/1",
     } | more
     return pack(P0, first, **values), values
 
@@ -45,7 +46,7 @@ def test_a_record_comes_out_as_it_went_in() -> None:
     assert known.probability == values["probability"][99] and known.p_value == values["p_value"][99]
     assert np.array_equal(np.frombuffer(known.vector, "<f4"), values["vectors"][99])
     assert np.array_equal(np.frombuffer(known.signals, "<f4"), values["signals"][99])
-    assert (known.scored_with, known.selected) == (7, "") and math.isnan(known.chance)
+    assert (known.scored_with, known.selected, known.made_with) == (7, "", "abc/1") and math.isnan(known.chance)
     assert (row.from_ms, row.to_ms, row.records) == (1_700_000_000_040, 1_700_000_000_139, 100)
 
 

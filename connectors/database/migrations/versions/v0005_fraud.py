@@ -33,7 +33,7 @@ def upgrade() -> None:
         *_texts("model", "record_id", "label", "source", "by", "origin"),
         *_ints("time_ms", "received_ms", "version"),
         *(sa.Column(name, sa.Double, nullable=True) for name in ("confidence", "probability", "p_value", "chance")),
-        *(sa.Column(name, sa.Text, nullable=True) for name in ("topic", "entity", "selected")),
+        *(sa.Column(name, sa.Text, nullable=True) for name in ("topic", "entity", "selected", "made_with")),
         *(
             sa.Column(name, sa.BigInteger, nullable=True)
             for name in ("number", "position", "row", "event_ms", "scored_with")
