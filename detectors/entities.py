@@ -14,7 +14,8 @@ Two columns are made from that, each calibrated on the baseline (see `fraud_rank
   and likewise its spread; distances are those of Student's distribution, to which one direction far off is not
   everything. The stranger of the two counts, the average at a tenth of its p-value's worth, so that a change shows at
   the first record, and a small but lasting one after a few.
-* **peers**: how far the average of its last N records lies from the 5 nearest such averages of the baseline.
+* **peers**: how far the average of its last N records lies from the 5 nearest such averages of other entities of the
+  baseline.
 
 Scored first, learned afterwards. All sums are whole numbers: a stream has the same scores, however it is cut into
 batches.
@@ -72,7 +73,7 @@ class EntityModel:
         centre: float32 (d,), taken from prepared vectors, and
         directions: float32 (d, r), what then brings them to whitened directions.
         usual: what entities are like.
-        profiles: averages of the baseline's entities, in the unit of their own spread.
+        profiles: averages of the baseline's entities.
         scales: for each group of `_KNOWN`, of three scores: the record, the average of the latest ones, the peers;
             and of the stranger of the first two.
         seeds: states of the baseline's entities.
@@ -82,7 +83,7 @@ class EntityModel:
     centre: Floats
     directions: Floats
     usual: _Usual
-    profiles: NearestIndex
+    profiles: _Profiles
     scales: tuple[_Scales, ...]
     seeds: Seeds
 
@@ -120,9 +121,9 @@ class EntityModel:
         states = KeyedStates(blank, seeds=Seeds.none(blank), most=len(rows))
         nowhere = np.full(len(rows), -1, np.int64)
         _replay(states, hashes[first], q[first], nowhere[first])
-        profiles = NearestIndex(usual.profiles(states.as_seeds().states))
+        profiles = usual.profiles(states.as_seeds())
         seen = _replay(states, hashes[second], q[second], nowhere[second])
-        scales = _calibrated(seen.known, usual.scores(seen, profiles))
+        scales = _calibrated(seen.known, usual.scores(seen, hashes[second], profiles))
         return cls(reference, centre, directions, usual, profiles, scales, states.as_seeds())
 
     def save(self, folder: Path) -> None:
@@ -138,7 +139,8 @@ class EntityModel:
             "mean": self.usual.mean,
             "within": self.usual.within,
             "between": self.usual.between,
-            "profiles": self.profiles.vectors,
+            "profiles": self.profiles.index.vectors,
+            "profile_owners": self.profiles.owners,
             "seed_hashes": self.seeds.hashes,
             "seed_states": np.frombuffer(self.seeds.states.tobytes(), np.uint8),
         }
@@ -153,8 +155,8 @@ class EntityModel:
         Raises:
             InvalidReference: missing, damaged, or made for another reference.
         """
-        names = ("centre", "directions", "last", "mean", "within", "between", "profiles", "seed_hashes", "seed_states")
-        arrays = load_arrays(folder / _FILE, *names)
+        names = ("centre", "directions", "last", "mean", "within", "between", "profiles", "profile_owners")
+        arrays = load_arrays(folder / _FILE, *names, "seed_hashes", "seed_states")
         if len(arrays["centre"]) != reference.dimension:
             raise InvalidReference(
                 f"{folder / _FILE} is for vectors of {len(arrays['centre'])} dimensions, the reference has "
@@ -172,7 +174,7 @@ class EntityModel:
             arrays["centre"],
             arrays["directions"],
             _Usual(last, arrays["mean"], arrays["within"], arrays["between"]),
-            NearestIndex(arrays["profiles"]),
+            _Profiles(NearestIndex(arrays["profiles"]), arrays["profile_owners"]),
             scales,
             Seeds(arrays["seed_hashes"], states),
         )
@@ -233,7 +235,7 @@ class EntityStates:
         q = _rounded(model.reference.prepare(vectors)[rows], model.centre, model.directions)
         seen = _replay(self._states, hashes[rows], q, offsets[rows])
         self.known[rows] = seen.known
-        scores = model.usual.scores(seen, model.profiles)
+        scores = model.usual.scores(seen, hashes[rows], model.profiles)
         group = np.searchsorted(_KNOWN, seen.known, side="right")
         for number in np.unique(group).tolist():
             chosen = group == number
@@ -337,6 +339,33 @@ class _Seen:
         )
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Profiles:
+    """Averages of the last N records of the baseline's entities.
+
+    Attributes:
+        index: float32 (m, r), in the unit of the entities' own spread.
+        owners: uint64 (m,), hash of whose each is.
+    """
+
+    index: NearestIndex
+    owners: Hashes
+
+    def distance(self, averages: Floats, hashes: Hashes) -> Floats:
+        """Mean distance to up to 5 nearest profiles of others, float32 (n,).
+
+        An entity is no peer of its own: its profile lies near as long as it shares records with the average, which
+        those that calibrate do, and later ones do not.
+        """
+        if len(self.owners) == 1:
+            return self.index.search(averages, 1)[0][:, 0]
+        distances, found = self.index.search(averages, min(_NEIGHBOURS + 1, len(self.owners)))
+        own = self.owners[found] == hashes[:, None]
+        left_out = np.where(own.any(axis=1), own.argmax(axis=1), distances.shape[1] - 1)
+        others = np.arange(distances.shape[1]) != left_out[:, None]
+        return np.asarray(distances[others].reshape(len(averages), -1).mean(axis=1), np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class _Usual:
     """What entities are like: a normal model with a spread between entities and one within.
@@ -371,25 +400,29 @@ class _Usual:
         between = np.maximum(means.var(axis=0) - (within / n[:, None]).mean(axis=0), 0.01 * overall)
         return cls(last, mean, within, between)
 
-    def scores(self, seen: _Seen, profiles: NearestIndex) -> Floats:
-        """float32 (n, 3): of the record, of the average of the last N, and of that among its peers."""
+    def scores(self, seen: _Seen, hashes: Hashes, profiles: _Profiles) -> Floats:
+        """float32 (n, 3): of the record, of the average of the last N, and of that among its peers.
+
+        Args:
+            hashes: uint64 (n,), whose record each is.
+        """
         usual, spread, weight = self._posterior(seen.known, seen.total, seen.squares)
         record = (seen.q - usual) ** 2 / (spread * (1.0 + weight))
         usual, spread, weight = self._posterior(seen.past, seen.past_total, seen.past_squares)
         average = seen.recent_total / seen.recent[:, None]
         lasting = (average - usual) ** 2 / (spread * (1.0 / seen.recent[:, None] + weight))
-        distances, _ = profiles.search(self._in_own_spread(average), min(_NEIGHBOURS, len(profiles)))
-        peers = distances.mean(axis=1)
+        peers = profiles.distance(self._in_own_spread(average), hashes)
         scores = np.column_stack([_surprisal(record), _surprisal(lasting), peers])
         return np.asarray(np.rint(scores * 1e5) * 1e-5, np.float32)
 
-    def profiles(self, states: States) -> Floats:
-        """float32 (m, r), averages of the entities of which most is known."""
-        ring_n = states["recent"]
+    def profiles(self, seeds: Seeds) -> _Profiles:
+        """Of the entities of which most is known."""
+        ring_n = seeds.states["recent"]
         full = np.flatnonzero(ring_n >= min(self.last, int(np.sort(ring_n)[-min(len(ring_n), 50)])))
-        chosen = states[full[evenly_spaced(len(full), _MAX_PROFILES)]]
+        rows = full[evenly_spaced(len(full), _MAX_PROFILES)]
+        chosen = seeds.states[rows]
         total = chosen["ring"].astype(np.int64).sum(axis=1)
-        return self._in_own_spread(total / chosen["recent"][:, None])
+        return _Profiles(NearestIndex(self._in_own_spread(total / chosen["recent"][:, None])), seeds.hashes[rows])
 
     def _in_own_spread(self, average: Doubles) -> Floats:
         return np.asarray((average - self.mean) / np.sqrt(self.between + self.within / self.last), np.float32)

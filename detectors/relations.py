@@ -19,7 +19,7 @@ The strangeness of all four is calibrated together on the second half of the bas
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +93,10 @@ class Relations:
                 hint="Check the fields of fraud.relation.",
             )
         left, right = left[rows], right[rows]
-        first, second = slice(0, len(rows) // 2), slice(len(rows) // 2, len(rows))
-        states = KeyedStates(_BLANK, seeds=Seeds.none(_BLANK), most=len(rows))
-        nowhere = np.full(len(rows), -1, np.int64)
-        _replay(states, left[first], _ids(right[first]), nowhere[first])
-        seen = _replay(states, left[second], _ids(right[second]), nowhere[second])
-        judged = _Judged.of(
-            _Rights.of(left[first], right[first]),
-            np.unique(_pair_hashes(left[first], right[first])),
-            _pair_hashes(left[second], right[second]),
-            seen,
-        )
+        judged, states = _second_half(left, right)
         distance = Ranks(judged.distance if len(judged.distance) else np.zeros(1, np.float32))
         # One more of each, so that what the baseline did not show is rare, and not impossible.
-        n = len(seen.count) + 1
+        n = len(judged.far) + 1
         new, unknown = (len(judged.distance) + 1) / n, (int(judged.unknown.sum()) + 1) / n
         strange = judged.strangeness(new, distance, unknown)
         return cls(
@@ -120,13 +110,21 @@ class Relations:
         )
 
     def replay(self, left: Hashes, right: Hashes) -> Floats:
-        """Surprise of the baseline's own records, float32 (n,), as if none of them had been seen by its card before.
+        """Surprise of the second half of the baseline's own pairs, by what those before the middle tell: float32 (n,).
+
+        Not by the whole model: it has seen these very pairs, so that none of them could be new to it, and a scorer that
+        learns how usual records look like would take every new pair for fraud. 0 in the first half, and where there
+        is no pair.
 
         Args:
             left, right: uint64 (n,), as `fit` had them.
         """
-        bare = replace(self, seeds=Seeds.none(_BLANK), pairs=np.zeros(0, np.uint64))
-        return RelationStates(bare, most=len(left)).push(left, right, np.arange(len(left)))
+        surprise = np.zeros(len(left), np.float32)
+        rows = np.flatnonzero((left != 0) & (right != 0))
+        judged, _ = _second_half(left[rows], right[rows])
+        strange = judged.strangeness(self.new, self.distance, self.unknown)
+        surprise[rows[len(rows) // 2 :]] = self.ranks.surprise(strange)
+        return surprise
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder.
@@ -316,6 +314,20 @@ class _Judged:
         strange[self.unknown] = np.float32(-np.log10(unknown))
         strange[self.far] = np.float32(-np.log10(new)) + distance.surprise(self.distance)
         return strange
+
+
+def _second_half(left: Hashes, right: Hashes) -> tuple[_Judged, KeyedStates]:
+    """The later half of some pairs by what the earlier half tells of right-hand values and pairs, each by all records
+    of its left-hand value before; and what all together have shown of the left-hand values.
+    """
+    first, second = slice(0, len(left) // 2), slice(len(left) // 2, len(left))
+    states = KeyedStates(_BLANK, seeds=Seeds.none(_BLANK), most=len(left))
+    nowhere = np.full(len(left), -1, np.int64)
+    _replay(states, left[first], _ids(right[first]), nowhere[first])
+    seen = _replay(states, left[second], _ids(right[second]), nowhere[second])
+    known = np.unique(_pair_hashes(left[first], right[first]))
+    rights = _Rights.of(left[first], right[first])
+    return _Judged.of(rights, known, _pair_hashes(left[second], right[second]), seen), states
 
 
 def _ids(right: Hashes) -> Ids:

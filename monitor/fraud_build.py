@@ -119,8 +119,15 @@ def build_fraud(
         raise InvalidReference(f"{target} exists already.", hint="See: driftd reference list")
     # p-values of records that are in the prototypes would be too large: only the others can stand for what comes.
     chosen = calibration_half(blocks)
-    if settings.entity is not None or settings.relation is not None:
-        chosen = chosen[chosen >= len(blocks) // 2]  # before, too little is known of most entities
+    entities, left, right = (
+        np.concatenate(hashes)[order] if hashes else None
+        for hashes in (columns.entities, columns.lefts, columns.rights)
+    )
+    # Before, too little is known of most entities, and of pairs, those that are judged must not be among the known.
+    if entities is not None:
+        chosen = chosen[chosen >= _middle(entities != 0)]
+    if left is not None and right is not None:
+        chosen = chosen[chosen >= _middle((left != 0) & (right != 0))]
     chosen = chosen[evenly_spaced(len(chosen), MAX_RECORDS)]
     signals: dict[Signal, npt.NDArray[Any]] = {
         Signal("outlier", "surprise"): _outliers(reference, vectors[chosen]),
@@ -138,16 +145,14 @@ def build_fraud(
             found = [surprise_of(scorer.assess(vectors[chosen[tile]]).p_value) for tile in _tiles(len(chosen))]
             signals[Signal(name, "surprise")] = np.concatenate(found)
             said.append(f"{name}: {scorer.describe()}")
-        if settings.entity is not None:
+        if settings.entity is not None and entities is not None:
             progress("entities", 0.6)
-            hashes = np.concatenate(columns.entities)[order]
-            entities = EntityModel.fit(vectors, hashes, reference=reference, last=settings.entity.last)
-            entities.save(temporary)
-            seen = _replayed(entities, hashes, vectors)[chosen]
+            fitted = EntityModel.fit(vectors, entities, reference=reference, last=settings.entity.last)
+            fitted.save(temporary)
+            seen = _replayed(fitted, entities, vectors)[chosen]
             signals |= {Signal("entity_self", "surprise"): seen[:, 0], Signal("entity_peers", "surprise"): seen[:, 1]}
-        if settings.relation is not None:
+        if left is not None and right is not None:
             progress("relations", 0.8)
-            left, right = np.concatenate(columns.lefts)[order], np.concatenate(columns.rights)[order]
             relations = Relations.fit(left, right)
             relations.save(temporary)
             signals[Signal("relation", "surprise")] = relations.replay(left, right)[chosen]
@@ -338,6 +343,12 @@ def _part(progress: Progress, name: str, begin: float, span: float) -> Progress:
 
 def _tiles(n: int) -> Iterator[slice]:
     return (slice(first, min(first + _TILE, n)) for first in range(0, n, _TILE))
+
+
+def _middle(known: npt.NDArray[np.bool_]) -> int:
+    """Row of the first record of the second half of those that have what is asked for; 0 if none has."""
+    rows = np.flatnonzero(known)
+    return int(rows[len(rows) // 2]) if len(rows) else 0
 
 
 def _outliers(reference: Reference, vectors: Floats) -> Floats:
