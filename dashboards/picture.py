@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from dashboards.charts import MAX_POINTS, open_stretches, telling, thin_out
 from dashboards.images import thumbnail
-from dashboards.report_data import Report, StrangeRecord, Timeline
+from dashboards.report_data import Excerpt, Report, StrangeRecord, Timeline
 from dashboards.scales import Strengths, clock, duration, period, small, time_tick_label, time_ticks
 from detectors.errors import InvalidInput
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 200_000
 MAX_ROWS: Final = 2
 MAX_FINDS: Final = 8
+_STRIP: Final = 1.5  # inches
 MAX_LETTERS: Final = 125  # of the verdict, which has one line
 
 _TEXT, _SOFT, _GRID = "#17202b", "#586474", "#e1e5ea"
@@ -28,7 +30,7 @@ _CALM, _WARN, _PAGE, _OK, _TRUTH = "#2466b0", "#d98a0b", "#d2352b", "#1d6f42", "
 
 
 def write_picture(path: Path, report: Report) -> None:
-    """Draw the report's two most telling timelines and its strangest pictures into a PNG of at most 200 kB.
+    """Draw the report's two most telling timelines and its most telling pictures into a PNG of at most 200 kB.
 
     Raises:
         InvalidInput: there is no timeline to draw, or the file cannot be written.
@@ -56,8 +58,23 @@ def _draw(report: Report, resolution: int) -> bytes:
 
     rows = _telling(report.timelines)
     finds = _varied([record for record in report.strangest if record.record.pixels is not None])[:MAX_FINDS]
+    strips = [
+        (
+            "strangest records, each beside its nearest normal one",
+            [(one.record, one.nearest, one.note or f"score {small(one.score)}") for one in finds],
+        ),
+        (
+            "most suspicious fraud alerts, each beside its nearest confirmed case",
+            [
+                (hit.record, hit.case, hit.note or f"p {small(hit.p_value)}")
+                for hit in (() if report.fraud is None else report.fraud.hits)
+                if hit.record is not None and hit.record.pixels is not None
+            ][:MAX_FINDS],
+        ),
+    ]
+    strips = [strip for strip in strips if strip[1]]
     with mpl.rc_context({"font.size": 9, "font.family": "DejaVu Sans", "svg.hashsalt": "driftd"}):
-        tall = 0.85 + 1.75 * len(rows) + (1.5 if finds else 0.0)
+        tall = 0.85 + 1.75 * len(rows) + _STRIP * len(strips)
         figure = Figure(figsize=(10.6, tall), dpi=resolution, facecolor="white")
         FigureCanvasAgg(figure)
         figure.text(0.045, 1 - 0.26 / tall, report.header.title, size=14, weight="bold", color=_TEXT)
@@ -74,7 +91,8 @@ def _draw(report: Report, resolution: int) -> bytes:
             bottom = tall - 0.85 - 1.75 * (i + 1) + 0.42
             axes = figure.add_axes((0.045, bottom / tall, 0.94, 1.13 / tall))
             _timeline(axes, timeline, report.header.start_ms, report.header.end_ms)
-        _finds(figure, finds, tall)
+        for i, (title, pairs) in enumerate(strips):
+            _strip(figure, title, pairs, bottom=_STRIP * (len(strips) - 1 - i), tall=tall)
         written = io.BytesIO()
         # Without the library's version in it, the same report gives the same bytes.
         figure.savefig(written, format="png", metadata={"Software": None})
@@ -190,25 +208,26 @@ def _timeline(axes: Axes, timeline: Timeline, start_ms: int, end_ms: int) -> Non
     axes.spines["bottom"].set_color(_SOFT)
 
 
-def _finds(figure: Any, finds: list[StrangeRecord], tall: float) -> None:
-    """Pairs of pictures along the foot: the strange one framed in red, its nearest normal one beside it."""
-    if not finds:
-        return
-    figure.text(
-        0.045, 1.27 / tall, "strangest records, each beside its nearest normal one", size=9, weight="bold", color=_TEXT
-    )
-    pair = 0.94 / MAX_FINDS
-    for i, find in enumerate(finds):
-        sides = (find.record.pixels, None if find.nearest is None else find.nearest.pixels)
-        for j, pixels in enumerate(sides):
+def _strip(
+    figure: Any, title: str, pairs: Sequence[tuple[Excerpt, Excerpt | None, str]], *, bottom: float, tall: float
+) -> None:
+    """Pairs of pictures: the record framed in red, the one that it is held against beside it, a label below.
+
+    Args:
+        bottom: inches above the foot.
+        tall: height of the figure, inches.
+    """
+    figure.text(0.045, (bottom + 1.27) / tall, title, size=9, weight="bold", color=_TEXT)
+    wide = 0.94 / MAX_FINDS
+    for i, (record, other, label) in enumerate(pairs):
+        for j, pixels in enumerate((record.pixels, None if other is None else other.pixels)):
             if pixels is None:
                 continue
-            axes = figure.add_axes((0.045 + i * pair + j * 0.052, 0.42 / tall, 0.048, 0.048 * 10.6 / tall * 1.45))
+            place = (0.045 + i * wide + j * 0.052, (bottom + 0.42) / tall, 0.048, 0.048 * 10.6 / tall * 1.45)
+            axes = figure.add_axes(place)
             axes.imshow(thumbnail(pixels), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set(color=_PAGE if j == 0 else _GRID, linewidth=1.6 if j == 0 else 0.8)
-        label = find.note or f"score {small(find.score)}"
-        figure.text(
-            0.045 + i * pair, 0.22 / tall, textwrap.shorten(label, 24, placeholder=" ..."), size=7.5, color=_SOFT
-        )
+        shown = textwrap.shorten(label, 24, placeholder=" ...")
+        figure.text(0.045 + i * wide, (bottom + 0.22) / tall, shown, size=7.5, color=_SOFT)

@@ -60,7 +60,9 @@ def test_the_query_runs(tmp_path: Path) -> None:
         store.migrate()
     connection = sqlite3.connect(tmp_path / "driftd.db")
     try:
-        assert connection.execute(query).fetchall() == []
+        found = connection.execute(query)
+        assert [column[0] for column in found.description][0] == "record_id"
+        assert found.fetchall() == []
     finally:
         connection.close()
 
