@@ -35,7 +35,7 @@ from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 from monitor.vector_watch import VectorWatch
 
 if TYPE_CHECKING:
-    from monitor.scores import Scores
+    from monitor.scores import TakenScores
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Pipeline:
         stored: Callable[[Sequence[Partition]], Mapping[Partition, PartitionState]],
         stored_keys: StoredKeys | None = None,
         stored_halves: StoredHalves = none_stored,
-        scores: Scores | None = None,
+        scores: TakenScores | None = None,
         fraud: FraudStage | None = None,
     ) -> None:
         self.model = model

@@ -32,28 +32,15 @@ REMEMBER_MS = 60_000  # between attempts it is still a failure
 RETRY_DROPPED_MS = 60_000  # likewise, where scoring goes on: an attempt may take 10 s, in which nothing is scored
 
 
-class Scores:
-    """Collects the scores of one model's records, and writes them with the checkpoints.
+class TakenScores:
+    """Collects the scores of one model's records.
 
     Args:
-        model: the model's name.
-        writer: where they go.
-        vectors: the type of the vectors to write; False without them.
-        required: without the scores, no checkpoint; otherwise they are dropped where they cannot be written.
-
-    Attributes:
-        written, dropped: records of the checkpoint that is being written; see `write`.
+        vectors: the type of the vectors to collect; False without them.
     """
 
-    def __init__(self, model: str, writer: ScoresWriter, *, vectors: Vectors = False, required: bool = True) -> None:
-        self.written = self.dropped = 0
-        self._model = model
-        self._writer = writer
+    def __init__(self, *, vectors: Vectors = False) -> None:
         self._dtype = np.dtype(vectors) if vectors else None
-        self._required = required
-        self._failed_ms: int | None = None
-        self._reason = ""
-        self._log = RepeatingFailure(log, "scores wait" if required else "scores dropped")
         self.clear()
 
     def clear(self) -> None:
@@ -124,6 +111,30 @@ class Scores:
                 fraud=fraud,
             )
         )
+
+
+class Scores(TakenScores):
+    """Writes the scores of one model's records with the checkpoints.
+
+    Args:
+        model: the model's name.
+        writer: where they go.
+        vectors: the type of the vectors to write; False without them.
+        required: without the scores, no checkpoint; otherwise they are dropped where they cannot be written.
+
+    Attributes:
+        written, dropped: records of the checkpoint that is being written; see `write`.
+    """
+
+    def __init__(self, model: str, writer: ScoresWriter, *, vectors: Vectors = False, required: bool = True) -> None:
+        super().__init__(vectors=vectors)
+        self.written = self.dropped = 0
+        self._model = model
+        self._writer = writer
+        self._required = required
+        self._failed_ms: int | None = None
+        self._reason = ""
+        self._log = RepeatingFailure(log, "scores wait" if required else "scores dropped")
 
     def waits(self, now_ms: int) -> bool:
         """Whether an attempt has failed just now, so that no record need be scored yet."""

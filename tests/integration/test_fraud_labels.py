@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,7 @@ import pytest
 from connectors.database.rows import LabelledRecord, NewLabel
 from connectors.database.store import Store
 from connectors.records import Partition
-from connectors.scores import ScoredRecords
-from monitor.app import build_source
-from monitor.rescore import Labels, history_pipeline
-from monitor.scores import Scores
+from monitor.rescore import Labels, scored_again
 from monitor.settings import Settings, load_settings
 from tests.acceptance.command import Running, wait_until
 from tests.servers.kafka import KafkaServer
@@ -140,42 +137,21 @@ def scores_in(kafka: KafkaServer, topic: str) -> dict[tuple[int, int], dict[str,
         consumer.close()
 
 
-class _Nowhere:
-    """A writer of scores that writes none: the test takes them from `Scores.pending`."""
-
-    def write(self, records: Sequence[ScoredRecords], now_ms: int) -> str:
-        return ""
-
-
 def rescored(settings: Settings, store: Store, labels: Labels) -> dict[tuple[int, int], tuple[float, float, int, int]]:
     """Probability, p-value, version and flood of every record of the topic, by partition and offset."""
-    scores = Scores("cards", _Nowhere())  # type: ignore[arg-type]
-    pipeline = history_pipeline("cards", settings, store, labels=labels, scores=scores)
-    first = {span.partition: span.from_offset for span in reversed(store.label_spans("cards"))}
-    source = build_source("cards", settings.models["cards"], ordinal=9)
     found = {}
-    try:
-        for whole in source.read_range(None, None):
-            batch = whole.rows(int(np.searchsorted(whole.offsets, first[whole.partition])), len(whole))
-            if len(batch) == 0:
-                continue
-            pipeline.process(batch, None)
-            pipeline.checkpoint()
-            for records in scores.pending:
-                fraud = records.fraud
-                assert fraud is not None
-                columns = zip(
-                    records.offsets.tolist(),
-                    fraud.probability.tolist(),
-                    fraud.p_value.tolist(),
-                    fraud.version.tolist(),
-                    fraud.flood.tolist(),
-                    strict=True,
-                )
-                found |= {(records.partition.number, offset): tuple(said) for offset, *said in columns}
-            pipeline.written()
-    finally:
-        source.close()
+    for records in scored_again("cards", settings, store, labels=labels):
+        fraud = records.fraud
+        assert fraud is not None
+        columns = zip(
+            records.offsets.tolist(),
+            fraud.probability.tolist(),
+            fraud.p_value.tolist(),
+            fraud.version.tolist(),
+            fraud.flood.tolist(),
+            strict=True,
+        )
+        found |= {(records.partition.number, offset): tuple(said) for offset, *said in columns}
     return found  # type: ignore[return-value]
 
 
