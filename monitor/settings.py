@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -23,7 +23,7 @@ from connectors.kafka import KafkaSettings
 from connectors.kafka_scores import KafkaScoresSettings
 from detectors.errors import InvalidSettings
 from detectors.feedback import OpinionName
-from detectors.pyod_models import PyODSettings
+from detectors.pyod_models import Model, PyODSettings
 from monitor.decode import RecordSettings
 from monitor.embedders import EmbedderSettings
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
@@ -647,9 +647,10 @@ def _known_keys() -> set[tuple[str, ...]]:
 def kinds() -> Iterator[tuple[str, str, str]]:
     """Every (group, kind, description) that settings can name; the registries are the unions themselves."""
     groups = ("embedders", EmbedderSettings), ("sources", SourceSettings), ("sinks", SinkSettings)
-    for group, union in (*groups, ("scores", ScoresSettings), ("scorers", PyODSettings)):
+    for group, union in (*groups, ("scores", ScoresSettings)):
         for model in sorted(_models_below_union(union), key=lambda model: str(model.model_fields["kind"].default)):
             yield group, str(model.model_fields["kind"].default), _first_line(model)
+    yield "scorers", "pyod", f"{_first_line(PyODSettings)} model: {', '.join(get_args(Model))}."
 
 
 def _models_below_union(union: Any) -> list[type[BaseModel]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from detectors.errors import InvalidSettings
+from detectors.pyod_models import Model
 from monitor.settings import kinds, load_settings
 
 BAD = sorted((Path(__file__).parent / "bad_settings").glob("*.yaml"))
@@ -92,6 +94,8 @@ def test_every_kind_has_a_line_of_description() -> None:
     assert {group for group, _, _ in found} == {"embedders", "sources", "sinks", "scores", "scorers"}
     for group, kind, description in found:
         assert len(description) > 20, f"{group} {kind}"
+    (pyod,) = [description for group, _, description in found if group == "scorers"]
+    assert all(model in pyod for model in get_args(Model))
 
 
 def test_the_predicted_label_is_a_segment_field_unless_switched_off(tmp_path: Path) -> None:
