@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -133,19 +133,24 @@ class LabelDesk:
         self._below = -1  # all rows up to this number were; -1 before the first look
 
     def take(
-        self, labels: Sequence[SaidLabel], *, positions: Positions | None = None, progress: Progress | None = None
+        self,
+        labels: Sequence[SaidLabel],
+        *,
+        positions: Positions | None = None,
+        topic_ids: Mapping[Partition, str | None] | None = None,
+        progress: Progress | None = None,
     ) -> Took:
         """Store labels, in one transaction, and find their records.
 
         Args:
-            positions: of the topics that they came from; see `Store.add_labels`.
+            positions, topic_ids: of the topics that they came from; see `Store.add_labels`.
             progress: is told how many are done, and of how many.
 
         Raises:
             OwnershipLost: another process has read on from there. Nothing is written.
             StoreError: the database refuses. Nothing is written. Where it refuses later on, labels wait for `again`.
         """
-        added = self._store.add_labels(self._model, self._described(labels), positions=positions)
+        added = self._store.add_labels(self._model, self._described(labels), positions=positions, topic_ids=topic_ids)
         try:
             matched = self._match_new(added, progress)
         except StoreError as error:  # they are stored: whoever sent them must not send them again

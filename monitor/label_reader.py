@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from connectors.database.connection import wall_clock_ms
@@ -93,7 +93,13 @@ class LabelReader:
         if self._thread.is_alive():
             self._thread.join(5.0)
 
-    def take(self, labels: Sequence[SaidLabel], *, positions: Positions | None = None) -> Took:
+    def take(
+        self,
+        labels: Sequence[SaidLabel],
+        *,
+        positions: Positions | None = None,
+        topic_ids: Mapping[Partition, str | None] | None = None,
+    ) -> Took:
         """Take labels in, and find their records. Safe from any thread.
 
         Raises:
@@ -101,7 +107,7 @@ class LabelReader:
             StoreError: the database refuses; see `LabelDesk.take`.
         """
         with self._lock:
-            took = self._desk.take(labels, positions=positions)
+            took = self._desk.take(labels, positions=positions, topic_ids=topic_ids)
         for outcome, count in (("new", took.new), ("repeated", took.known)):
             self._metrics.labels_taken.labels(self._model, outcome).inc(count)
         return took
@@ -139,7 +145,8 @@ class LabelReader:
             self._stopping.wait(POLL_S)
         else:
             if not self._open:
-                self._source.open(self._stored)
+                # A topic that was made anew meanwhile is read from its beginning.
+                self._source.open(self._stored, topic_ids=self._topic_ids)
                 self._open = True
             self._read(self._source.poll(POLL_LABELS, POLL_S))
         if self._compares and time.monotonic() >= self._next_again:
@@ -157,6 +164,9 @@ class LabelReader:
         self._positions |= {partition: stored[partition] for partition in partitions if partition in stored}
         return {partition: stored[partition] for partition in partitions if partition in stored}
 
+    def _topic_ids(self, partitions: Sequence[Partition]) -> Mapping[Partition, str]:
+        return self._store.label_topic_ids(self._model, partitions)
+
     def _read(self, batches: Sequence[RawBatch]) -> None:
         if not batches:
             return
@@ -171,7 +181,7 @@ class LabelReader:
         positions: Positions = {
             partition: (self._positions.get(partition), offset) for partition, offset in reached.items()
         }
-        self.take(labels, positions=positions)
+        self.take(labels, positions=positions, topic_ids={batch.partition: batch.topic_id for batch in batches})
         for reason, count in refused.items():
             self._metrics.labels_taken.labels(self._model, reason).inc(count)
         self._positions |= reached

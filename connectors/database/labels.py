@@ -54,6 +54,7 @@ class Labels:
         labels: Sequence[NewLabel],
         *,
         positions: Mapping[Partition, tuple[int | None, int]] | None = None,
+        topic_ids: Mapping[Partition, str | None] | None = None,
     ) -> LabelsAdded:
         """Store labels, in one transaction. A label whose origin is there already is left out, unless that one waits.
 
@@ -61,6 +62,7 @@ class Labels:
             labels: those with ``known`` count from now on.
             positions: of the topics that they came from: the next offset that was read before (None if there was
                 none), and the one now.
+            topic_ids: the broker's ids of these topics, as far as known.
 
         Raises:
             OwnershipLost: another process has read on from there. Nothing is written.
@@ -69,7 +71,7 @@ class Labels:
         try:
             with self._database.writing() as connection:
                 version = self._lock(connection, model)
-                self._move(connection, model, positions or {})
+                self._move(connection, model, positions or {}, topic_ids or {})
                 there = _origins(connection, model, [clean(label.origin) for label in labels])
                 rows, now_ms, given = [], self._database.now_ms(), version
                 for label in labels:
@@ -191,6 +193,13 @@ class Labels:
         with self._database.reading() as connection:
             return {Partition(row.topic, row.number): row.next_offset for row in connection.execute(query)}
 
+    def label_topic_ids(self, model: str, partitions: Sequence[Partition]) -> dict[Partition, str]:
+        """The broker's ids of the topics of labels that were read, of these partitions, as far as known."""
+        query = select(_OFFSETS).where(_OFFSETS.c.model == model, _OFFSETS.c.topic_id.is_not(None))
+        with self._database.reading() as connection:
+            found = {Partition(row.topic, row.number): row.topic_id for row in connection.execute(query)}
+        return {partition: found[partition] for partition in partitions if partition in found}
+
     def find_kept(self, model: str, record_ids: Sequence[str], *, space: str) -> dict[str, KeptRecord]:
         """Of the kept records of a space with these ids, the last one each; ids without one are absent."""
         wanted = {clean(name): name for name in record_ids}
@@ -232,10 +241,17 @@ class Labels:
         if after != before:
             connection.execute(update(_VERSIONS).where(_VERSIONS.c.model == model).values(version=after))
 
-    def _move(self, connection: Connection, model: str, positions: Mapping[Partition, tuple[int | None, int]]) -> None:
+    def _move(
+        self,
+        connection: Connection,
+        model: str,
+        positions: Mapping[Partition, tuple[int | None, int]],
+        topic_ids: Mapping[Partition, str | None],
+    ) -> None:
         for partition, (expected, next_offset) in sorted(positions.items()):
+            where = {"next_offset": next_offset, "topic_id": topic_ids.get(partition)}
             if expected is None:
-                row = {"model": model, "topic": partition.topic, "number": partition.number, "next_offset": next_offset}
+                row = {"model": model, "topic": partition.topic, "number": partition.number, **where}
                 statement: Any = schema.insert_ignoring(_OFFSETS, dialect=self._database.dialect).values(row)
             else:
                 statement = (
@@ -246,7 +262,7 @@ class Labels:
                         _OFFSETS.c.number == partition.number,
                         _OFFSETS.c.next_offset == expected,
                     )
-                    .values(next_offset=next_offset)
+                    .values(where)
                 )
             # SQLAlchemy forgets the count of an INSERT unless it is asked to keep it.
             if connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount != 1:

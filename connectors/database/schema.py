@@ -460,6 +460,7 @@ label_offsets = Table(
     _text("topic"),
     _int("number"),
     _int("next_offset"),
+    Column("topic_id", Text, nullable=True),
     PrimaryKeyConstraint("model", "topic", "number"),
 )
 

@@ -207,6 +207,11 @@ def test_labels_of_a_topic_move_its_position_in_the_same_transaction_or_are_not_
         with pytest.raises(OwnershipLost):
             store.add_labels("m", [label("t2", known=known())], positions={LABELS: (expected, 12)})
     assert store.label_positions("m") == {LABELS: 9, P1: 1} and store.label_version("m") == 0
+    assert store.label_topic_ids("m", [LABELS, P1]) == {}
+    store.add_labels("m", [], positions={LABELS: (9, 10)}, topic_ids={LABELS: "first"})
+    assert store.label_topic_ids("m", [LABELS, P1]) == {LABELS: "first"}
+    store.add_labels("m", [], positions={LABELS: (10, 3)}, topic_ids={LABELS: "anew"})
+    assert store.label_topic_ids("m", [LABELS]) == {LABELS: "anew"} and store.label_topic_ids("m", [P1]) == {}
     assert [row.said.record_id for row in store.all_labels("m")] == ["t1"]
 
 

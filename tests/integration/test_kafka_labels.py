@@ -146,6 +146,26 @@ def test_a_reader_that_is_killed_between_reading_and_storing_leaves_none_out_and
     assert [row.said.record_id for row in rows] == [f"t{number}" for number in range(250)]
 
 
+def test_a_topic_that_was_made_anew_while_nobody_read_it_is_read_from_its_beginning(
+    kafka: KafkaServer, topic: Callable[..., str], tmp_path: Path
+) -> None:
+    name = topic()
+    settings = settings_of(kafka.brokers, name, database=f"sqlite:///{tmp_path}/driftd.db")
+    with opened(settings["database"]) as store:
+        send(kafka, name, [label(number) for number in range(5)])
+        with reading(settings, store):
+            wait_until(lambda: store.label_positions("pay") == {Partition(name, 0): 5}, "the first labels", 60)
+        with kafka.admin() as admin:
+            admin.delete_topics([name])
+        kafka.create_topic(name)
+        # More than there were: an offset alone does not tell that these are others.
+        send(kafka, name, [label(number) for number in range(10, 20)])
+        with reading(settings, store):
+            wait_until(lambda: store.label_positions("pay") == {Partition(name, 0): 10}, "the others", 60)
+        rows = store.all_labels("pay", limit=100)
+    assert [row.said.record_id for row in rows] == [f"t{number}" for number in [*range(5), *range(10, 20)]]
+
+
 @pytest.mark.postgres
 def test_two_readers_share_the_topic_and_take_each_label_once(
     kafka: KafkaServer, postgres: PostgresServer, topic: Callable[..., str]

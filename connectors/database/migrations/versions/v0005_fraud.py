@@ -60,6 +60,7 @@ def upgrade() -> None:
         "label_offsets",
         *_texts("model", "topic"),
         *_ints("number", "next_offset"),
+        sa.Column("topic_id", sa.Text, nullable=True),
         sa.PrimaryKeyConstraint("model", "topic", "number", name="pk_label_offsets"),
     )
     op.create_table(
