@@ -356,8 +356,8 @@ def _some(rows: npt.NDArray[np.int64], count: int, chance: np.random.Generator) 
 
 # A 4 from a 1: from its head down to the left, and from there a bar to the right, through it. Rows and columns.
 _STROKES: Final = (((1.2, 2.2), (4.6, 1.2)), ((4.6, 1.2), (4.4, 6.0)))
-# Of 255; the writers' reaches 255. As pale as this, 100 altered scans in 5,120 are ranked with an average precision of .14
-# by the outlier score, .82 with 5 known cases and .96 with 20; mean of seeds 100 to 109.
+# Of 255; the writers' reaches 255. As pale as this, 100 altered scans in 5,120 are ranked with an average precision of
+# .14 by the outlier score, .82 with 5 known cases and .96 with 20; mean of seeds 100 to 109.
 _PALE_INK: Final = (160.0, 200.0)
 _UNSTEADY_PX: Final = 0.3  # standard deviation of where a stroke begins and ends
 _PEN_PX: Final = 0.55  # standard deviation of a stroke's profile
