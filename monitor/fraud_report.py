@@ -441,7 +441,9 @@ def in_words(facts: FraudFacts) -> list[str]:
     labels = facts.labels
     lines.append(_basis_in_words(facts))
     if labels.in_force is not None and labels.in_force < labels.version:
-        lines.append(f"Newer labels that are not in force in every partition yet: {labels.version - labels.in_force}.")
+        newer = labels.version - labels.in_force
+        of_them = "1 of them is" if newer == 1 else f"{newer} of them are"
+        lines.append(f"{of_them} not in force in every partition yet: each takes them up with its next records.")
     if labels.waiting:
         lost = f", {labels.unmatched} of them for so long that nothing will come of them" if labels.unmatched else ""
         lines.append(f"Labels whose record is not known: {labels.waiting}{lost}. See: driftd label list --waiting")
@@ -452,26 +454,29 @@ def in_words(facts: FraudFacts) -> list[str]:
         )
     if labels.contradicting:
         lines.append(
-            f"Of {labels.contradicting} records both was said, fraud and cleared: the stronger source counts, then the "
-            "later one."
+            f"Of {_counted(labels.contradicting, 'record')} both was said, fraud and cleared: the stronger source "
+            "counts, then the later one."
         )
     lines += _review_in_words(facts)
     if facts.marks:
         moved = sum(mark.records for mark in facts.marks)
-        lines.append(f"{len(facts.marks)} false-alarm marks moved {moved} kept records down.")
+        marks = _counted(len(facts.marks), "false-alarm mark")
+        lines.append(f"{marks} moved {_counted(moved, 'kept record')} down.")
     return lines
 
 
 def _basis_in_words(facts: FraudFacts) -> str:
     labels = facts.labels
     said = sum(line.fraud + line.cleared for line in labels.sources)
+    there = "There is 1 label" if said == 1 else f"There are {said} labels"
+    counted = f"{there}, {labels.version} of which count{'s' * (labels.version == 1)}."
     if not facts.basis:
-        return f"No record is kept yet. There are {said} labels, {labels.version} of them count."
+        return f"No record is kept yet. {counted}"
     rests = {
         "outlier": "on the outlier score alone: no case is confirmed yet",
         "surprises": "on how surprising the records are, by all scorers: no case is confirmed yet",
-    }.get(facts.basis, f"on the {facts.basis}, with {facts.cases} confirmed cases")
-    return f"Scores rest {rests}. There are {said} labels, {labels.version} of them count."
+    }.get(facts.basis, f"on the {facts.basis}, with {_counted(facts.cases, 'confirmed case')}")
+    return f"Scores rest {rests}. {counted}"
 
 
 def _review_in_words(facts: FraudFacts) -> list[str]:
@@ -480,20 +485,28 @@ def _review_in_words(facts: FraudFacts) -> list[str]:
         return ["No block is closed yet, so nothing can be said of the alerts."]
     found, alerted, rest = whole.found, whole.alerted, whole.rest
     lines = [
-        f"Since {text_of(whole.start_ms)}: {alerted.records} alerts among {alerted.records + rest.records} records; "
+        f"Since {text_of(whole.start_ms)}: {_counted(alerted.records, 'alert')} among "
+        f"{_counted(alerted.records + rest.records, 'record')}; "
         f"analysts answered {alerted.answered}, {alerted.fraud} of them fraud. Of the random review sample "
-        f"({rest.asked} records beside the alerts) they answered {rest.answered}, {rest.fraud} of them fraud.",
+        f"({_counted(rest.asked, 'record')} beside the alerts) they answered {rest.answered}, {rest.fraud} of them "
+        "fraud.",
         f"Precision of the alerts {_estimate(found.precision)}, recall {_estimate(found.recall)}, share of fraud in "
         f"the traffic {_estimate(found.prevalence)}; 95 % intervals.",
     ]
     if facts.confirmed:
-        lines.append(f"Of {facts.confirmed} records known to be fraud, {facts.confirmed_alerted} had been alerts.")
+        known = _counted(facts.confirmed, "record")
+        lines.append(f"Of {known} known to be fraud, {facts.confirmed_alerted} had been alerts.")
     if found.unanswered_alerts or found.unanswered_reviews:
         lines.append(
-            f"No analyst has answered {found.unanswered_alerts} alerts and {found.unanswered_reviews} reviews: they "
-            "count neither way."
+            f"No analyst has answered {_counted(found.unanswered_alerts, 'alert')} and "
+            f"{_counted(found.unanswered_reviews, 'review')}: they count neither way."
         )
     return lines
+
+
+def _counted(count: int, one: str) -> str:
+    """ "1 alert", "12 alerts"."""
+    return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"
 
 
 def _estimate(found: Estimate) -> str:

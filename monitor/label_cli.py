@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import os
@@ -145,11 +146,12 @@ def _take_file(settings: Settings, model: str, name: str, *, json: bool) -> None
     if json:
         put_json({**_data(total, len(problems)), "problems": [_said(problem) for problem in problems[:MOST_SHOWN]]})
     else:
-        say(in_words(total))
+        say(in_words(total) if total.new or total.repeated or problems else f"There are no labels in {name}.")
         for problem in problems[:MOST_SHOWN]:
             say(f"  {_said(problem)}")
         if problems:
-            say(f"{len(problems):,} lines are no labels ({', '.join(f'{n} {reason}' for reason, n in bad.items())}).")
+            lines = "1 line is no label" if len(problems) == 1 else f"{len(problems):,} lines are no labels"
+            say(f"{lines} ({', '.join(f'{n} {reason}' for reason, n in bad.items())}).")
             say("Mend them and give the file again: what was taken is known, and nothing comes of it twice.")
     if problems:
         raise typer.Exit(1)
@@ -241,21 +243,31 @@ def _of_list(body: bytes) -> Iterator[tuple[int, bytes, Any]]:
 
 def _table(first: bytes, stream: BinaryIO, number: int) -> Iterator[tuple[int, bytes, Any]]:
     """The rows of a table in CSV, whose first line names the columns."""
-    names = next(csv.reader([first.decode("utf-8", "replace")]))
-    names = [name.strip().lower() for name in names]
-    if "id" not in names or "label" not in names:
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InvalidInput("The file is in UTF-16.", hint="Save it as CSV in UTF-8.")
+    head = first.decode("utf-8", "replace").strip()
+    # A spreadsheet writes semicolons where the comma is the decimal point.
+    columns = {mark: [name.strip(' "').lower() for name in head.split(mark)] for mark in ",;\t"}
+    mark = next((mark for mark, names in columns.items() if {"id", "label"} <= set(names)), None)
+    if mark is None:
+        names = max(columns.values(), key=len)
         raise InvalidInput(
             f"The first line names the columns {', '.join(names)[:200]}; expected id and label among them.",
             hint="Such as: id,label,time,source",
         )
-    rows = csv.reader(line.decode("utf-8", "replace") for line in stream)
+    names = columns[mark]
+    rows = csv.reader((line.decode("utf-8", "replace") for line in stream), delimiter=mark)
     try:
         for row in rows:
             if any(row):
                 line = "\x1f".join(row).encode("utf-8", "replace")
-                yield number + rows.line_num, line, lambda row=row: dict(zip(names, row, strict=False))
+                cells = [cell.strip() for cell in row]
+                yield number + rows.line_num, line, lambda cells=cells: dict(zip(names, cells, strict=False))
     except csv.Error as error:
-        raise InvalidInput(f"Line {number + rows.line_num} is no CSV: {error}.") from error
+        raise InvalidInput(
+            f"Line {number + rows.line_num} is no CSV: {error}.",
+            hint="Mend it and give the file again: what was taken is known.",
+        ) from error
 
 
 def _said(problem: _Problem) -> str:

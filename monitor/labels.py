@@ -49,6 +49,7 @@ SOURCES: Final[tuple[LabelSource, ...]] = get_args(LabelSource)
 
 MAX_TEXT_CHARS = 200  # of by and origin
 _SECONDS_BELOW = 10_000_000_000  # a number below is a time in seconds: as milliseconds it would be of early 1970
+_EARLIEST_MS = 315_532_800_000  # 1980: programs write 0001-01-01, 1900-01-01 or 1970-01-01 for no date
 _AHEAD_MS = 86_400_000  # a clock that is a day ahead is wrong
 
 
@@ -120,13 +121,17 @@ def read_label(document: Any, now_ms: int, *, origin: str, default_ms: int | Non
         BadLabel: what is wrong, and what was expected.
     """
     if not isinstance(document, dict):
-        raise BadLabel("bad_json", f"A label is an object, found {_named(document)}.", hint=_EXAMPLE)
+        raise BadLabel(
+            "bad_json",
+            f"A label is an object, found {'null' if document is None else _named(document)}.",
+            hint=_EXAMPLE,
+        )
     record_id = _record_id(document.get("id"))
     word = _word(document.get("label"))
     stated = document.get("time")
     time_ms = (now_ms if default_ms is None else default_ms) if stated in (None, "") else _time_ms(stated, now_ms)
     source = document.get("source")
-    source = "analyst" if source in (None, "") else source
+    source = "analyst" if source in (None, "") else source.strip().lower() if isinstance(source, str) else source
     if source not in SOURCES:
         raise BadLabel(
             "unknown_source", f"source of {record_id} is {_named(source)}; expected one of {', '.join(SOURCES)}."
@@ -187,6 +192,8 @@ def _time_ms(value: Any, now_ms: int) -> int:
             raise BadLabel("bad_time", f"time is {_named(value)}, which looks like seconds; {expected}.")
     else:
         raise BadLabel("bad_time", f"time is {_named(value)}; {expected}.")
+    if time_ms < _EARLIEST_MS:
+        raise BadLabel("bad_time", f"time is {_named(value)}, before 1980: a date that stands for none; leave it out.")
     if time_ms > now_ms + _AHEAD_MS:
         raise BadLabel("bad_time", f"time is {_named(value)}, more than a day ahead of the clock here.")
     return time_ms

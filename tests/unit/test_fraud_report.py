@@ -202,6 +202,8 @@ def test_precision_and_recall_come_from_what_analysts_answered(settings: Setting
     assert [period.alerted.records for period in facts.periods] == [5, 5]
     assert facts.labels.version == 38
     assert facts.labels.in_force == 3
+    said = "35 of them are not in force in every partition yet: each takes them up with its next records."
+    assert said in in_words(facts)
 
 
 def test_a_chargeback_alone_is_no_answer_but_overrules_one(settings: Settings, store: Store) -> None:
@@ -261,14 +263,14 @@ def test_the_words_begin_with_what_is_open(settings: Settings, store: Store) -> 
     assert words[0].startswith("A wave of fraud, since 2026-03-03")
     assert "contrast and model, with 7 confirmed cases" in words[1]
     assert any(line.startswith("Labels whose record is not known: 1.") for line in words)
-    assert any("No analyst has answered 1 alerts" in line for line in words)
+    assert any("No analyst has answered 1 alert and" in line for line in words)
 
 
 def test_before_the_first_record_it_says_so(settings: Settings, store: Store) -> None:
     facts = facts_of(settings, store)
 
     assert facts.whole is None
-    assert in_words(facts)[0] == "No record is kept yet. There are 0 labels, 0 of them count."
+    assert in_words(facts)[0] == "No record is kept yet. There are 0 labels, 0 of which count."
 
 
 def test_the_command_prints_words_tables_and_json(settings: Settings, store: Store, tmp_path: Path) -> None:

@@ -165,7 +165,37 @@ def test_a_table_without_the_two_columns_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidInput, match="txn, verdict; expected id and label"):
         run("cases.csv")
     (folder / "cases.csv").write_text("")
-    assert run("cases.csv").stderr == "0 count from now on.\n"
+    assert run("cases.csv").stderr == "There are no labels in cases.csv.\n"
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_may_have_semicolons_or_tabs_and_blanks_around_its_cells(folder: Path, mark: str) -> None:
+    lines = [
+        mark.join(row) for row in (("id", ' "Label" ', "source"), ("t1", " fraud", "Analyst"), (" t2 ", "cleared"))
+    ]
+    (folder / "cases.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
+    assert run("cases.csv").stderr == "2 count from now on.\n"
+    assert labels(folder) == [("t1", "fraud", 1), ("t2", "cleared", 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,label\nt1,fraud\n".encode("utf-16"), "UTF-16"),
+        (b"\x00\xd3\rx\xff, \r\n\x8f", "names the columns"),
+        (b"id,label\nt1,fraud\nt2," + b"x" * 200_000, "Line 3 is no CSV"),
+    ],
+)
+def test_what_is_no_table_is_said_and_leaves_no_traceback(folder: Path, content: bytes, message: str) -> None:
+    (folder / "cases.csv").write_bytes(content)
+    with pytest.raises(InvalidInput, match=message) as caught:
+        run("cases.csv")
+    assert caught.value.hint
+
+
+def test_one_line_that_is_no_label_is_one_line(folder: Path) -> None:
+    (folder / "cases.csv").write_text("id,label\nt1\n")
+    assert "\n1 line is no label (1 unknown_label).\n" in run("cases.csv", code=1).stderr
 
 
 def test_numbers_of_labels_read_as_a_sentence() -> None:

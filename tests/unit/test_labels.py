@@ -131,3 +131,17 @@ def test_a_body_that_holds_something_else_is_refused_with_the_line(body: bytes, 
     with pytest.raises(BadLabel, match=words) as caught:
         list(documents(body))
     assert caught.value.reason == "bad_json" and caught.value.hint
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "1900-01-01", "1970-01-01T00:00:00Z", 10_000_000_000])
+def test_a_date_that_stands_for_none_is_no_time(time: str | int) -> None:
+    with pytest.raises(BadLabel, match="before 1980") as caught:
+        read_label({"id": "t1", "label": "fraud", "time": time}, NOW_MS, origin="o")
+    assert caught.value.reason == "bad_time"
+
+
+def test_a_source_may_be_in_capitals() -> None:
+    assert (
+        read_label({"id": "t1", "label": "fraud", "source": " Chargeback"}, NOW_MS, origin="o").label.source
+        == "chargeback"
+    )
