@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from connectors.database.rows import KeptRecord
 from connectors.database.store import Store
 from monitor.amounts import percent
+from monitor.fraud_feedback import feedback_of
 from monitor.fraud_settings import FRAUD_SPACE
 from monitor.fraud_waves import excerpt
 from monitor.settings import Settings
@@ -30,11 +33,14 @@ class HitExplanation:
     Attributes:
         record: as it was kept, with the evidence of the moment at which it was scored.
         marks: source and time of the labels that it names, by number.
+        opinion: probability that people would call it fraud, by the second opinion of today's answers; None where too
+            few have answered.
     """
 
     model: str
     record: KeptRecord
     marks: Mapping[int, tuple[str, int]]
+    opinion: float | None
 
     def data(self) -> dict[str, Any]:
         """For a program; without the vector."""
@@ -53,6 +59,7 @@ class HitExplanation:
             "labels": record.labels,
             "segments": record.segments,
             "kept": record.kept,
+            "opinion": self.opinion,
             **record.detail,
         }
 
@@ -68,7 +75,9 @@ def explain_record(settings: Settings, store: Store, record_id: str) -> HitExpla
         named = [*_list(record.detail.get("nearest_cases")), record.detail.get("cleared_by")]
         with store.begin_fold(model) as fold:
             marks = fold.label_facts([_mapping(mark)["label"] for mark in named if "label" in _mapping(mark)])
-        return HitExplanation(model, record, marks)
+        feedback = feedback_of(store, model, version=store.label_version(model))
+        opinion = None if feedback is None else feedback.of_evidence([record.detail], np.array([record.p_value]))[0]
+        return HitExplanation(model, record, marks, opinion)
     return None
 
 
@@ -83,6 +92,7 @@ def lines_of(found: HitExplanation) -> list[str]:
         ("kept because", f"{why.get(record.reason, record.reason)}{', and put before people' * record.flagged}"),
         ("surprise", f"{record.score:.2f} (p {record.p_value:.2g} among normal records)"),
         ("probability", _probability(detail)),
+        ("opinion", "" if found.opinion is None else f"{percent(found.opinion)} by a second model, of answers alone"),
         ("rests on", _BASIS.get(str(detail.get("basis")), str(detail.get("basis", "")))),
         ("labels", f"version {record.labels}, {detail.get('cases', 0)} confirmed cases"),
         ("segments", ", ".join(f"{name}={value}" for name, value in record.segments.items())),

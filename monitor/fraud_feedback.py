@@ -6,16 +6,19 @@ about the review sample. Chargebacks come for fraud alone, so a wave of them wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from connectors.database.rows import LabelledRecord, LabelRow
 from connectors.database.store import Store
-from detectors.feedback_model import Change, FeedbackModel, counted_after
-from detectors.fraud_baseline import Signal
+from detectors.feedback_model import WARM_UP, Change, FeedbackModel, counted_after
+from detectors.fraud_baseline import FraudBaseline, Signal
+from monitor.fraud_settings import FRAUD_SPACE
 from monitor.signals import same_columns
 
 Doubles = npt.NDArray[np.float64]
@@ -69,16 +72,42 @@ class Feedback:
             return None
         return self.model.probability(features_of(signals, probability, p_value, columns=self.columns))
 
+    def of_evidence(
+        self, details: Sequence[Mapping[str, object]], p_value: npt.NDArray[np.floating]
+    ) -> list[float | None]:
+        """The same of kept records, by their evidence (`monitor.fraud_evidence`).
 
-def feedback_of(store: Store, model: str, *, version: int, columns: Sequence[Signal]) -> Feedback:
-    """Learn from the stored answers up to a version: a pure function of them.
+        Args:
+            p_value: (n,), of the fraud score.
+        """
+        signals = [detail.get("signals") for detail in details]
+        values = [
+            [_number(known.get(column.name)) if isinstance(known, Mapping) else math.nan for column in self.columns]
+            for known in signals
+        ]
+        said = self.opinions(
+            np.array(values, np.float32).reshape(len(details), len(self.columns)),
+            np.array([_number(detail.get("probability")) for detail in details], np.float64),
+            p_value,
+        )
+        return [None] * len(details) if said is None else said.tolist()
+
+
+def feedback_of(store: Store, model: str, *, version: int) -> Feedback | None:
+    """Learn from the stored answers up to a version, in the signals of the fraud baseline in use.
+
+    Returns:
+        None without a fraud baseline, or where so few have answered that there is no opinion.
 
     Raises:
         StoreError: the database does not answer.
+        InvalidReference: the fraud baseline is damaged.
     """
-    return learned(
-        store.labels(model, after=counted_after(version), upto=version), version=version, columns=tuple(columns)
-    )
+    reference = store.active_reference(model, FRAUD_SPACE)
+    rows = store.labels(model, after=counted_after(version), upto=version)
+    if reference is None or sum(map(is_answer, rows)) < WARM_UP:  # river takes 2 s to import
+        return None
+    return learned(rows, version=version, columns=FraudBaseline.load(Path(reference.path)).columns)
 
 
 def is_answer(row: LabelRow) -> bool:
@@ -132,3 +161,7 @@ def _features(records: Sequence[LabelledRecord], columns: tuple[Signal, ...]) ->
         np.array([record.p_value for record in records], np.float64),
         columns=columns,
     )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

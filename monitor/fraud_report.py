@@ -8,17 +8,14 @@ answered and a stronger label says otherwise, the stronger one counts.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from connectors.database.rows import AskedRecord, IncidentRow, LabelCounts, LabelRow
 from connectors.database.store import Store
-from detectors.fraud_baseline import FraudBaseline
 from detectors.review import EntityPrecision, Estimate, ReviewEstimates, Stratum, entity_precision, estimates
 from monitor.fraud_feedback import Feedback, feedback_of
 from monitor.fraud_learner import in_force
@@ -226,7 +223,7 @@ def fraud_facts(
         whole=whole,
         periods=tuple(periods),
         entities=_entities(asked, answers, step_ms=step_ms),
-        hits=_hits(asked, answers, _feedback(store, model, counted.version) if opinions else None),
+        hits=_hits(asked, answers, feedback_of(store, model, version=counted.version) if opinions else None),
         incidents=tuple(
             _wave(row)
             for row in store.incidents(model=model)
@@ -306,7 +303,7 @@ def _entities(asked: Sequence[AskedRecord], answers: Mapping[str, bool], *, step
     rows = [record for record in asked if record.alerted and record.detail.get("entity")]
     if not rows:
         return ()
-    entities = np.array([zlib.crc32(str(record.detail["entity"]).encode()) for record in rows], np.int64)
+    entities = np.array([int(str(record.detail["entity"]), 16) for record in rows], np.uint64)
     found = entity_precision(
         entities,
         np.array([record.surprise for record in rows]),
@@ -317,13 +314,6 @@ def _entities(asked: Sequence[AskedRecord], answers: Mapping[str, bool], *, step
     return tuple(EntityDay(day.day * step_ms, day) for day in found)
 
 
-def _feedback(store: Store, model: str, version: int) -> Feedback | None:
-    row = store.active_reference(model, FRAUD_SPACE)
-    if row is None:
-        return None
-    return feedback_of(store, model, version=version, columns=FraudBaseline.load(Path(row.path)).columns)
-
-
 def _hits(asked: Sequence[AskedRecord], answers: Mapping[str, bool], feedback: Feedback | None) -> tuple[Hit, ...]:
     alerts = sorted(
         (record for record in asked if record.alerted),
@@ -331,15 +321,9 @@ def _hits(asked: Sequence[AskedRecord], answers: Mapping[str, bool], feedback: F
     )[:HITS]
     opinions: list[float | None] = [None] * len(alerts)
     if alerts and feedback is not None:
-        signals = [
-            [_number(_of(record, "signals").get(column.name)) for column in feedback.columns] for record in alerts
-        ]
-        said = feedback.opinions(
-            np.array(signals, np.float32).reshape(len(alerts), -1),
-            np.array([_number(record.detail.get("probability")) for record in alerts]),
-            np.array([record.p_value for record in alerts]),
+        opinions = feedback.of_evidence(
+            [record.detail for record in alerts], np.array([record.p_value for record in alerts])
         )
-        opinions = opinions if said is None else said.tolist()
     return tuple(_hit(record, answers, opinion) for record, opinion in zip(alerts, opinions, strict=True))
 
 
@@ -361,11 +345,6 @@ def _hit(record: AskedRecord, answers: Mapping[str, bool], opinion: float | None
         opinion=opinion,
         rules=detail.get("rules", {}),
     )
-
-
-def _of(record: AskedRecord, name: str) -> Mapping[str, Any]:
-    value = record.detail.get(name)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _number(value: object) -> float:

@@ -1,7 +1,7 @@
 """Scores history again: with the labels that were in force when each record came, or with all that there are now.
 
 With the labels of then, records have the scores that they had, to the last bit, if the source still holds all of them
-from the first one that was scored: entities, pairs and floods know what lies before. Nothing is written to the database.
+from the first one that was scored: entities, pairs and floods know what lies before. Nothing goes to the database.
 """
 
 from __future__ import annotations

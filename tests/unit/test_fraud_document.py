@@ -61,7 +61,7 @@ def test_the_query_runs(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "driftd.db")
     try:
         found = connection.execute(query)
-        assert [column[0] for column in found.description][0] == "record_id"
+        assert found.description[0][0] == "record_id"
         assert found.fetchall() == []
     finally:
         connection.close()

@@ -12,9 +12,10 @@ import pytest
 from connectors.database.rows import LabelledRecord, LabelSource, NewLabel
 from connectors.database.store import Store
 from connectors.records import Partition
-from detectors.feedback_model import WARM_UP
+from detectors.feedback_model import WARM_UP, counted_after
 from detectors.fraud_baseline import Signal
-from monitor.fraud_feedback import Feedback, features_of, feedback_of
+from monitor import fraud_feedback
+from monitor.fraud_feedback import Feedback, features_of
 
 COLUMNS = (Signal("outlier", "surprise"), Signal("amount", "number"))
 CARDS = Partition("cards", 0)
@@ -65,7 +66,12 @@ def answers(
 
 def learned(store: Store, *labels: NewLabel) -> Feedback:
     store.add_labels("cards", labels)
-    return feedback_of(store, "cards", version=store.label_version("cards"), columns=COLUMNS)
+    return learned_upto(store, store.label_version("cards"))
+
+
+def learned_upto(store: Store, version: int) -> Feedback:
+    rows = store.labels("cards", after=counted_after(version), upto=version)
+    return fraud_feedback.learned(rows, version=version, columns=COLUMNS)
 
 
 def opinions(feedback: Feedback) -> list[float] | None:
@@ -80,6 +86,18 @@ def test_the_opinion_follows_what_analysts_said(store: Store) -> None:
     assert found is not None
     assert found[0] > 0.8
     assert found[1] < 0.2
+
+
+def test_the_opinion_of_a_kept_record_is_that_of_its_evidence(store: Store) -> None:
+    feedback = learned(store, *answers(600, 1))
+    signals = {column.name: value for column, value in zip(COLUMNS, (6.0, 50.0), strict=True)}
+
+    found = feedback.of_evidence([{"signals": signals, "probability": 0.5}, {}], np.array([0.001, 0.5]))
+
+    said = opinions(feedback)
+    assert said is not None
+    assert found[0] == said[0]
+    assert found[1] is not None and found[1] < 0.8
 
 
 def test_it_has_none_before_enough_have_answered(store: Store) -> None:
@@ -109,7 +127,7 @@ def test_a_version_is_learned_alike_whatever_came_after(store: Store) -> None:
     then = opinions(learned(store, *answers(400, 1)))
     store.add_labels("cards", answers(100, 2))
 
-    again = opinions(feedback_of(store, "cards", version=400, columns=COLUMNS))
+    again = opinions(learned_upto(store, 400))
 
     assert then == again
 

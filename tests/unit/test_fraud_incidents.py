@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,8 @@ def test_explain_shows_the_groups_of_a_wave_and_why_a_record_looks_like_fraud(do
         hit = explain_record(done.settings, store, rows[0][columns.index("like")])
         assert hit is not None
         assert explain_record(done.settings, store, "nobody") is None
+    assert hit.opinion is None  # five chargebacks are no answers
+    assert "31 % by a second model" in "\n".join(lines_of(replace(hit, opinion=0.31)))
     text = "\n".join(lines_of(hit))
     assert "a model of labels" in text
     assert "version 5, 5 confirmed cases" in text
