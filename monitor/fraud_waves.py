@@ -38,7 +38,7 @@ def hits_of(
         flood_least: fewest near-identical records that are a flood.
 
     Returns:
-        ``from_ms``, ``to_ms``; ``hits``: how many records were looked at, ``most``: whether there may be more;
+        ``from_ms``, ``to_ms``; ``hits``: how many records were looked at, ``more``: whether there may be more;
         ``groups``: the largest ones of at least two, `MOST_SHOWN` of them; ``alone``: hits in none of those, or in no
         group that is shown. None where no record of it is kept.
     """
