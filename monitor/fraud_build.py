@@ -119,9 +119,10 @@ def build_fraud(
         raise InvalidReference(f"{target} exists already.", hint="See: driftd reference list")
     # p-values of records that are in the prototypes would be too large: only the others can stand for what comes.
     chosen = calibration_half(blocks)
-    entities, left, right = (
-        np.concatenate(hashes)[order] if hashes else None
-        for hashes in (columns.entities, columns.lefts, columns.rights)
+    entities = None if settings.entity is None else np.concatenate(columns.entities)[order]
+    left, right = (
+        None if settings.relation is None else np.concatenate(hashes)[order]
+        for hashes in (columns.lefts, columns.rights)
     )
     # Before, too little is known of most entities, and of pairs, those that are judged must not be among the known.
     if entities is not None:

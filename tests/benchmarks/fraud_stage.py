@@ -109,7 +109,8 @@ def drawn(way: Way, n: int, *, seed: int) -> np.ndarray:
 
 def parts_of(way: Way, folder: Path) -> FraudParts:
     chance, vectors = np.random.default_rng(5), drawn(way, BASELINE, seed=0)
-    reference = Reference.build(vectors, geometry=way.geometry, exemplars=5_000)
+    blocks = np.arange(BASELINE) // 256
+    reference = Reference.build(vectors, geometry=way.geometry, exemplars=5_000, block_ids=blocks)
     cards = key_hashes([f"c{card}" for card in chance.integers(0, CARDS, BASELINE)])
     columns = FraudColumns(
         way.settings,
@@ -124,7 +125,7 @@ def parts_of(way: Way, folder: Path) -> FraudParts:
         row=ReferenceRow("bench", "input", 1, "", BASELINE, way.dimension, reference.checksum, 0, True),
         version=1,
         vectors=vectors,
-        blocks=np.arange(BASELINE) // 256,
+        blocks=blocks,
         columns=columns,
         order=np.arange(BASELINE),
         progress=lambda step, share: None,

@@ -38,14 +38,15 @@ def visits(cards: int, n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray, np
 
 def built(folder: Path, cards: int) -> FraudParts:
     vectors, card, merchant = visits(cards, BASELINE, seed=1)
-    reference = Reference.build(vectors)
+    blocks = np.arange(BASELINE) // 100
+    reference = Reference.build(vectors, block_ids=blocks)
     row = build_fraud(
         folder,
         reference,
         row=ReferenceRow("cards", "input", 1, "", BASELINE, D, reference.checksum, 0, True),
         version=1,
         vectors=vectors,
-        blocks=np.arange(BASELINE) // 100,
+        blocks=blocks,
         columns=FraudColumns(
             SETTINGS, numbers=[np.zeros((BASELINE, 0), np.float32)], entities=[card], lefts=[card], rights=[merchant]
         ),
