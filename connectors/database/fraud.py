@@ -14,6 +14,11 @@ from connectors.database.rows import Checkpoint, EntityRow, FloodRow, LabelSpan,
 from connectors.records import Partition
 
 _ENTITY_KEY = ("model", "kind", "topic", "number", "entity")
+_UPSERT_INTO = f"INSERT INTO entity_states ({', '.join(_ENTITY_KEY)}, position, blob) "
+_CHANGE = f" ON CONFLICT ({', '.join(_ENTITY_KEY)}) DO UPDATE SET position = excluded.position, blob = excluded.blob"
+_UPSERT = f"{_UPSERT_INTO} VALUES (?, ?, ?, ?, ?, ?, ?) {_CHANGE}"
+_ARRAYS = "%s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %b::bytea[]"
+_UPSERT_ALL = f"{_UPSERT_INTO} SELECT * FROM unnest({_ARRAYS}) {_CHANGE}"
 # Keys of one IN: SQLite takes 32,766 parameters in a statement.
 _KEYS = 5_000
 
@@ -170,27 +175,25 @@ def add_fraud(connection: Connection, checkpoint: Checkpoint, *, dialect: str, n
 
 
 def _add_entities(connection: Connection, model: str, entities: Sequence[EntityRow], *, dialect: str) -> None:
-    ordered = sorted(entities, key=lambda row: (row.kind, *row.partition, row.entity))
-    columns = [
-        {
-            "model": model,
-            "kind": row.kind,
-            "topic": row.partition.topic,
-            "number": row.partition.number,
-            "entity": row.entity,
-            "position": row.offset,
-            "blob": row.blob,
-        }
-        for row in ordered
+    rows = [
+        (model, row.kind, row.partition.topic, row.partition.number, row.entity, row.offset, row.blob)
+        for row in sorted(entities, key=lambda row: (row.kind, *row.partition, row.entity))
     ]
-    if dropped := [row for row in columns if not row["blob"]]:
+    if dropped := [row for row in rows if not row[-1]]:
         table = schema.entity_states.c
         gone = delete(schema.entity_states).where(
             *(table[name] == bindparam(f"of_{name}") for name in _ENTITY_KEY),
         )
-        connection.execute(gone, [{f"of_{name}": row[name] for name in _ENTITY_KEY} for row in dropped])
-    if stays := [row for row in columns if row["blob"]]:
-        connection.execute(schema.upsert(schema.entity_states, _ENTITY_KEY, dialect=dialect), stays)
+        connection.execute(
+            gone, [{f"of_{name}": row[place] for place, name in enumerate(_ENTITY_KEY)} for row in dropped]
+        )
+    if stays := [row for row in rows if row[-1]]:
+        # A checkpoint has thousands of these. Row by row through SQLAlchemy they took twice the processor time on SQLite,
+        # and four times on PostgreSQL.
+        if dialect == "postgresql":
+            connection.exec_driver_sql(_UPSERT_ALL, tuple(map(list, zip(*stays, strict=True))))
+        else:
+            connection.exec_driver_sql(_UPSERT, stays)
 
 
 def _of(table: Any, model: str, partition: Partition) -> Any:
