@@ -39,6 +39,12 @@ class RelationSettings(_Section):
     to: FieldName = Field(description="where the second side stands, such as the merchant")
     most: int = Field(100_000, ge=100, description="first sides remembered in a partition; those not seen longest go")
 
+    @model_validator(mode="after")
+    def _has_two_sides(self) -> RelationSettings:
+        if self.of == self.to:
+            raise ValueError(f"of and to are both {self.of}; a pair has two sides, such as a card and a merchant")
+        return self
+
 
 def _entity(value: object) -> object:
     return {"field": value} if isinstance(value, str) else value
@@ -78,6 +84,9 @@ class FraudAlertSettings(_Section):
         gt=0,
         lt=1,
         description="once labels flow: alert from the probability on at which so many alerts are fraud, within most",
+    )
+    tolerance: float = Field(
+        0.5, ge=0, le=100, description="up to (1 + tolerance) times as many candidates as usual are no wave"
     )
 
 

@@ -336,13 +336,15 @@ class ModelSettings(_Section):
         return self
 
     @model_validator(mode="after")
-    def _weights_of_known_segments(self) -> ModelSettings:
+    def _known_segments(self) -> ModelSettings:
         known = self.segment_fields
-        for name in self.drift.segment_weights:
+        named = [("drift.segment_weights", name) for name in self.drift.segment_weights]
+        named += [("fraud.alerts.segments", name) for name in (self.fraud.alerts.segments if self.fraud else ())]
+        for where, name in named:
             if name.partition("=")[0] not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 raise ValueError(
-                    f"drift.segment_weights: there is no segment field {name.partition('=')[0]}"
+                    f"{where}: there is no segment field {name.partition('=')[0]}"
                     f"{f', did you mean {near[0]}?' if near else ''}; fields: {', '.join(known) or 'none'}"
                 )
         return self
