@@ -12,7 +12,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,8 @@ from connectors.database.rows import (
 from connectors.records import Partition, RawBatch
 from connectors.scores import FraudColumns
 from detectors.conformal import position_uniforms
-from detectors.entities import EntityStates
 from detectors.fraud import FraudScores
 from detectors.reference import Scored
-from detectors.relations import RelationStates
 from monitor import remembered, signals
 from monitor.entities import ScatterWatch
 from monitor.event import EventBatch
@@ -39,6 +37,7 @@ from monitor.flood import Floods
 from monitor.fraud_build import FraudParts
 from monitor.fraud_evidence import evidence_of
 from monitor.fraud_learner import Fitted
+from monitor.fraud_past import Past
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.fraud_signals import hashes_of, numbers_of
 from monitor.kept import kept_record
@@ -49,7 +48,6 @@ Doubles = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Hashes = npt.NDArray[np.uint64]
-States = TypeVar("States", bound=EntityStates | RelationStates)
 
 _VERSION = struct.Struct("<q")  # of what was fitted on the baseline, before the counts of a flood's cells
 MOST_KEPT = 10_000  # rows of a checkpoint; the caller writes it before more are collected
@@ -130,41 +128,6 @@ class _KeptPiece:
     signals: Floats
 
 
-class _Keyed(Generic[States]):
-    """The states of one kind that a partition has shown: of its entities, or of the first sides of its pairs.
-
-    Args:
-        kind: "entity/3" or "relation/3", with the version of what was fitted on the baseline.
-        states: made from the stored rows.
-        rows: what former checkpoints wrote of the partition, of any kind.
-    """
-
-    def __init__(self, kind: str, states: States, rows: Sequence[EntityRow]) -> None:
-        self.kind = kind
-        self.states = states
-        self._counted = 0  # of the dropped ones
-        self._newest = max((row.offset for row in rows if row.kind == kind), default=-1)
-
-    def rising(self, offsets: Int64s, known: Bools) -> Int64s:
-        """The offsets, none below one before it: a half of a pair that went alone comes after later records."""
-        risen = offsets.copy()
-        if known.any():
-            risen[known] = np.maximum.accumulate(np.maximum(offsets[known], self._newest))
-            self._newest = int(risen[known][-1])
-        return risen
-
-    def rows(self, partition: Partition) -> list[EntityRow]:
-        """What the next checkpoint writes."""
-        return [
-            EntityRow(partition, self.kind, _signed(key), offset, blob) for key, offset, blob in self.states.unwritten()
-        ]
-
-    def dropped(self) -> int:
-        """Keys that were dropped since the last call."""
-        new, self._counted = self.states.dropped - self._counted, self.states.dropped
-        return new
-
-
 @dataclass(slots=True)
 class _Partition:
     """What is known of a partition.
@@ -172,17 +135,14 @@ class _Partition:
     Attributes:
         span: the last one that is stored, and
         new: one that the next checkpoint writes.
-        entities, relations: None where none are mapped.
-        outdated: rows of older models, which the next checkpoint deletes.
         floods: near-identical records of its open blocks.
+        past: its entities and pairs.
         pieces: batches that no checkpoint has written.
     """
 
     span: LabelSpan | None
     floods: Floods
-    entities: _Keyed[EntityStates] | None = None
-    relations: _Keyed[RelationStates] | None = None
-    outdated: list[EntityRow] = field(default_factory=list)
+    past: Past
     new: LabelSpan | None = None
     pieces: list[_Piece] = field(default_factory=list)
     jumped: bool = False
@@ -289,7 +249,7 @@ class FraudStage:
             n,
             {
                 **self._own_signals(events, vectors, scored.p_value),
-                **_past_signals(place, events, vectors, entities, self._settings),
+                **place.past.signals(events, vectors, entities),
             },
         )
         topic, number = events.partition
@@ -303,8 +263,7 @@ class FraudStage:
         if n:
             place.pieces.append(_Piece(events, fitted, vectors, columns, scores, entities))
             self._bytes += vectors.nbytes + columns.nbytes
-            known = None if place.entities is None else place.entities.states.known
-            self._keep(place.pieces[-1], flood, blocks, late, known=known)
+            self._keep(place.pieces[-1], flood, blocks, late, known=place.past.known)
         on_time = np.flatnonzero(~late)
         self.candidates += int(np.count_nonzero(scores.p_value[on_time] <= self._settings.alpha))
         return Taken(
@@ -333,11 +292,8 @@ class FraudStage:
                 continue
             if place.new is not None:
                 rows.spans.append(place.new)
-            rows.entities.extend(place.outdated)
-            for keyed in (place.entities, place.relations):
-                if keyed is not None:
-                    rows.entities.extend(keyed.rows(partition))
-                    self.dropped += keyed.dropped()
+            rows.entities.extend(place.past.rows(partition))
+            self.dropped += place.past.dropped()
             version = _VERSION.pack(self.parts.version)
             floods = place.floods.unwritten(partition, first_offset)
             rows.floods.extend(replace(row, blob=version + row.blob) for row in floods)
@@ -353,11 +309,9 @@ class FraudStage:
                 del self._known[partition]
                 continue
             place.span, place.new = place.new or place.span, None
-            for keyed in (place.entities, place.relations):
-                if keyed is not None:
-                    keyed.states.written()
+            place.past.written()
             place.floods.written()
-            place.pieces, place.outdated = [], []
+            place.pieces = []
         self._clear()
 
     def discard(self) -> None:
@@ -419,23 +373,11 @@ class FraudStage:
         parts, settings = self.parts, self._settings
         floods = [] if self._history is not None else self._stored.flood_counts(self._model, partition)
         version = _VERSION.pack(parts.version)
-        # Counts of another baseline's cells say nothing of these.
-        mine = [replace(row, blob=row.blob[len(version) :]) for row in floods if row.blob.startswith(version)]
-        place = _Partition(span, Floods(parts.flood, mine))
-        if parts.entities is None and parts.relations is None:
-            return place
+        # Counts of another baseline's cells say nothing of these; rows below zero are of a topic that was made anew.
+        floods = [row for row in floods if row.first_offset >= 0 and row.blob.startswith(version)]
+        mine = [replace(row, blob=row.blob[len(version) :]) for row in floods]
         rows = [] if self._history is not None else self._stored.entity_states(self._model, partition)
-        # What is known of an entity can be read by the model alone that has written it.
-        place.outdated = [replace(row, blob=b"") for row in rows if _version_of(row.kind) < parts.version]
-        if parts.entities is not None and settings.entity is not None:
-            kind = f"entity/{parts.version}"
-            states = EntityStates(parts.entities, most=settings.entity.most, stored=_of_kind(rows, kind))
-            place.entities = _Keyed(kind, states, rows)
-        if parts.relations is not None and settings.relation is not None:
-            kind = f"relation/{parts.version}"
-            pairs = RelationStates(parts.relations, most=settings.relation.most, stored=_of_kind(rows, kind))
-            place.relations = _Keyed(kind, pairs, rows)
-        return place
+        return _Partition(span, Floods(parts.flood, mine), Past(parts, settings, rows))
 
     def _fitted(self, partition: Partition, place: _Partition, at: int) -> Fitted:
         """The scorer in force at an offset; of live records the same one within a checkpoint."""
@@ -578,41 +520,6 @@ class FraudStage:
                 )
             )
         return remembered.joined(packs)
-
-
-def _past_signals(
-    place: _Partition, events: EventBatch, vectors: Floats, entities: Hashes | None, settings: FraudSettings
-) -> dict[str, Floats]:
-    """What the records before say of these, which become part of the past: signals by name, float32 (n,) each."""
-    found: dict[str, Floats] = {}
-    if place.entities is not None and entities is not None:
-        offsets = place.entities.rising(events.offsets, entities != 0)
-        surprise = place.entities.states.push(entities, vectors, offsets)
-        found |= {"entity_self": surprise[:, 0], "entity_peers": surprise[:, 1]}
-    if place.relations is not None and (relation := settings.relation) is not None:
-        of_entity = entities is not None and settings.entity is not None and settings.entity.field == relation.of
-        left = entities if of_entity and entities is not None else hashes_of(events, relation.of)
-        right = hashes_of(events, relation.to)
-        offsets = place.relations.rising(events.offsets, (left != 0) & (right != 0))
-        found["relation"] = place.relations.states.push(left, right, offsets)
-    return found
-
-
-def _of_kind(rows: Sequence[EntityRow], kind: str) -> list[tuple[int, bytes]]:
-    return [(_unsigned(row.entity), row.blob) for row in rows if row.kind == kind]
-
-
-def _version_of(kind: str) -> int:
-    return int(kind.partition("/")[2])
-
-
-def _signed(key: int) -> int:
-    """A 64-bit hash as databases hold it."""
-    return key - (1 << 64) if key >= 1 << 63 else key
-
-
-def _unsigned(key: int) -> int:
-    return key % (1 << 64)
 
 
 def _names(hashes: Hashes) -> list[str | None]:

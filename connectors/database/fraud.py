@@ -188,8 +188,8 @@ def _add_entities(connection: Connection, model: str, entities: Sequence[EntityR
             gone, [{f"of_{name}": row[place] for place, name in enumerate(_ENTITY_KEY)} for row in dropped]
         )
     if stays := [row for row in rows if row[-1]]:
-        # A checkpoint has thousands of these. Row by row through SQLAlchemy they took twice the processor time on SQLite,
-        # and four times on PostgreSQL.
+        # A checkpoint has thousands of these. Row by row through SQLAlchemy they took twice the processor time on
+        # SQLite, and four times on PostgreSQL.
         if dialect == "postgresql":
             connection.exec_driver_sql(_UPSERT_ALL, tuple(map(list, zip(*stays, strict=True))))
         else:

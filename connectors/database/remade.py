@@ -3,6 +3,8 @@
 Such rows stay: sums of open blocks are still to be folded, and people still look at kept records and dead letters. But
 their offsets must neither collide with those of the new records nor lead to them, so they move below zero, where no
 broker has an offset. They keep their order, and several generations lie below one another.
+
+What is usual of entities is forgotten with their topic: their age is told in its offsets.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, func, or_, select, update
+from sqlalchemy import Column, Connection, delete, func, or_, select, update
 
 from connectors.database import schema
 from connectors.records import Gap
@@ -37,6 +39,15 @@ def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> 
     for gap in gaps:
         if gap.reason != "recreated" and gap.to_offset >= gap.from_offset:
             continue
+        if gap.reason == "recreated":
+            entities = schema.entity_states.c
+            connection.execute(
+                delete(schema.entity_states).where(
+                    entities.model == model,
+                    entities.topic == gap.partition.topic,
+                    entities.number == gap.partition.number,
+                )
+            )
         for place in _PLACES:
             table = place.table.c
             mine = (

@@ -215,13 +215,13 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
                         for (topic, number, reason), count in sorted(counts.items())
                     ],
                 )
+            add_fraud(connection, checkpoint, dialect=dialect, now_ms=now_ms)
             if checkpoint.gaps:
                 move_below_zero(connection, model, checkpoint.gaps)
                 connection.execute(
                     schema.insert_ignoring(schema.gaps, dialect=dialect),
                     [gap_columns(model, gap, now_ms) for gap in checkpoint.gaps],
                 )
-            add_fraud(connection, checkpoint, dialect=dialect, now_ms=now_ms)
             add_references(connection, [replace(row, active=True) for row in checkpoint.references])
             add_incidents(self._database, connection, checkpoint.incidents, checkpoint.outbox)
 

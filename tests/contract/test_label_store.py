@@ -367,3 +367,14 @@ def test_a_topic_that_was_made_anew_may_come_to_the_same_offsets_again(store: St
     assert [span.from_offset >= 0 for span in store.label_spans("m")] == [False, True]
     assert [row.first_offset >= 0 for row in store.remembered(numbers_of(store))] == [True, False]
     assert len(store.flood_counts("m", P0)) == 2
+
+
+def test_what_comes_with_the_news_of_a_topic_made_anew_is_of_the_old_one(store: Store) -> None:
+    parts: dict[str, Any] = {"spans": [LabelSpan(P0, 0, 1, 1)], "remembered": [remembered(0)]}
+    parts |= {"floods": [FloodRow(P0, 1, 0, b"a")], "entities": [EntityRow(P0, "entity/1", 7, 9, b"state")]}
+    commit(store, None, 0, gaps=[Gap(P0, 10, 0, "recreated", "made anew")], **parts)
+    assert store.entity_states("m", P0) == []
+    commit(store, 0, 10, **parts)
+    assert [span.from_offset >= 0 for span in store.label_spans("m")] == [False, True]
+    assert [row.first_offset >= 0 for row in store.flood_counts("m", P0)] == [False, True]
+    assert [row.entity for row in store.entity_states("m", P0)] == [7]

@@ -493,6 +493,26 @@ def test_offsets_that_begin_anew_get_a_span_of_their_own(parts: FraudParts, stor
     assert [(span.from_offset, span.version) for span in watched.checkpoint().spans] == [(0, 0)]
 
 
+def test_a_topic_made_anew_is_scored_again_as_it_was(whole: FraudParts, store: Store) -> None:
+    old, batch = stream(500, seed=9, step=17), stream(500, step=17)
+    live = Watched(whole, store, settings=WHOLE)
+    live.take(old)
+    live.take(replace(old.rows(0, 0), next_offset=0, gap=Gap(CARDS, old.next_offset, 0, "recreated", "made anew")))
+    live.checkpoint()
+    assert store.entity_states("cards", CARDS) == []
+    live.columns.clear()
+    live.checkpoints.clear()
+    for first in range(0, len(batch), 100):
+        live.take(batch.rows(first, first + 100))
+        live.checkpoint()
+    again = Watched(whole, store, settings=WHOLE, history=True)
+    again.take(batch)
+    again.checkpoint()
+    assert np.array_equal(signals_of(again), signals_of(live), equal_nan=True)
+    for name, column in live.said().items():
+        assert np.array_equal(again.said()[name], column), name
+
+
 def test_hits_come_with_their_evidence(parts: FraudParts, store: Store) -> None:
     live = live_with_labels(parts, store, stream(1_000))
     hits = [row for row in live.kept if row.reason == "fraud" and row.labels == 12]
