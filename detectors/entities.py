@@ -123,8 +123,16 @@ class EntityModel:
         _replay(states, hashes[first], q[first], nowhere[first])
         profiles = usual.profiles(states.as_seeds())
         seen = _replay(states, hashes[second], q[second], nowhere[second])
-        scales = _calibrated(seen.known, usual.scores(seen, hashes[second], profiles))
-        return cls(reference, centre, directions, usual, profiles, scales, states.as_seeds())
+        seeds = states.as_seeds()
+        known, scores = seen.known, usual.scores(seen, hashes[second], profiles)
+        for group in np.flatnonzero(_in_groups(known)[: len(_KNOWN)] < _LEAST_CALIBRATION).tolist():
+            # Few entities of the baseline are as new as that: take the known ones for new every so many records.
+            states = KeyedStates(blank, seeds=Seeds.none(blank), most=len(rows))
+            seen = _replay(states, _in_pieces(hashes[second], int(_KNOWN[group])), q[second], nowhere[second])
+            there = np.searchsorted(_KNOWN, seen.known, side="right") == group
+            scores = np.concatenate([scores, usual.scores(seen, hashes[second], profiles)[there]])
+            known = np.concatenate([known, seen.known[there]])
+        return cls(reference, centre, directions, usual, profiles, _calibrated(known, scores), seeds)
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder.
@@ -284,6 +292,21 @@ class _Scales:
 
 def _stranger(record: Floats, average: Floats) -> Floats:
     return np.asarray(np.maximum(record, average - _HANDICAP), np.float32)
+
+
+def _in_groups(known: Int64s) -> Int64s:
+    """How many of the records are in each group of `_KNOWN`, int64 (len(_KNOWN) + 1,)."""
+    return np.bincount(np.searchsorted(_KNOWN, known, side="right"), minlength=len(_KNOWN) + 1).astype(np.int64)
+
+
+def _in_pieces(hashes: Hashes, length: int) -> Hashes:
+    """Another entity for every ``length`` records of one, uint64 (n,)."""
+    order = np.argsort(hashes, kind="stable")
+    _, starts, counts = np.unique(hashes[order], return_index=True, return_counts=True)
+    place = np.empty(len(hashes), np.int64)
+    place[order] = np.arange(len(hashes)) - np.repeat(starts, counts)
+    pieces = np.rec.fromarrays([hashes, place // length])
+    return np.asarray(np.unique(pieces, return_inverse=True)[1] + 1, np.uint64)
 
 
 def _calibrated(known: Int64s, scores: Floats) -> tuple[_Scales, ...]:

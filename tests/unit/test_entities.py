@@ -145,6 +145,18 @@ def test_an_entity_unlike_all_others_is_strange_among_its_peers(model: EntityMod
     assert surprise[-1, 1] >= 3.0
 
 
+def test_an_entity_that_is_new_is_not_strange_where_the_baseline_knows_all_of_its_entities_well() -> None:
+    chance = np.random.default_rng(5)
+    reference = Reference.build(chance.normal(size=(1_000, 6)).astype(np.float32), geometry=STANDARD)
+    known = np.tile(np.arange(1, 21, dtype=np.uint64), 60)
+    model = EntityModel.fit(chance.normal(size=(len(known), 6)).astype(np.float32), known, reference=reference)
+    new = np.tile(np.arange(1_000, 1_400, dtype=np.uint64), 6)
+    found = EntityStates(model).push(new, chance.normal(size=(len(new), 6)).astype(np.float32), np.arange(len(new)))
+    for visit in range(6):  # of each of the 400 new ones
+        strange = (found[400 * visit : 400 * (visit + 1)] >= 2.0).mean(axis=0)
+        assert (strange < 0.03).all(), f"record {visit + 1}: {strange}, where 0.01 would be usual"
+
+
 def test_nobodys_record_is_not_strange_and_changes_nothing(model: EntityModel) -> None:
     states = EntityStates(model)
     stream = _stream(50, seed=8)
