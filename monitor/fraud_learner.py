@@ -93,6 +93,10 @@ def _precedence(row: LabelRow) -> tuple[int, int, int]:
     return _STRENGTH[row.said.source], row.said.time_ms, row.id
 
 
+def _named(row: LabelRow) -> tuple[int, int, str]:
+    return row.version, row.id, row.said.origin
+
+
 def weight_of(row: LabelRow) -> float:
     """How much a label counts in the fit: its confidence, and as many times as the records that it stands for."""
     known = row.said.known
@@ -255,11 +259,13 @@ class Learner:
 
     def _fit_newest(self, version: int) -> Fitted:
         began = time.perf_counter()
-        last = self._rows[-1].version if self._rows else 0
-        if version < last:  # the database was restored from a copy
-            self._rows, last = [], 0
-        new = self._store.labels(self._model, after=max(last, version - MOST_LABELS), upto=version)
-        rows = [*self._rows, *new][-MOST_LABELS:]
+        known = self._rows
+        since = known[-1].version - 1 if known else 0
+        new = self._store.labels(self._model, after=max(since, version - MOST_LABELS), upto=version)
+        if known and (not new or _named(new[0]) != _named(known[-1])):
+            # The database was restored from a copy, and counts again; or everything known is too old.
+            known, new = [], self._store.labels(self._model, after=version - MOST_LABELS, upto=version)
+        rows = [*known[:-1], *new][-MOST_LABELS:]
         fitted = self._fit(version, rows, began)
         self._rows = rows
         self._seconds.append(fitted.seconds)

@@ -640,6 +640,34 @@ def test_labels_of_an_older_baseline_are_used_as_far_as_their_vectors_go(parts: 
     assert fitted.dropped == 1 and fitted.records == ("as it is", "other signals")
 
 
+def test_a_database_that_was_restored_from_a_copy_is_read_anew_by_a_running_learner(
+    parts: FraudParts, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitor.fraud_learner.MOST_LABELS", 5)
+    watched, batch = Watched(parts, store), stream(200)
+    watched.take(batch)
+    watched.checkpoint()
+    watched.label(3, 23)
+    learner = watched.learner
+    assert learner._fit_newest(2).records == ("r3", "r23")
+    with Store.open(f"sqlite:///{tmp_path / 'copy.db'}") as copy:
+        copy.migrate()
+        known = [watched.known(f"r{row}") for row in (43, 63, 83, 103, 123, 143)]
+        said = [
+            NewLabel(f"c{place}", "fraud", START_MS, "analyst", 1.0, "", f"c{place}", record)
+            for place, record in enumerate(known)
+        ]
+        copy.add_labels("cards", said[:3])
+        learner._store = copy
+        assert learner._fit_newest(3).records == ("c0", "c1", "c2")  # and not those of the other database
+        copy.add_labels("cards", said[3:])
+        fitted = learner._fit_newest(6)
+        assert fitted.records == ("c1", "c2", "c3", "c4", "c5")  # the last ones that count
+        anew = Learner("cards", store=copy, parts=parts, prevalence=SETTINGS.prevalence).at(6)
+        scores = [each.scorer.score(parts.baseline.vectors, signals=parts.baseline.signals) for each in (fitted, anew)]
+        assert anew.records == fitted.records and np.array_equal(*scores)
+
+
 def test_labels_of_another_embedder_of_the_same_dimension_are_left_out(parts: FraudParts, store: Store) -> None:
     watched, batch = Watched(parts, store), stream(200)
     watched.take(batch)
