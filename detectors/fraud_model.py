@@ -135,21 +135,24 @@ class CaseSide:
         self._counts = counts
         self._near = near
         self._index = None if unit else NearestIndex(vectors)
-        self._columns = np.ascontiguousarray(vectors.T)
+        self.columns = np.ascontiguousarray(vectors.T)
         self._squares = squared_lengths(vectors)
 
-    def towards(self, x: Floats) -> tuple[Doubles, Floats]:
+    def towards(self, x: Floats, *, products: Floats | None = None) -> tuple[Doubles, Floats]:
         """log(f + near) - log(w), float64 (n,), and the distance to the nearest, float32 (n,).
 
         f is the mean distance to up to 5 cases, and w what they count, the nearer ones more: near a case that counts
         half, a record must lie half as far to score the same.
+
+        Args:
+            products: float32 (n, k), ``x`` times ``columns``, where that is known.
         """
         k = min(NEIGHBOURS, len(self._squares))
         if self._index is not None:
             distances, found = self._index.search(x, k)
         else:
-            squared = stable_product(x, self._columns)
-            squared *= np.float32(-2)
+            squared = stable_product(x, self.columns) if products is None else products
+            squared = squared * np.float32(-2)
             squared += self._squares
             found = np.argpartition(squared, k - 1, axis=1)[:, :k]
             near = np.take_along_axis(squared, found, axis=1) + squared_lengths(x)[:, None]
@@ -249,10 +252,17 @@ class FraudModel:
 
     def quick(self, x: Floats, signals: Doubles, to_prototypes: Floats) -> Strengths:
         """The same by the distance to the reference's prototypes, which the outlier score has already."""
-        towards, _ = self.cases.towards(x)
+        if self.weights is None:
+            (towards, _), found = self.cases.towards(x), np.zeros(len(x))
+        else:  # one product with cases and weights: a second one would go through all of x again
+            columns = np.column_stack([self.cases.columns, self.weights[: x.shape[1]].astype(np.float32)])
+            products = stable_product(x, columns)
+            towards, _ = self.cases.towards(x, products=products[:, :-1])
+            found = _with_signals(products[:, -1], signals, self.weights[x.shape[1] :])
+            found = _standard(found, self._linear_scale)
         contrast = np.log(to_prototypes.astype(np.float64) + self._quick_near) - towards
         usual = np.full(len(x), self.usual_trees)
-        return Strengths(_standard(contrast, self._quick_scale), self.linear(x, signals), usual)
+        return Strengths(_standard(contrast, self._quick_scale), found, usual)
 
     def linear(self, x: Floats, signals: Doubles) -> Doubles:
         """The linear model, in standard deviations of normal records; zeros where there is none."""
@@ -384,8 +394,13 @@ def training_mass(normal: Doubles, marks: Doubles, cases: Doubles) -> Doubles:
 
 def linear(x: Floats, signals: Doubles, weights: Doubles) -> Doubles:
     """Weighted sum of vector and signals, float64 (n,)."""
-    total = stable_product(x, weights[: x.shape[1], None].astype(np.float32))[:, 0].astype(np.float64)
-    for column, weight in enumerate(weights[x.shape[1] :]):  # in this order for every batch
+    of_vector = stable_product(x, weights[: x.shape[1], None].astype(np.float32))[:, 0]
+    return _with_signals(of_vector, signals, weights[x.shape[1] :])
+
+
+def _with_signals(of_vector: Floats, signals: Doubles, weights: Doubles) -> Doubles:
+    total = of_vector.astype(np.float64)
+    for column, weight in enumerate(weights):  # in this order for every batch
         total += signals[:, column] * weight
     return total
 

@@ -34,12 +34,13 @@ def logistic(
         probability = sigmoid(design @ weights)
         gradient = design.T @ (mass * (probability - targets)) + penalty * weights
         curvature = mass * probability * (1.0 - probability)
-        step = np.linalg.solve((design * curvature[:, None]).T @ design + np.diag(penalty), gradient)
+        halves = design * np.sqrt(curvature)[:, None]  # an array's product with itself takes BLAS half the time
+        step = np.linalg.solve(halves.T @ halves + np.diag(penalty), gradient)
         length = 1.0
         while (after := loss(weights - length * step)) > before and length > 1e-6:
             length *= 0.5
         weights = weights - length * step
-        if before - after <= 1e-8 * abs(before):
+        if before - after <= 1e-6 * abs(before):  # errors square from step to step: what is left is 1e-12
             break
         before = after
     return weights
