@@ -71,9 +71,7 @@ def demo_settings(folder: Path, stream: Path) -> Settings:
                     "output": {"embedder": {"kind": "vector", "field": "/probabilities", "encoding": "list"}},
                 },
                 "reference": {"collect": BASELINE_RECORDS},
-                # So short a stream would leave too few records to ask questions of, and shows how often candidates come
-                # only roughly, so that a wave would have to be ten times as much to be more than the tolerance.
-                "outliers": {"sample": 0.02, "tolerance": 0.5},
+                "outliers": {"sample": 0.02},  # so short a stream would leave too few to ask questions of
                 "fraud": {
                     "space": "input",
                     "fields": {"confidence": "/confidence"},

@@ -188,7 +188,7 @@ class Folder:
             page_run_length_blocks=drift.page_run_length_blocks,
             warn_run_length_blocks=drift.warn_run_length_blocks,
             share=share,
-            tolerance=self._settings.outliers.tolerance,
+            tolerance=chosen.alerts.tolerance,
             constants=parts.reference.drift,
         )
         return _FraudAlarm(parts, rule, why_only_warns(constants_of(parts.reference.drift, EVERYTHING)))
