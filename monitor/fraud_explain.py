@@ -96,7 +96,7 @@ def lines_of(found: HitExplanation) -> list[str]:
         ("rests on", _BASIS.get(str(detail.get("basis")), str(detail.get("basis", "")))),
         ("labels", f"version {record.labels}, {detail.get('cases', 0)} confirmed cases"),
         ("segments", ", ".join(f"{name}={value}" for name, value in record.segments.items())),
-        ("entity", str(detail.get("entity", ""))),
+        ("entity", _entity(detail)),
         ("flood", f"{detail['flood']} near-identical records so far" if "flood" in detail else ""),
         ("fields", excerpt(record)),
     ]
@@ -124,9 +124,13 @@ def tables_of_hit(found: HitExplanation) -> list[Table]:
         rows = [[str(mark.get("record")), source, text_of(time_ms) if time_ms else ""]]
         tables.append(("A false alarm that moved it down", ["record", "said by", "at"], rows))
     if signals := _mapping(detail.get("signals")):
-        rows = [[name, "unknown" if value is None else f"{value:.4g}"] for name, value in signals.items()]
+        usual = _mapping(detail.get("usual"))
+        rows = [
+            [name, "unknown" if value is None else f"{value:.4g}", percent(usual[name]) if name in usual else ""]
+            for name, value in signals.items()
+        ]
         title = "What detectors and fields say (surprise is -log10 p: 3 is one in a thousand)"
-        tables.append((title, ["signal", "value"], rows))
+        tables.append((title, ["signal", "value", "normal records with less"], rows))
     if rules := _mapping(detail.get("rules")):
         rows = [[name, "speaks" if speaks else "would have missed it"] for name, speaks in rules.items()]
         tables.append(("Rules that are in use", ["rule", "says"], rows))
@@ -160,6 +164,14 @@ def tables_of_groups(hits: Mapping[str, Any]) -> list[Table]:
     more = ", the strangest" if hits.get("more") else ""
     span = f"{text_of(hits['from_ms'])} to {text_of(hits['to_ms'])}"
     return [(f"Similar hits ({span}: {hits['hits']:,} hits{more}; {hits['alone']:,} in no group shown)", columns, rows)]
+
+
+def _entity(detail: Mapping[str, Any]) -> str:
+    """Whose record it is, and how much was known of what is usual of that."""
+    if "entity" not in detail:
+        return ""
+    records = detail.get("entity_records")
+    return f"{detail['entity']}" + (f", {records:,} of its records were known" if isinstance(records, int) else "")
 
 
 def _near(found: Mapping[str, Any]) -> str:

@@ -237,12 +237,16 @@ def test_explain_shows_the_groups_of_a_wave_and_why_a_record_looks_like_fraud(do
     text = "\n".join(lines_of(hit))
     assert "a model of labels" in text
     assert "version 5, 5 confirmed cases" in text
+    assert "of its records were known" in text
     by_title = {title.partition(" (")[0]: rows for title, _, rows in tables_of_hit(hit)}
     assert {"contrast", "model"} <= {row[0] for row in by_title["What speaks for fraud"]}
     near = by_title["Which records lie near"]
     assert near[0][0].startswith("case case-")
     assert near[0][2] == "chargeback"
     assert near[-1][0].startswith("normal normal-")
+    signals = {row[0]: row[1:] for row in by_title["What detectors and fields say"]}
+    assert signals["outlier"][1] == ""
+    assert signals["amount"][1].endswith("%")
     assert by_title["Rules that are in use"] == [["large", "would have missed it"]]
     assert json.loads(json.dumps(hit.data()))["alert"] in (True, False)
 
