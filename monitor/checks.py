@@ -11,7 +11,7 @@ from pathlib import Path
 from connectors.database.connection import wall_clock_ms
 from connectors.database.store import Store
 from connectors.schema_registry import SchemaSettings
-from detectors.errors import DriftdError
+from detectors.errors import DriftdError, InvalidReference
 from detectors.fold import Rule
 from detectors.reference import Reference
 from detectors.segments import constants_of
@@ -38,6 +38,7 @@ from monitor.collect import check_block_length
 from monitor.decode import Decoder
 from monitor.entities import scattered_text
 from monitor.folding import alarmed_segments
+from monitor.fraud_settings import FRAUD_SPACE
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
 from monitor.times import text_of
@@ -175,6 +176,7 @@ def diagnose(settings: Settings) -> list[Finding]:
             if model.fraud is not None and (model.fraud.entity or model.fraud.relation):
                 findings.append(Finding(f"model {name}, entities", *scattered_text(store, name)))
             if model.fraud is not None:
+                findings.append(_look(f"model {name}, fraud scores", partial(_fraud_baseline, store, name, model)))
                 patience_ms = round(settings.retention.remembered_days * DAY_MS)
                 findings.append(labels_finding(store, name, wall_clock_ms() - patience_ms))
             findings += gap_findings(store, name, wall_clock_ms())
@@ -216,6 +218,22 @@ def _reference(store: Store, name: str, space: str, model: ModelSettings) -> Cal
         return f"version {row.version}, {reference.n_records:,} records, checksum right{seasons}"
 
     return look
+
+
+def _fraud_baseline(store: Store, name: str, model: ModelSettings) -> str:
+    """What fraud scores rest on.
+
+    Raises:
+        InvalidReference: the reference was built before the model had fraud settings.
+    """
+    row = store.active_reference(name, FRAUD_SPACE)
+    if row is not None:
+        return f"version {row.version}"
+    if store.active_reference(name, model.fraud_space) is None:
+        return "none yet: their baseline is made with the reference"
+    raise InvalidReference(
+        "No record is scored as fraud: the reference has no fraud baseline.", hint="Build it: driftd reference build"
+    )
 
 
 def _dead_letters(store: Store, name: str, model: ModelSettings) -> Finding:

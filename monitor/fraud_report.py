@@ -156,6 +156,7 @@ class FraudFacts:
     """Everything about the fraud scores of one model.
 
     Attributes:
+        unbuilt: the reference was built before there were fraud settings, so that nothing is scored.
         basis, cases: what the newest kept record's score rests on; "" before the first.
         confirmed, confirmed_alerted: records of the time that are known to be fraud; of them, those that were alerts.
         whole: the whole time; None before the first block is closed.
@@ -164,6 +165,7 @@ class FraudFacts:
 
     model: str
     space: str
+    unbuilt: bool
     basis: str
     cases: int
     labels: LabelState
@@ -215,6 +217,8 @@ def fraud_facts(
     return FraudFacts(
         model=model,
         space=chosen.fraud_space,
+        unbuilt=store.active_reference(model, FRAUD_SPACE) is None
+        and store.active_reference(model, chosen.fraud_space) is not None,
         basis=str(detail.get("basis", "")),
         cases=int(str(detail.get("cases", 0))),
         labels=labels,
@@ -449,6 +453,12 @@ def _basis_in_words(facts: FraudFacts) -> str:
     said = sum(line.fraud + line.cleared for line in labels.sources)
     there = "There is 1 label" if said == 1 else f"There are {said} labels"
     counted = f"{there}, {labels.version} of which count{'s' * (labels.version == 1)}."
+    if facts.unbuilt:
+        return (
+            "No record is scored as fraud: the reference has no fraud baseline. Build it: driftd reference build, then "
+            f"start driftd again. "
+            f"{counted}"
+        )
     if not facts.basis:
         return f"No record is kept yet. {counted}"
     rests = {

@@ -42,7 +42,9 @@ from monitor.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-NO_FRAUD_BASELINE = "no fraud scores: the reference has no fraud baseline; build it: driftd reference build"
+NO_FRAUD_BASELINE = (
+    "no fraud scores: the reference has no fraud baseline; build it: driftd reference build, then start driftd again"
+)
 HURRIED = 4  # times as soon, where newer labels wait for the next checkpoint
 LOST_FOLD = 5  # checkpoints until a worker that lost the race for a fold tries again
 

@@ -22,12 +22,14 @@ from connectors.database.rows import (
     LabelSpan,
     NewLabel,
     ReadingRow,
+    ReferenceRow,
     SummaryDelta,
 )
 from connectors.database.store import Store
 from connectors.records import Partition
 from dashboards.report import render
 from detectors.errors import InvalidInput
+from monitor.checks import diagnose
 from monitor.cli import app
 from monitor.fraud_report import FraudFacts, fraud_facts, in_words
 from monitor.pipeline import EVERYTHING
@@ -271,6 +273,23 @@ def test_before_the_first_record_it_says_so(settings: Settings, store: Store) ->
 
     assert facts.whole is None
     assert in_words(facts)[0] == "No record is kept yet. There are 0 labels, 0 of which count."
+
+
+def test_a_reference_from_before_the_fraud_settings_is_named(settings: Settings, store: Store) -> None:
+    def said() -> tuple[bool, bool]:
+        (found,) = [finding for finding in diagnose(settings) if finding.name == "model cards, fraud scores"]
+        words = in_words(facts_of(settings, store))[0].startswith("No record is scored as fraud: the reference has no")
+        return found.ok, words
+
+    assert said() == (True, False)  # there is no reference yet
+    store.add_reference(reference_row("input"))
+    assert said() == (False, True)
+    store.add_reference(reference_row("fraud"))
+    assert said() == (True, False)
+
+
+def reference_row(space: str) -> ReferenceRow:
+    return ReferenceRow("cards", space, 1, "nowhere", 100, 4, "", START_MS, active=True)
 
 
 def test_the_command_prints_words_tables_and_json(settings: Settings, store: Store, tmp_path: Path) -> None:
