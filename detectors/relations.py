@@ -296,11 +296,13 @@ class _Judged:
         candidates = np.flatnonzero(~before & embedded & (seen.count > 0))
         near, there = rights.places(seen.ring[candidates])
         there &= known[candidates]
-        own = rights.vectors[place[candidates]].astype(np.int64)
-        total = np.zeros_like(own)
-        for column in range(LAST):  # whole numbers: in any order the same
-            total += np.where(there[:, column, None], rights.vectors[near[:, column]], 0)
-        product, length = (own * total).sum(axis=1), np.sqrt((total * total).sum(axis=1, dtype=np.float64))
+        own = rights.vectors[place[candidates]].astype(np.float64)
+        summed = np.zeros(own.shape, np.int32)
+        for column in range(int(seen.count[candidates].max(initial=0))):
+            rows = np.flatnonzero(there[:, column])
+            summed[rows] += rights.vectors[near[rows, column]]
+        total = summed.astype(np.float64)  # whole numbers below 2^53, and their products: in any order the same
+        product, length = (own * total).sum(axis=1), np.sqrt((total * total).sum(axis=1))
         some = there.any(axis=1)
         cosine = np.divide(product, length * _UNIT, out=np.zeros(len(product)), where=length > 0)
         far = np.zeros(len(hashes), np.bool_)

@@ -55,9 +55,11 @@ def _number(value: Any) -> float:
 
 def names_of(events: EventBatch, field: str) -> list[str | None]:
     """What stands in a field as text: whose record it is. None where there is nothing that names anybody."""
+    values = events.fields[field]
+    if set(map(type, values)) == {str}:
+        return list(values)
     return [
-        value if isinstance(value, str) else str(value) if isinstance(value, int | float) else None
-        for value in events.fields[field]
+        value if isinstance(value, str) else str(value) if isinstance(value, int | float) else None for value in values
     ]
 
 
