@@ -108,7 +108,7 @@ class KeptRecord:
     segments: dict[str, str]
     kept: dict[str, object]  # fields that settings allow to keep, after redaction
     flagged: bool = False  # set by the fold; ignored when a checkpoint writes the record
-    vector: bytes | None = None  # float16 little-endian, as prepared by the reference; None where not kept
+    vector: bytes | None = None  # float16 little-endian, as prepared by the reference; of fraud float32, as embedded
     row: int = 0  # among the rows of one record
     labels: int = 0  # of space "fraud": the version of the labels
     detail: dict[str, object] = field(default_factory=dict)

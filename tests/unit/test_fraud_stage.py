@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from connectors.database.rows import Checkpoint, KeptRecord, LabelledRecord, NewLabel, PartitionState, ReferenceRow
+from connectors.database.rows import (
+    Checkpoint,
+    EntityRow,
+    KeptRecord,
+    LabelledRecord,
+    NewLabel,
+    PartitionState,
+    ReferenceRow,
+)
 from connectors.database.store import Store
 from connectors.records import Gap, Partition, RawBatch
 from connectors.scores import ScoredRecords
@@ -357,6 +366,44 @@ def with_a_burst(batch: RawBatch, rows: range) -> RawBatch:
             near = burst + 0.002 * chance.normal(size=D)
             values[row] = json.dumps(json.loads(values[row] or b"") | {"v": near.tolist()}).encode()
     return replace(batch, values=values)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_workers_that_die_at_any_moment_leave_what_history_says(whole: FraudParts, store: Store, seed: int) -> None:
+    batch, chance = with_a_burst(stream(1_000, step=17), range(400, 600)), random.Random(seed)
+    runs, first, begins, deaths = [Watched(whole, store, settings=WHOLE)], 0, 0, 0
+    while first < len(batch) or begins < first:
+        after = min(first + chance.randint(1, 60), len(batch))
+        runs[-1].take(batch.rows(first, after))
+        first, draw = after, chance.random()
+        if draw < 0.4:
+            runs[-1].checkpoint()
+            if readable := [row for row in range(begins, first) if row % 173 != 9]:
+                said: Literal["fraud", "cleared"] = "fraud" if chance.random() < 0.7 else "cleared"
+                runs[-1].label(*sorted({chance.choice(readable) for _ in range(3)}), label=said)
+            runs[-1].learner._look()
+            begins = first
+        elif draw < 0.6:
+            if chance.random() < 0.5:
+                runs[-1].pipeline.checkpoint()  # it dies before the transaction
+            runs.append(Watched(whole, store, settings=WHOLE))
+            first, deaths = begins, deaths + 1
+    written = [run for run in runs if run.checkpoints]
+    again = Watched(whole, store, settings=WHOLE, history=True)
+    for start, stop in itertools.pairwise([0, *sorted(chance.sample(range(1, 1_000), 9)), 1_000]):
+        again.take(batch.rows(start, stop))
+    again.checkpoint()
+    for name, column in again.said().items():
+        assert np.array_equal(np.concatenate([run.said()[name] for run in written]), column), name
+    assert deaths >= 2 and len(set(again.said()["version"])) >= 4 and max(again.said()["flood"]) > 20
+    assert np.array_equal(np.concatenate([signals_of(run) for run in written]), signals_of(again), equal_nan=True)
+    assert [row for run in written for row in run.kept] == again.kept
+    rows = [row for row in again.checkpoints[0].entities if row.blob]
+    assert sorted(store.entity_states("cards", CARDS), key=_entity) == sorted(rows, key=_entity)
+
+
+def _entity(row: EntityRow) -> tuple[str, int]:
+    return row.kind, row.entity
 
 
 def test_a_burst_of_near_identical_records_is_a_flood_live_in_history_and_through_owners(
