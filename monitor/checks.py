@@ -232,7 +232,8 @@ def _fraud_baseline(store: Store, name: str, model: ModelSettings) -> str:
     if store.active_reference(name, model.fraud_space) is None:
         return "none yet: their baseline is made with the reference"
     raise InvalidReference(
-        "No record is scored as fraud: the reference has no fraud baseline.", hint="Build it: driftd reference build"
+        "No record is scored as fraud: the reference has no fraud baseline.",
+        hint="Type: driftd reference build; then start driftd again",
     )
 
 

@@ -288,13 +288,18 @@ def describe_fraud(folder: Path) -> dict[str, Any]:
             hint="Restore it from a copy, or build anew: driftd reference build",
         )
     baseline = FraudBaseline.load(folder)
+    without = [
+        f"no record has a number in {column.name}: check fraud.fields.{column.name}"
+        for column, values in zip(baseline.columns, baseline.signals.T, strict=True)
+        if column.kind == "number" and np.isnan(values).all()
+    ]
     return {
         "path": str(folder),
         "for": f"fraud scores of the space {manifest['space']}, reference {manifest['reference']}",
         "normal records": len(baseline),
         "dimension": baseline.vectors.shape[1],
         "signals": {column.name: column.kind for column in baseline.columns},
-        "parts": manifest["said"],
+        "parts": [*manifest["said"], *without],
         "bytes": sum(path.stat().st_size for path in folder.rglob("*")),
         "checksum": hashlib.sha256(content).hexdigest(),
     }

@@ -14,7 +14,7 @@ from connectors.database.store import Store
 from detectors.errors import InvalidReference
 from detectors.reference import Reference
 from monitor.app import open_store
-from monitor.fraud_build import FraudParts, describe_fraud, fraud_row_of, load_fraud
+from monitor.fraud_build import FraudParts, describe_fraud, fraud_in_words, fraud_row_of, load_fraud
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.references import from_source
 from monitor.settings import Settings
@@ -182,3 +182,12 @@ def test_what_it_holds_is_told(built: tuple[Path, Settings, list[ReferenceRow]])
     assert facts["signals"]["relation"] == "surprise"
     assert facts["signals"]["amount"] == "number"
     assert facts["parts"][0].startswith("forest: iforest: learned from")
+
+
+def test_a_field_that_no_record_has_is_named(tmp_path: Path) -> None:
+    _stream(tmp_path / "stream.jsonl", records=1000)
+    settings = _settings(tmp_path, fields={"amount": "/amount", "total": "/total"}, scorers={}, relation=None)
+    rows = from_source(settings, "cards", start_ms=None, end_ms=None, progress=lambda step, share: None)
+    words = fraud_in_words(Path(rows[1].path))
+    assert "no record has a number in total: check fraud.fields.total" in words
+    assert "number in amount" not in words
