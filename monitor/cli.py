@@ -251,6 +251,11 @@ def explain(
             put(f"\n{title}")
             put_table(columns, rows)
         return
+    if not known and any(model.fraud is not None for model in loaded.models.values()):
+        raise InvalidInput(
+            f"There is no incident {incident}, and no record of that id was kept as a fraud candidate.",
+            hint="List incidents: driftd incidents. Scores of every record: models.NAME.scores, see docs/scores.md",
+        )
     found = explain_incident(loaded, store, incident)
     if json:
         put_json(found.data())

@@ -292,6 +292,12 @@ def reference_row(space: str) -> ReferenceRow:
     return ReferenceRow("cards", space, 1, "nowhere", 100, 4, "", START_MS, active=True)
 
 
+def test_explaining_a_record_that_was_not_kept_says_so(settings: Settings, store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no incident r77, and no record of that id was kept") as caught:
+        CliRunner().invoke(app, ["explain", "r77", "-s", str(tmp_path / "driftd.yaml")], catch_exceptions=False)
+    assert "docs/scores.md" in caught.value.hint
+
+
 def test_the_command_prints_words_tables_and_json(settings: Settings, store: Store, tmp_path: Path) -> None:
     rows = [kept(offset, day=offset % 2, hit=True) for offset in range(4)]
     filled(store, rows)
