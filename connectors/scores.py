@@ -52,7 +52,7 @@ class FraudColumns:
     """What the fraud score says of n records.
 
     Attributes:
-        probability: float32 (n,) in [0, 1], of fraud.
+        probability: float32 (n,) in [0, 1], of fraud; NaN before the first confirmed case.
         p_value: float64 (n,), the share of normal records that score as high.
         version: int64 (n,), of the labels that it rests on; 0 without any.
         flood: int32 (n,), near-identical records of its block and partition so far, itself included; 0 for late ones.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -241,4 +242,6 @@ def _marks(fraud: FraudSection) -> str:
 
 
 def _percent(share: float) -> str:
+    if math.isnan(share):
+        return "-"  # before the first case
     return f"{float(f'{100.0 * share:.3g}'):g}\u00a0%"

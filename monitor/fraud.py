@@ -259,6 +259,8 @@ class FraudStage:
             uniforms=position_uniforms(topic, number, events.offsets, rows=events.rows, purpose="fraud"),
             scored=scored,
         )
+        if fitted.scorer.n_cases == 0:  # how strange a record is, is no probability of fraud
+            scores = replace(scores, probability=np.full(n, np.nan, np.float32))
         flood = place.floods.push(events, scored.x, blocks=blocks, late=late)
         if n:
             place.pieces.append(_Piece(events, fitted, vectors, columns, scores, entities))
@@ -434,10 +436,9 @@ class FraudStage:
                 vector=vector,
                 labels=piece.fitted.version,
             )
-            detail: dict[str, object] = {
-                "probability": float(scores.probability[row]),
-                "made_with": self._made_with,
-            }
+            detail: dict[str, object] = {"made_with": self._made_with}
+            if piece.fitted.scorer.n_cases:
+                detail["probability"] = float(scores.probability[row])
             if review[row]:
                 detail["review"] = True
             if flood[row] > 1:

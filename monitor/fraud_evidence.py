@@ -5,6 +5,7 @@ Evidence is a JSON object, `KeptRecord.detail`:
     surprise            -log10 of the p-value, continued beyond the finest one
     basis               what the score rests on: "outlier", "surprises", "contrast" or "contrast and model"
     cases               confirmed cases known when it was scored
+    probability         of fraud, at the prevalence of the settings; absent without a case
     interval            [lower, upper] end of the probability; absent without a case
     signals             by name, null where unknown
     nearest_cases       up to 3 confirmed cases, nearest first: {"record": id, "label": number, "distance": ...}

@@ -148,7 +148,9 @@ def features_of(
     numbers = np.array([column.kind == "number" for column in columns], np.bool_)
     values = signals.astype(np.float64)
     values[:, numbers] = np.sign(values[:, numbers]) * np.log1p(np.abs(values[:, numbers]))
-    likely = np.clip(probability.astype(np.float64), 1e-6, 1.0 - 1e-6)
+    # Before the first case there is no probability: the rank stands for it.
+    likely = np.where(np.isnan(probability), 1.0 - p_value, probability)
+    likely = np.clip(likely.astype(np.float64), 1e-6, 1.0 - 1e-6)
     rank = -np.log10(np.clip(p_value.astype(np.float64), 1e-12, 1.0))
     return np.column_stack([values, np.log(likely / (1.0 - likely)), rank])
 
