@@ -292,14 +292,16 @@ def large(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
         connection.execute(
             """INSERT INTO readings (model, space, segment, block, start_ms, end_ms, channel, n, window_start_ms,
                                      reference, page, warn, stored_ms)
-               SELECT 'm' || n % 4, 'input', '', n, n * 10000, n * 10000 + 10000,
-                      (ARRAY['level', 'shape', 'mix', 'outlier_rate'])[1 + n / 4 % 4], 9, 0, 1, false, false, 0
-               FROM generate_series(1, 20000) AS n"""
+               SELECT 'm' || n % 4, CASE n / 4 % 5 WHEN 4 THEN 'fraud' ELSE 'input' END, '', n, n * 10000,
+                      n * 10000 + 10000, (ARRAY['level', 'shape', 'mix', 'outlier_rate', 'fraud_wave'])[1 + n / 4 % 5],
+                      9, 0, 1, false, false, 0
+               FROM generate_series(1, 25000) AS n"""
         )
         connection.execute(
             """INSERT INTO kept (model, space, topic, number, position, time_ms, block, record_id, reason, reference,
                                  exemplar, segments, fields, flagged, stored_ms)
-               SELECT 'm' || n % 4, 'input', 't', 0, n, n * 10000, n, n, 'sample', 1, -1, '{}', '{}', n % 50 = 0, 0
+               SELECT 'm' || n % 4, (ARRAY['input', 'fraud'])[1 + n / 4 % 2], 't', 0, n, n * 10000, n, n, 'sample', 1, -1,
+                      '{}', '{}', n % 50 = 0, 0
                FROM generate_series(1, 20000) AS n"""
         )
         connection.execute(
