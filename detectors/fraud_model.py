@@ -35,7 +35,7 @@ LINEAR_SHARE = 0.5  # of the linear model beside the contrast, both in standard 
 NEAR = 2.0
 # Share of normal records of large vectors for which the quick score is enough. The distance to normal records is what
 # few cases rank by; models tell as much once there are many.
-GATE = {False: 0.8, True: 0.95}  # by whether there are TREES_FROM cases
+GATE = {False: 0.8, True: 0.96}  # by whether there are TREES_FROM cases
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +216,11 @@ class FraudModel:
         self._quick_scale = _scale(np.log(quick + self._quick_near) - towards)
         self.weights: Doubles | None = None
         self.start: Doubles | None = None
+        dimension = cases.vectors.shape[1]
         if n_cases >= MODEL_FROM:
             self._fit_linear(negatives, normal.marks[normal.near_marks[marked]], cases, start)
-        dimension = cases.vectors.shape[1]
+            weights = np.asarray(self.weights, np.float32)[:dimension]
+            self._columns = np.column_stack([self.cases.columns, weights])
         self._sees_vector = dimension <= SMALL
         self.trees: BoostedTrees | None = None
         self.usual_trees = 0.0
@@ -255,8 +257,7 @@ class FraudModel:
         if self.weights is None:
             (towards, _), found = self.cases.towards(x), np.zeros(len(x))
         else:  # one product with cases and weights: a second one would go through all of x again
-            columns = np.column_stack([self.cases.columns, self.weights[: x.shape[1]].astype(np.float32)])
-            products = stable_product(x, columns)
+            products = stable_product(x, self._columns)
             towards, _ = self.cases.towards(x, products=products[:, :-1])
             found = _with_signals(products[:, -1], signals, self.weights[x.shape[1] :])
             found = _standard(found, self._linear_scale)
