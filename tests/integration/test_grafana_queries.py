@@ -300,8 +300,8 @@ def large(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
         connection.execute(
             """INSERT INTO kept (model, space, topic, number, position, time_ms, block, record_id, reason, reference,
                                  exemplar, segments, fields, flagged, stored_ms)
-               SELECT 'm' || n % 4, (ARRAY['input', 'fraud'])[1 + n / 4 % 2], 't', 0, n, n * 10000, n, n, 'sample', 1, -1,
-                      '{}', '{}', n % 50 = 0, 0
+               SELECT 'm' || n % 4, (ARRAY['input', 'fraud'])[1 + n / 4 % 2], 't', 0, n, n * 10000, n, n, 'sample', 1,
+                      -1, '{}', '{}', n % 50 = 0, 0
                FROM generate_series(1, 20000) AS n"""
         )
         connection.execute(
