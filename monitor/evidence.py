@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -120,28 +120,11 @@ def rate_evidence(
     only_warns: str = "",
 ) -> Evidence | None:
     """What the outlier rate of one (space, segment) says after one block; None if it says nothing."""
-    if not (reading.page or reading.warn or reading.active):
+    found = _of_rate(model, "outlier_rate", reading, block_ms=block_ms, only_warns=only_warns)
+    if found is None:
         return None
-    severity, strength, threshold = _alarm(reading, may_page=not only_warns)
-    return Evidence(
-        model=model,
-        kind="outlier_rate",
-        space=space,
-        segment=segment,
-        block=reading.block,
-        start_ms=reading.block * block_ms,
-        end_ms=(reading.block + 1) * block_ms,
-        severity=severity,
-        active=reading.active,
-        strength=strength,
-        threshold=threshold,
-        channel="outlier_rate",
-        onset_ms=None if reading.onset is None else reading.onset * block_ms,
-        n=reading.n,
-        effect=reading.effect,
-        reference=reference,
-        values={"rate": reading.rate, "expected": reading.expected, **_said(only_warns)},
-    )
+    values = {"rate": reading.rate, "expected": reading.expected, **found.values}
+    return replace(found, space=space, segment=segment, reference=reference, values=values)
 
 
 def fraud_wave_evidence(
@@ -153,12 +136,28 @@ def fraud_wave_evidence(
         unlisted: hits of the last period that are beyond the budget of alerts.
         alpha: largest p-value of a candidate.
     """
+    found = _of_rate(model, "fraud_wave", reading, block_ms=block_ms, only_warns=only_warns)
+    if found is None:
+        return None
+    values = {
+        "hits": reading.count,
+        "usual": reading.expected * reading.n,
+        "alpha": alpha,
+        "window_s": reading.window_blocks * block_ms / 1000,
+        **({"unlisted": unlisted} if unlisted else {}),
+        **found.values,
+    }
+    return replace(found, values=values)
+
+
+def _of_rate(model: str, kind: str, reading: RateReading, *, block_ms: int, only_warns: str) -> Evidence | None:
+    """What an alarm of a rate says after one block, whatever it counts; None if it says nothing."""
     if not (reading.page or reading.warn or reading.active):
         return None
     severity, strength, threshold = _alarm(reading, may_page=not only_warns)
     return Evidence(
         model=model,
-        kind="fraud_wave",
+        kind=kind,
         block=reading.block,
         start_ms=reading.block * block_ms,
         end_ms=(reading.block + 1) * block_ms,
@@ -166,18 +165,11 @@ def fraud_wave_evidence(
         active=reading.active,
         strength=strength,
         threshold=threshold,
-        channel="fraud_wave",
+        channel=kind,
         onset_ms=None if reading.onset is None else reading.onset * block_ms,
         n=reading.n,
         effect=reading.effect,
-        values={
-            "hits": reading.count,
-            "usual": reading.expected * reading.n,
-            "alpha": alpha,
-            "window_s": reading.window_blocks * block_ms / 1000,
-            **({"unlisted": unlisted} if unlisted else {}),
-            **_said(only_warns),
-        },
+        values=_said(only_warns),
     )
 
 
