@@ -38,7 +38,7 @@ from monitor.collect import check_block_length
 from monitor.decode import Decoder
 from monitor.entities import scattered_text
 from monitor.folding import alarmed_segments
-from monitor.fraud_settings import FRAUD_SPACE
+from monitor.fraud_build import fraud_row_in_use
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
 from monitor.times import text_of
@@ -226,7 +226,7 @@ def _fraud_baseline(store: Store, name: str, model: ModelSettings) -> str:
     Raises:
         InvalidReference: the reference was built before the model had fraud settings.
     """
-    row = store.active_reference(name, FRAUD_SPACE)
+    row = fraud_row_in_use(store, name, model.fraud_space)
     if row is not None:
         return f"version {row.version}"
     if store.active_reference(name, model.fraud_space) is None:

@@ -30,7 +30,7 @@ from connectors.scores import FraudColumns
 from detectors.conformal import position_uniforms
 from detectors.fraud import FraudScores
 from detectors.reference import Scored
-from monitor import remembered, signals
+from monitor import remembered
 from monitor.entities import ScatterWatch
 from monitor.event import EventBatch
 from monitor.flood import Floods
@@ -39,7 +39,7 @@ from monitor.fraud_evidence import evidence_of
 from monitor.fraud_learner import Fitted
 from monitor.fraud_past import Past
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
-from monitor.fraud_signals import hashes_of, numbers_of
+from monitor.fraud_signals import arranged, hashes_of, made_with, numbers_of, of_vectors
 from monitor.kept import kept_record
 from monitor.record_counts import FraudCounts, fraud_counts_of
 
@@ -192,7 +192,7 @@ class FraudStage:
             self._history = {}
             for span in sorted(history, key=lambda span: span.from_offset):
                 self._history.setdefault(span.partition, []).append(span)
-        self._made_with = signals.made_with(parts)
+        self._made_with = made_with(parts)
         self._least_flood = max(parts.flood.least, settings.flood.least)
         self._segments = {name: tuple(name.split("=", 1)) for name in settings.alerts.segments}
         self._known: dict[Partition, _Partition] = {}
@@ -244,7 +244,7 @@ class FraudStage:
         fitted = self._fitted(events.partition, place, at)
         n = len(events)
         entities = None if self._settings.entity is None else hashes_of(events, self._settings.entity.field)
-        columns = signals.arranged(
+        columns = arranged(
             self.parts,
             n,
             {
@@ -330,7 +330,7 @@ class FraudStage:
             vectors: float32 (n, d), as embedded.
         """
         p_value = self.parts.reference.score(vectors).p_value
-        columns = signals.arranged(self.parts, len(events), self._own_signals(events, vectors, p_value))
+        columns = arranged(self.parts, len(events), self._own_signals(events, vectors, p_value))
         entities = None if self._settings.entity is None else hashes_of(events, self._settings.entity.field)
         names = [""] * len(events) if entities is None else [name or "" for name in _names(entities)]
         return [
@@ -403,7 +403,7 @@ class FraudStage:
         """What a record tells without those before it: signals by name, float32 (n,) each."""
         numbers = numbers_of(events, self._settings.fields)
         of_fields = {name: numbers[:, column] for column, name in enumerate(self._settings.fields)}
-        return {**signals.of_vectors(self.parts, vectors, p_value), **of_fields}
+        return {**of_vectors(self.parts, vectors, p_value), **of_fields}
 
     def _keep(
         self, piece: _Piece, flood: npt.NDArray[np.int32], blocks: Int64s, late: Bools, *, known: Int64s | None

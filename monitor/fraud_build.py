@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ from detectors.relations import Relations
 from monitor.event import EventBatch
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.fraud_signals import hashes_of, numbers_of, surprise_of
+
+if TYPE_CHECKING:
+    from connectors.database.store import Store
 
 Floats = npt.NDArray[np.float32]
 Hashes = npt.NDArray[np.uint64]
@@ -268,6 +271,15 @@ def fraud_row_of(rows: Sequence[ReferenceRow], reference: ReferenceRow) -> Refer
         if manifest is not None and manifest["reference_checksum"] == reference.checksum:
             return row
     return None
+
+
+def fraud_row_in_use(store: Store, model: str, space: str) -> ReferenceRow | None:
+    """What belongs to the active reference of the space whose vectors are scored; None if nothing does.
+
+    Not the active row of the pseudo-space: the reference may be an older one, or one that was built without fraud.
+    """
+    reference = store.active_reference(model, space)
+    return None if reference is None else fraud_row_of(store.references(model, FRAUD_SPACE), reference)
 
 
 def is_fraud(folder: Path) -> bool:

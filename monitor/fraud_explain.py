@@ -75,7 +75,7 @@ def explain_record(settings: Settings, store: Store, record_id: str) -> HitExpla
         named = [*_list(record.detail.get("nearest_cases")), record.detail.get("cleared_by")]
         with store.begin_fold(model) as fold:
             marks = fold.label_facts([_mapping(mark)["label"] for mark in named if "label" in _mapping(mark)])
-        feedback = feedback_of(store, model, version=store.label_version(model))
+        feedback = feedback_of(store, model, space=chosen.fraud_space, version=store.label_version(model))
         opinion = None if feedback is None else feedback.of_evidence([record.detail], np.array([record.p_value]))[0]
         return HitExplanation(model, record, marks, opinion)
     return None

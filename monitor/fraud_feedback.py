@@ -18,8 +18,8 @@ from connectors.database.rows import LabelledRecord, LabelRow
 from connectors.database.store import Store
 from detectors.feedback_model import WARM_UP, Change, FeedbackModel, counted_after
 from detectors.fraud_baseline import FraudBaseline, Signal
-from monitor.fraud_settings import FRAUD_SPACE
-from monitor.signals import same_columns
+from monitor.fraud_build import fraud_row_in_use
+from monitor.fraud_signals import same_columns
 
 Doubles = npt.NDArray[np.float64]
 
@@ -93,8 +93,11 @@ class Feedback:
         return [None] * len(details) if said is None else said.tolist()
 
 
-def feedback_of(store: Store, model: str, *, version: int) -> Feedback | None:
+def feedback_of(store: Store, model: str, *, space: str, version: int) -> Feedback | None:
     """Learn from the stored answers up to a version, in the signals of the fraud baseline in use.
+
+    Args:
+        space: the one whose vectors are scored.
 
     Returns:
         None without a fraud baseline, or where so few have answered that there is no opinion.
@@ -103,7 +106,7 @@ def feedback_of(store: Store, model: str, *, version: int) -> Feedback | None:
         StoreError: the database does not answer.
         InvalidReference: the fraud baseline is damaged.
     """
-    reference = store.active_reference(model, FRAUD_SPACE)
+    reference = fraud_row_in_use(store, model, space)
     rows = store.labels(model, after=counted_after(version), upto=version)
     if reference is None or sum(map(is_answer, rows)) < WARM_UP:  # river takes 2 s to import
         return None

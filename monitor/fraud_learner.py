@@ -25,8 +25,8 @@ from detectors.feedback_model import WARM_UP, counted_after
 from detectors.fraud import FraudScorer
 from monitor.fraud_build import FraudParts
 from monitor.fraud_feedback import FraudChange, is_answer, learned
+from monitor.fraud_signals import made_anew, made_with, same_columns, same_embedder
 from monitor.log import RepeatingFailure, describe
-from monitor.signals import made_anew, made_with, same_columns, same_embedder
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

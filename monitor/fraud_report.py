@@ -17,13 +17,14 @@ import numpy as np
 from connectors.database.rows import AskedRecord, IncidentRow, LabelCounts, LabelRow
 from connectors.database.store import Store
 from detectors.review import EntityPrecision, Estimate, ReviewEstimates, Stratum, entity_precision, estimates
+from monitor.fraud_build import fraud_row_in_use
 from monitor.fraud_feedback import Feedback, feedback_of
 from monitor.fraud_learner import in_force
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
+from monitor.fraud_signals import same_embedder
 from monitor.pipeline import EVERYTHING
 from monitor.record_counts import RecordCounts
 from monitor.settings import Settings
-from monitor.signals import same_embedder
 from monitor.times import text_of
 
 DAYS = 30.0  # of event time that are looked back on
@@ -217,7 +218,7 @@ def fraud_facts(
     return FraudFacts(
         model=model,
         space=chosen.fraud_space,
-        unbuilt=store.active_reference(model, FRAUD_SPACE) is None
+        unbuilt=fraud_row_in_use(store, model, chosen.fraud_space) is None
         and store.active_reference(model, chosen.fraud_space) is not None,
         basis=str(detail.get("basis", "")),
         cases=int(str(detail.get("cases", 0))),
@@ -227,7 +228,11 @@ def fraud_facts(
         whole=whole,
         periods=tuple(periods),
         entities=_entities(asked, answers, step_ms=step_ms),
-        hits=_hits(asked, answers, feedback_of(store, model, version=counted.version) if opinions else None),
+        hits=_hits(
+            asked,
+            answers,
+            feedback_of(store, model, space=chosen.fraud_space, version=counted.version) if opinions else None,
+        ),
         incidents=tuple(
             _wave(row)
             for row in store.incidents(model=model)

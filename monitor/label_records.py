@@ -19,9 +19,8 @@ from detectors.errors import InvalidReference
 from monitor.decode import Decoder
 from monitor.embedders import embed_all
 from monitor.fraud import FraudStage
-from monitor.fraud_build import load_fraud
+from monitor.fraud_build import fraud_row_in_use, load_fraud
 from monitor.fraud_learner import Learner
-from monitor.fraud_settings import FRAUD_SPACE
 from monitor.labels import SaidLabel
 from monitor.log import RepeatingFailure, describe
 from monitor.pipeline import Space
@@ -54,7 +53,7 @@ class BroughtRecords:
         Raises:
             StoreError: the database refuses.
         """
-        row = self._store.active_reference(self._name, FRAUD_SPACE)
+        row = fraud_row_in_use(self._store, self._name, self._model.fraud_space)
         if row is None:
             self._failure.happened("there is no reference yet", model=self._name)
             return [None] * len(labels)

@@ -63,7 +63,7 @@ def pack(
         probability, p_value: float32 and float64 (n,), as scored.
         vectors, signals: float32 (n, d) and (n, s), as the fraud scorer saw them.
         version: of the labels that they were scored with.
-        made_with: see `monitor.signals.made_with`.
+        made_with: see `monitor.fraud_signals.made_with`.
     """
     n = len(offsets)
     names = [] if entities is None else [(name or "").encode("utf-8", "replace") for name in entities]

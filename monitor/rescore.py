@@ -19,13 +19,11 @@ from monitor.app import build_source
 from monitor.decode import Decoder
 from monitor.first_reference import FirstReference
 from monitor.fraud import FraudStage
-from monitor.fraud_build import load_fraud
 from monitor.fraud_learner import Learner
-from monitor.fraud_settings import FRAUD_SPACE
 from monitor.pipeline import Pipeline
 from monitor.scores import TakenScores
 from monitor.settings import Settings
-from monitor.spaces import load_spaces
+from monitor.spaces import load_fraud_of, load_spaces
 
 Labels = Literal["then", "all"]
 
@@ -81,14 +79,12 @@ def _pipeline(name: str, settings: Settings, store: Store, labels: Labels, score
         raise InvalidInput(f"Model {name} has no reference yet.", hint="Build it: driftd reference build")
     spaces = load_spaces(rows, model, embedders)
     stage = None
-    fraud = next((row for row in rows if row.space == FRAUD_SPACE and model.fraud is not None), None)
-    if fraud is not None and model.fraud is not None:
-        space = next(space for space in spaces if space.name == model.fraud_space)
-        parts = load_fraud(fraud, space.reference, model.fraud)
+    parts = load_fraud_of(rows, model, spaces)
+    if parts is not None and model.fraud is not None:
         stage = FraudStage(
             name,
             model.fraud,
-            space=space.name,
+            space=model.fraud_space,
             parts=parts,
             versions=Learner(name, store=store, parts=parts, prevalence=model.fraud.prevalence),
             stored=store,

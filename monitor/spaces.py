@@ -10,6 +10,7 @@ from detectors.errors import InvalidReference
 from detectors.reference import Reference
 from monitor.collect import check_block_length
 from monitor.embedders import Embedder
+from monitor.fraud_build import FraudParts, load_fraud
 from monitor.fraud_settings import FRAUD_SPACE
 from monitor.pipeline import Space
 from monitor.settings import ModelSettings
@@ -37,6 +38,23 @@ def load_spaces(rows: Sequence[ReferenceRow], model: ModelSettings, embedders: M
         watched = {field: known for field, known in reference.segments.items() if field in model.segment_fields}
         spaces.append(Space(row.space, embedder, reference, row.version, watched))
     return spaces
+
+
+def load_fraud_of(rows: Sequence[ReferenceRow], model: ModelSettings, spaces: Sequence[Space]) -> FraudParts | None:
+    """Load what fraud scores need, where the settings ask for them and a row is there.
+
+    Args:
+        rows: of the spaces, and of the pseudo-space "fraud".
+        spaces: as loaded with these rows.
+
+    Raises:
+        InvalidReference: it is damaged, was made for another reference, or by other settings.
+    """
+    row = next((row for row in rows if row.space == FRAUD_SPACE), None)
+    if row is None or model.fraud is None:
+        return None
+    space = next(space for space in spaces if space.name == model.fraud_space)
+    return load_fraud(row, space.reference, model.fraud)
 
 
 def _fit_together(embedder: Embedder, reference: Reference, name: str) -> None:

@@ -24,9 +24,7 @@ from monitor.decode import Decoder
 from monitor.first_reference import FirstReference
 from monitor.folding import Folder, Outcome
 from monitor.fraud import FraudStage
-from monitor.fraud_build import load_fraud
 from monitor.fraud_learner import Learner
-from monitor.fraud_settings import FRAUD_SPACE
 from monitor.incidents import OPERATIONAL
 from monitor.log import event
 from monitor.pairing import PairCounts
@@ -34,7 +32,7 @@ from monitor.pipeline import Pipeline, Space
 from monitor.reader import Reader
 from monitor.scores import Scores
 from monitor.settings import Settings
-from monitor.spaces import load_spaces
+from monitor.spaces import load_fraud_of, load_spaces
 from monitor.troubles import Troubles
 from monitor.watchdog import POLL_S as POLL_LIMIT_S
 from monitor.watchdog import Watchdog
@@ -532,15 +530,15 @@ class Worker:
         """
         self.close()
         self.learner, settings = None, self.model.fraud
-        row = next((row for row in rows if row.space == FRAUD_SPACE), None)
-        if settings is None or row is None:
+        parts = load_fraud_of(rows, self.model, spaces)
+        if settings is None or parts is None:
             return None
-        space = next(space for space in spaces if space.name == self.model.fraud_space)
-        parts = load_fraud(row, space.reference, settings)
         learner = Learner(self.name, store=self._store, parts=parts, prevalence=settings.prevalence)
         learner.start()
         self.learner = learner
-        return FraudStage(self.name, settings, space=space.name, parts=parts, versions=learner, stored=self._store)
+        return FraudStage(
+            self.name, settings, space=self.model.fraud_space, parts=parts, versions=learner, stored=self._store
+        )
 
     def _collect(self, batches: Sequence[RawBatch], now_ms: int, clock_s: float) -> tuple[list[RawBatch], bool]:
         """On the way to the first reference. Returns the records to be scored, and whether the others were taken."""

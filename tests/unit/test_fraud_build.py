@@ -14,7 +14,15 @@ from connectors.database.store import Store
 from detectors.errors import InvalidReference
 from detectors.reference import Reference
 from monitor.app import open_store
-from monitor.fraud_build import FraudParts, describe_fraud, fraud_in_words, fraud_row_of, load_fraud
+from monitor.checks import diagnose
+from monitor.fraud_build import (
+    FraudParts,
+    describe_fraud,
+    fraud_in_words,
+    fraud_row_in_use,
+    fraud_row_of,
+    load_fraud,
+)
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.references import from_source
 from monitor.settings import Settings
@@ -173,6 +181,30 @@ def test_an_older_reference_gets_back_what_belongs_to_it(
         assert fraud_row_of(known, second[0]) == known[1]
         assert fraud_row_of(known, first[0]) == known[0]
         assert fraud_row_of(known, replace(first[0], checksum="another")) is None
+        assert fraud_row_in_use(store, "cards", "input") == known[1]
+        store.activate_reference("cards", "input", 1, now_ms=2)
+        # The pointer of the pseudo-space still says 2: labels and doctor must not go by it, as scores do not.
+        assert store.active_reference("cards", FRAUD_SPACE) == known[1]
+        assert fraud_row_in_use(store, "cards", "input") == replace(known[0], active=False)
+        assert fraud_row_in_use(store, "cards", "another") is None
+
+
+def test_a_reference_that_was_built_without_fraud_has_none(
+    built: tuple[Path, Settings, list[ReferenceRow]], tmp_path: Path
+) -> None:
+    _, settings, _ = built
+    again = settings.model_copy(
+        update={"database": f"sqlite:///{tmp_path / 'driftd.db'}", "references": tmp_path / "references"}
+    )
+    cards = again.models["cards"]
+    without = again.model_copy(update={"models": {"cards": cards.model_copy(update={"fraud": None})}})
+    for each in (again, without):
+        from_source(each, "cards", start_ms=None, end_ms=None, progress=lambda step, share: None)
+    with open_store(again) as store:
+        assert store.active_reference("cards", FRAUD_SPACE) is not None
+        assert fraud_row_in_use(store, "cards", "input") is None
+    (finding,) = [found for found in diagnose(again) if found.name == "model cards, fraud scores"]
+    assert not finding.ok and "no fraud baseline" in finding.detail
 
 
 def test_what_it_holds_is_told(built: tuple[Path, Settings, list[ReferenceRow]]) -> None:

@@ -14,9 +14,9 @@ from detectors.entities import EntityStates
 from detectors.fraud import FraudScorer
 from detectors.reference import Reference
 from detectors.relations import RelationStates
-from monitor import signals
 from monitor.fraud_build import FraudColumns, FraudParts, build_fraud, load_fraud
 from monitor.fraud_settings import FraudSettings
+from monitor.fraud_signals import arranged, of_vectors
 from monitor.thinning import key_hashes
 
 D = 6
@@ -66,12 +66,12 @@ def live_signals(parts: FraudParts, vectors: np.ndarray, card: np.ndarray, merch
         offsets = np.arange(first, first + len(card[tile]))
         of_entity = entities.push(card[tile], vectors[tile], offsets)
         columns = {
-            **signals.of_vectors(parts, vectors[tile], parts.reference.score(vectors[tile]).p_value),
+            **of_vectors(parts, vectors[tile], parts.reference.score(vectors[tile]).p_value),
             "entity_self": of_entity[:, 0],
             "entity_peers": of_entity[:, 1],
             "relation": relations.push(card[tile], merchant[tile], offsets),
         }
-        found.append(signals.arranged(parts, len(offsets), columns))
+        found.append(arranged(parts, len(offsets), columns))
     return np.concatenate(found)
 
 

@@ -37,12 +37,11 @@ from monitor.fraud_build import FraudColumns as BaselineColumns
 from monitor.fraud_build import FraudParts, build_fraud, load_fraud
 from monitor.fraud_learner import MOST_WEIGHT, Learner, fit_scorer, in_force, weight_of
 from monitor.fraud_settings import EntitySettings, FraudSettings, RelationSettings
-from monitor.fraud_signals import surprise_of
+from monitor.fraud_signals import made_anew, made_with, surprise_of
 from monitor.pipeline import Pipeline, Space
 from monitor.record_counts import RecordCounts
 from monitor.remembered import Remembered, hashes_of
 from monitor.scores import Scores
-from monitor.signals import made_anew, made_with
 from monitor.thinning import key_hashes
 
 START_MS = 1_772_438_400_000
