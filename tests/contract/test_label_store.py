@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from connectors.database.rows import (
     Advance,
@@ -30,57 +28,10 @@ from connectors.database.rows import (
 from connectors.database.store import Store
 from connectors.records import Gap, Partition
 from detectors.errors import OwnershipLost
-from tests.servers.postgres import PostgresServer
+from tests.contract.clock import Clock
 
 DAY_MS = 86_400_000
 P0, P1, LABELS = Partition("orders", 0), Partition("orders", 1), Partition("labels", 0)
-
-
-class Clock:
-    """The wall clock of the store under test."""
-
-    ms = 1_000
-
-    def __call__(self) -> int:
-        return self.ms
-
-
-@pytest.fixture(scope="module")
-def server_database(postgres: PostgresServer) -> str:
-    return postgres.new_database()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def new_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Callable[[], Store]]:
-    """Stores on the same empty database, as several processes would have."""
-    url = f"sqlite:///{tmp_path}/driftd.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("server_database")
-        engine = sa.create_engine(url)
-        with engine.begin() as connection:
-            connection.exec_driver_sql("SET lock_timeout = 5000; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-        engine.dispose()
-    stores: list[Store] = []
-
-    def make() -> Store:
-        stores.append(Store.open(url, busy_timeout_s=5.0, now_ms=clock))
-        return stores[-1]
-
-    yield make
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
-def store(new_store: Callable[[], Store]) -> Store:
-    made = new_store()
-    made.migrate()
-    return made
 
 
 def known(offset: int = 5, **more: Any) -> LabelledRecord:

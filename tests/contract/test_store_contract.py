@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,65 +43,11 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import DeadLetter, Gap, Partition
 from detectors.errors import InvalidInput, InvalidReference, OwnershipLost, StoreError
-from tests.servers.postgres import PostgresServer
+from tests.contract.clock import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY_MS = 86_400_000
 P0, P1, P2 = Partition("orders", 0), Partition("orders", 1), Partition("orders", 2)
-
-
-class Clock:
-    """The wall clock of the store under test."""
-
-    ms = 1_000
-
-    def __call__(self) -> int:
-        return self.ms
-
-
-@pytest.fixture(scope="module")
-def server_database(postgres: PostgresServer) -> str:
-    """One PostgreSQL database for all tests of this file: a database each would cost 8 MB of disk and half a second."""
-    return postgres.new_database()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/driftd.db"
-    address: str = request.getfixturevalue("server_database")
-    engine = sa.create_engine(address)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("SET lock_timeout = 5000; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    engine.dispose()
-    return address
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def new_store(url: str, clock: Clock) -> Iterator[Callable[[], Store]]:
-    """More stores on the same database, as other processes would have."""
-    stores: list[Store] = []
-
-    def make() -> Store:
-        stores.append(Store.open(url, busy_timeout_s=5.0, now_ms=clock))
-        return stores[-1]
-
-    yield make
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
-def store(new_store: Callable[[], Store]) -> Store:
-    made = new_store()
-    made.migrate()
-    return made
 
 
 def advance(partition: Partition = P0, expected: int | None = None, to: int = 10, **more: int) -> Advance:
