@@ -275,7 +275,7 @@ def test_before_the_first_record_it_says_so(settings: Settings, store: Store) ->
     assert in_words(facts)[0] == "No record is kept yet. There are 0 labels, 0 of which count."
 
 
-def test_a_reference_from_before_the_fraud_settings_is_named(settings: Settings, store: Store) -> None:
+def test_a_reference_from_before_the_fraud_settings_is_named(settings: Settings, store: Store, tmp_path: Path) -> None:
     def said() -> tuple[bool, bool]:
         (found,) = [finding for finding in diagnose(settings) if finding.name == "model cards, fraud scores"]
         words = in_words(facts_of(settings, store))[0].startswith("No record is scored as fraud: the reference has no")
@@ -284,12 +284,18 @@ def test_a_reference_from_before_the_fraud_settings_is_named(settings: Settings,
     assert said() == (True, False)  # there is no reference yet
     store.add_reference(reference_row("input"))
     assert said() == (False, True)
-    store.add_reference(reference_row("fraud"))
+    belongs_to = {
+        "format": "driftd fraud parts",
+        "format_version": 1,
+        "reference_checksum": reference_row("input").checksum,
+    }
+    (tmp_path / "fraud.json").write_text(json.dumps(belongs_to))
+    store.add_reference(reference_row("fraud", path=str(tmp_path)))
     assert said() == (True, False)
 
 
-def reference_row(space: str) -> ReferenceRow:
-    return ReferenceRow("cards", space, 1, "nowhere", 100, 4, "", START_MS, active=True)
+def reference_row(space: str, *, path: str = "nowhere") -> ReferenceRow:
+    return ReferenceRow("cards", space, 1, path, 100, 4, "the input's", START_MS, active=True)
 
 
 def test_explaining_a_record_that_was_not_kept_says_so(settings: Settings, store: Store, tmp_path: Path) -> None:
