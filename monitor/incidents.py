@@ -43,6 +43,7 @@ KINDS = ("drift", "outlier_rate", "fraud_wave", "flood", "dead_letters", *sorted
 _OF_THE_MODEL = frozenset({"drift", "outlier_rate"})
 
 MOST_DOUBLINGS = 3  # an incident that keeps coming back must be quiet for up to 2^3 times as long
+MOST_STRETCHES = 100  # of an incident's life that its detail keeps: the newest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +150,7 @@ class _Board:
                 continue
             wait_ms = self._policy.resolve_after_ms << min(_count(row, "flaps"), MOST_DOUBLINGS)
             if end_ms - _count(row, "last_active_ms") >= wait_ms:
-                over = replace(row, status="resolved", resolved_ms=end_ms, updated_ms=end_ms)
+                over = replace(row, status="resolved", resolved_ms=end_ms, updated_ms=end_ms, detail=_over(row, end_ms))
                 if is_held(row):
                     # Whoever was told at all was told of its end before it came back.
                     self._count_revision(replace(over, detail={**_released(row.detail), "brief": True}))
@@ -263,6 +264,8 @@ class _Board:
         detail = {**row.detail, "last_told_ms": at_ms}
         if row.segment or "quiet" in detail:
             detail["quiet"] = quiet and row.detail.get("quiet", True)  # until it is told for the first time
+        if not quiet and name != "resolved":
+            detail["told"] = _told(detail, at_ms)
         row = self._count_revision(replace(row, detail=detail))
         if not quiet:
             self.notifications.append(notification_of(row, name))
@@ -365,6 +368,30 @@ def _released(detail: Mapping[str, object]) -> dict[str, object]:
 def _paged(detail: Mapping[str, object], severity: Severity, at_ms: int) -> dict[str, object]:
     """When the incident first was a page, in event time; nothing for a warning."""
     return {"paged_ms": detail.get("paged_ms", at_ms)} if severity == "page" else {}
+
+
+def _told(detail: Mapping[str, object], at_ms: int) -> list[object]:
+    """The stretches of event time in which people knew of it: [from, to or None, "page" or "warn"], oldest first."""
+    stretches = _stretches(detail)
+    severity = detail.get("severity_now")
+    if stretches and stretches[-1][1] is None:
+        if stretches[-1][2] == severity:
+            return [*stretches]
+        stretches[-1] = [stretches[-1][0], at_ms, stretches[-1][2]]
+    return [*stretches, [at_ms, None, severity]][-MOST_STRETCHES:]
+
+
+def _over(row: IncidentRow, end_ms: int) -> dict[str, object]:
+    """The detail of an incident that is over: what people knew of ends there."""
+    stretches = _stretches(row.detail)
+    if not stretches or stretches[-1][1] is not None:
+        return row.detail
+    return {**row.detail, "told": [*stretches[:-1], [stretches[-1][0], end_ms, stretches[-1][2]]]}
+
+
+def _stretches(detail: Mapping[str, object]) -> list[list[object]]:
+    found = detail.get("told")
+    return [stretch for stretch in found if isinstance(stretch, list)] if isinstance(found, list) else []
 
 
 def _rank(evidence: Evidence) -> tuple[bool, float]:

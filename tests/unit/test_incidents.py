@@ -779,3 +779,27 @@ def test_a_quiet_segment_that_outlasts_the_whole_is_told_as_going_on() -> None:
     assert told[:2] == [("", "opened"), ("", "resolved")] and ("country=de", "repeated") in told
     run.feed("." * 12)
     assert (run.told[-1].segment, run.told[-1].values["event"]) == ("country=de", "resolved")
+
+
+def test_an_incident_says_from_when_to_when_people_knew_of_it_and_how_urgent_it_was() -> None:
+    run = Run().feed("W..P" + "." * 12 + "W")
+    first, raised, resolved, again = ((START + at) * BLOCK_MS for at in (1, 4, 9, 17))
+    assert run.only.detail["told"] == [
+        [first, raised, "warn"],
+        [raised, resolved, "page"],
+        [again, None, "warn"],
+    ]
+    assert json.loads(json.dumps(run.only.detail["told"])) == run.only.detail["told"]
+
+
+def test_what_is_over_before_people_are_told_has_no_stretch_in_which_they_knew() -> None:
+    run = Run(replace(POLICY, min_duration_ms=120_000)).feed("P" + "." * 8)
+    assert (run.only.status, run.told) == ("resolved", [])
+    assert "told" not in run.only.detail
+
+
+def test_a_segment_that_the_whole_traffic_speaks_for_has_no_stretch_of_its_own() -> None:
+    run = Run()
+    run.push([found for key in ("", "country=de") if (found := evidence(run.block, "P", key=key)) is not None])
+    by_segment = {row.segment: row.detail.get("told") for row in run.rows.values()}
+    assert by_segment == {"": [[(START + 1) * BLOCK_MS, None, "page"]], "country=de": None}
