@@ -561,7 +561,11 @@ def fold(state: FoldState, summary: Summary | None, rule: Rule) -> tuple[FoldSta
 
 
 def fold_many(
-    states: Sequence[FoldState], summaries: Sequence[Summary | None], rules: Sequence[Rule]
+    states: Sequence[FoldState],
+    summaries: Sequence[Summary | None],
+    rules: Sequence[Rule],
+    *,
+    blocks: Sequence[int] = (),
 ) -> list[tuple[FoldState, tuple[Reading, ...]]]:
     """Advance many segments by one block each; the same, to the last bit, as `fold` on one after the other.
 
@@ -569,6 +573,9 @@ def fold_many(
         states, summaries: of each segment, see `fold`. The segments need not be at the same block.
         rules: of each segment, all of one reference: dimension and number of prototype groups are the same, everything
             else may differ.
+        blocks: of each segment, how many blocks its summary stands for, the last of which is its state's block; one
+            each if not given. They are one step together: sums and p-values are those of the same records, windows
+            begin with the first of them, and there are fewer looks, so that false alarms are as rare or rarer.
 
     Returns:
         What `fold` returns, for each segment.
@@ -579,12 +586,13 @@ def fold_many(
     """
     if not states and not summaries and not rules:
         return []
-    if not len(states) == len(summaries) == len(rules):
+    spans = blocks or [1] * len(states)
+    if not len(states) == len(summaries) == len(rules) == len(spans):
         raise InvalidInput(
             f"{len(states)} states, {len(summaries)} blocks and {len(rules)} rules are not one of each per segment.",
             hint="Pass None for a segment without records.",
         )
-    many = _Many.push(states, summaries, rules)
+    many = _Many.push(states, summaries, rules, spans)
     shape = _Shape.step(states, many, rules)
     found = _quadratic_evidence(many, rules)
     if any("shape" in rule.channels for rule in rules):
@@ -601,6 +609,7 @@ class _Many:
     """
 
     block: Ints  # (S,)
+    first_block: Ints  # (S,), the first of those that the summary stands for
     n: Ints  # (S,), records in the block
     since: Ints  # (2, S), the blocks from which evidence for a page, and for a warning, may begin
     histogram: Floats  # (S, 49), p-values in the block
@@ -610,7 +619,13 @@ class _Many:
     segment: Ints  # (W,), index of each window's segment
 
     @classmethod
-    def push(cls, states: Sequence[FoldState], summaries: Sequence[Summary | None], rules: Sequence[Rule]) -> _Many:
+    def push(
+        cls,
+        states: Sequence[FoldState],
+        summaries: Sequence[Summary | None],
+        rules: Sequence[Rule],
+        spans: Sequence[int],
+    ) -> _Many:
         """Add each segment's block to its windows."""
         for state, rule in zip(states, rules, strict=True):
             if {state.windows.sums.shape[1], rule.width} != {rules[0].width} or len(state.page_wealth) != len(
@@ -622,11 +637,16 @@ class _Many:
                     hint="Start a new state for a new reference, and fold segments of one reference at once.",
                 )
         counts = [0 if summary is None else int(summary.n) for summary in summaries]
-        values = _project(states, summaries, rules)
+        values = _project(states, summaries, rules, spans)
         windows, squares = [], []
-        for state, row, n, rule in zip(states, values, counts, rules, strict=True):
+        for state, row, n, rule, span in zip(states, values, counts, rules, spans, strict=True):
             pushed = state.windows.push(
-                row, n, block=state.block, max_blocks=rule.settings.max_blocks, max_records=rule.max_records
+                row,
+                n,
+                block=state.block,
+                max_blocks=rule.settings.max_blocks,
+                max_records=rule.max_records,
+                blocks=span,
             )
             windows.append(pushed)
             # At once, while the sums are still in the processor's cache.
@@ -638,6 +658,7 @@ class _Many:
         lengths = [len(one) for one in windows]
         return cls(
             block=block,
+            first_block=block - np.array(spans) + 1,
             n=n,
             since=np.array(since),
             histogram=values[:, -N_BINS:],
@@ -648,14 +669,17 @@ class _Many:
         )
 
 
-def _project(states: Sequence[FoldState], summaries: Sequence[Summary | None], rules: Sequence[Rule]) -> Floats:
+def _project(
+    states: Sequence[FoldState], summaries: Sequence[Summary | None], rules: Sequence[Rule], spans: Sequence[int]
+) -> Floats:
     """What each segment's block adds to its windows, (S, d + G + 49): whitened sum, scaled group counts, histogram."""
     dimension = rules[0].dimension
     values = np.zeros((len(states), rules[0].width))
     by_map: dict[int, list[int]] = {}  # segments that share one map are whitened together
-    for index, (state, summary, rule) in enumerate(zip(states, summaries, rules, strict=True)):
+    for index, (state, summary, rule, span) in enumerate(zip(states, summaries, rules, spans, strict=True)):
         if summary is not None and summary.n > 0:
-            values[index, :dimension], values[index, dimension:-N_BINS] = rule.centre(summary, state.block)
+            middle = state.block - span // 2  # of the season, what several blocks have in common
+            values[index, :dimension], values[index, dimension:-N_BINS] = rule.centre(summary, middle)
             values[index, -N_BINS:] = summary.h
             by_map.setdefault(rule.map_address, []).append(index)
     for members in by_map.values():
@@ -755,7 +779,7 @@ class _Shape:
         gain = _gains(many.histogram, many.n, rules)
         # A bet on nothing pays one, and a Shiryaev-Roberts sum would grow by one: silence is no evidence.
         some = many.n > 0
-        betting = some & (many.block >= many.since)
+        betting = some & (many.first_block >= many.since)
         wealth = np.where(betting[:, :, None], np.logaddexp(wealth, 0.0) + gain, wealth)
         excursion = np.maximum(excursion + gain, 0.0)
         fallen = (excursion <= 0.0) & some[:, None]

@@ -218,8 +218,14 @@ _VERSION = 1
 _HEAD = struct.Struct("<9sHqqqq")
 
 
-def fold_rate(state: RateState, n: int, count: int, rule: RateRule) -> tuple[RateState, RateReading]:
+def fold_rate(
+    state: RateState, n: int, count: int, rule: RateRule, *, blocks: int = 1
+) -> tuple[RateState, RateReading]:
     """Advance by one block of ``n`` records, ``count`` of which have p <= alpha. Pure.
+
+    Args:
+        state: before block number ``state.block``.
+        blocks: so many blocks are folded as one, the last of which is ``state.block``.
 
     Raises:
         InvalidInput: counts that cannot be.
@@ -228,7 +234,7 @@ def fold_rate(state: RateState, n: int, count: int, rule: RateRule) -> tuple[Rat
         raise InvalidInput(f"A block of {n} records cannot hold {count} counted ones.", hint="Count records once.")
     block = state.block
     windows = state.windows.push(
-        np.array([float(count)]), n, block=block, max_blocks=rule.max_blocks, max_records=2**62
+        np.array([float(count)]), n, block=block, max_blocks=rule.max_blocks, max_records=2**62, blocks=blocks
     )
     counts, records = windows.sums[:, 0], windows.records.astype(np.float64)
     log_p = rule.log_p(counts, records)

@@ -52,16 +52,25 @@ class Windows:
         return cls(np.zeros((0, width)), none, none, none)
 
     def push(
-        self, values: npt.NDArray[np.float64], records: int, *, block: int, max_blocks: int, max_records: int
+        self,
+        values: npt.NDArray[np.float64],
+        records: int,
+        *,
+        block: int,
+        max_blocks: int,
+        max_records: int,
+        blocks: int = 1,
     ) -> Windows:
         """Add one block: a new start, then the block's values (width,) and records to every start.
+
+        ``blocks``: so many blocks are added as one, the last of which is ``block``: they have one start together.
 
         The oldest start goes when the second one alone is already ``max_blocks`` blocks or ``max_records`` records
         long, so that the longest window is at least that long, and less than about twice as long.
         """
         count = len(self)
         alive = list(range(count + 1))
-        first = [*self.first_block.tolist(), block]
+        first = [*self.first_block.tolist(), block - blocks + 1]
         classes = [*self.size_class.tolist(), 0]
         counts = [*(self.records + records).tolist(), records]
         end, size = len(alive), 0

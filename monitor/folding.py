@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -42,7 +43,7 @@ from detectors.segments import constants_of, measured_segments
 from detectors.summary import BlockSummary, score_at_share
 from monitor.block_stats import block_stats
 from monitor.budget import RATE_SHARE, fold_settings, fraud_share, segment_shares, why_only_warns
-from monitor.causes import ClosedBlocks, cause_of
+from monitor.causes import ClosedBlocks, Key, cause_of
 from monitor.deployments import MOST_DEPLOYMENTS, present, take_in
 from monitor.evidence import (
     Evidence,
@@ -69,6 +70,16 @@ BLOCKS_AT_A_TIME = 256  # of one transaction; bounds the memory of a fold that h
 DEAD_LETTER_BLOCKS = 6  # dead letters are judged over so many blocks
 # Flags come from the distribution of earlier scores once those say more than the calibration does.
 BUDGET_RECORDS = 50  # over the budget: 50,000 records for a budget of one in a thousand
+
+
+class Past(Protocol):
+    """What judging reads beside the blocks themselves; `connectors.database.folding.Fold` is one."""
+
+    def states(self) -> list[rows.FoldState]:
+        """The states of the alarms; of several of one (space, segment), the last one counts."""
+
+    def fraud_hits(self, space: str, block: int, at_least: float, most: int) -> list[FraudHit]:
+        """The candidates of one block with such a surprise, the most surprising first; at most so many."""
 
 
 class _SegmentState(msgspec.Struct, frozen=True):
@@ -334,7 +345,46 @@ class Folder:
     ) -> tuple[FoldResult, int]:
         """What the step writes, and how many fraud hits are beyond the budget of alerts."""
         counts, merged = _merge(step.deltas(below))
-        current = {(state.space, state.segment): state for state in step.states()}
+        result, unlisted = self.judge(step, ClosedBlocks(step, merged), counts, merged, incidents, below)
+        kept = [
+            SummaryDelta(space, segment, block, version, Partition("", -1), 0, summary.to_bytes())
+            for (space, segment, block, version), summary in sorted(merged.items(), key=lambda item: item[0])
+        ]
+        kept += [
+            SummaryDelta("", EVERYTHING, block, 0, Partition("", -1), 0, count.to_bytes())
+            for block, count in sorted(counts.items())
+        ]
+        stats = list(block_stats(merged, counts, block_ms=self._block_ms))
+        return replace(result, merged=kept, stats=stats), unlisted
+
+    def judge(
+        self,
+        past: Past,
+        causes: ClosedBlocks | None,
+        counts: Mapping[int, RecordCounts],
+        merged: Mapping[Key, BlockSummary],
+        incidents: Sequence[IncidentRow],
+        below: int,
+        *,
+        widths: Mapping[Key, int] | None = None,
+    ) -> tuple[FoldResult, int]:
+        """Fold blocks, stored ones or new ones. Writes nothing.
+
+        Args:
+            past: the states as the step before left them, and the fraud hits of the blocks.
+            causes: where incidents get their causes from; None: from nowhere, and they have none.
+            counts: of each block.
+            merged: the summaries of these blocks, by space, segment, block and reference.
+            incidents: the open ones, and those resolved within the cooldown.
+            below: the block after the last.
+            widths: how many blocks a summary stands for, if more than one: the last of them is its block. Of counts,
+                the key is ("", "", block, 0).
+
+        Returns:
+            What came of it, but for summaries and statistics of blocks; and how many fraud hits are beyond the budget.
+        """
+        current = {(state.space, state.segment): state for state in past.states()}
+        wide = {} if widths is None else widths
         readings: list[ReadingRow] = []
         evidence: dict[int, list[Evidence]] = {}
         flag_at: dict[tuple[str, int], float] = {}
@@ -347,12 +397,12 @@ class Folder:
                     advancing[space, segment] = _Advancing(alarm, current.get((space, segment)), block)
             # All segments of a space take the step together, which costs a third of one after the other.
             states = [advancing[space, segment] for segment in summaries]
-            for state, (segment, summary), drift in zip(
-                states, summaries.items(), _fold_drift(states, block, list(summaries.values())), strict=True
-            ):
+            spans = [wide.get((space, state.alarm.segment, block, state.alarm.space.version), 1) for state in states]
+            drifts = _fold_drift(states, block, list(summaries.values()), spans)
+            for state, (segment, summary), drift, span in zip(states, summaries.items(), drifts, spans, strict=True):
                 if segment == EVERYTHING:
                     flag_at[space, block] = state.flag_at(self._settings.outliers.budget)
-                rate = state.push(block, summary)
+                rate = state.push(block, summary, span)
                 readings += [
                     *(self._reading(state.alarm, reading) for reading in drift),
                     self._row(state.alarm, rate, "outlier_rate", statistic=rate.rate),
@@ -367,10 +417,11 @@ class Folder:
         hits: list[FraudHit] = []
         unlisted = 0
         for block, count in sorted(counts.items()):
-            deployments += window.push(block, count, block_ms=self._block_ms)
+            span = wide.get(("", EVERYTHING, block, 0), 1)
+            deployments += window.push(block, count, block_ms=self._block_ms, span=span)
             evidence.setdefault(block, []).extend(self._dead_letters(block, window))
             if alerts is not None and count.fraud is not None:
-                said = alerts.push(block, count.fraud, partial(step.fraud_hits, FRAUD_SPACE, block))
+                said = alerts.push(block, count.fraud, partial(past.fraud_hits, FRAUD_SPACE, block))
                 hits += said.alerts
                 unlisted += said.unlisted
                 readings.append(self._fraud_row(said))
@@ -378,21 +429,10 @@ class Folder:
         changed.append(window.row())
         if alerts is not None:
             changed.append(alerts.row())
-        causes = self._causes(ClosedBlocks(step, merged))
-        held, notifications = self._incidents(incidents, evidence, below, [*before, *deployments], causes)
-        kept = [
-            SummaryDelta(space, segment, block, version, Partition("", -1), 0, summary.to_bytes())
-            for (space, segment, block, version), summary in sorted(merged.items(), key=lambda item: item[0])
-        ]
-        kept += [
-            SummaryDelta("", EVERYTHING, block, 0, Partition("", -1), 0, count.to_bytes())
-            for block, count in sorted(counts.items())
-        ]
+        why = (lambda row: None) if causes is None else self._causes(causes)
+        held, notifications = self._incidents(incidents, evidence, below, [*before, *deployments], why)
         outbox = [(sink, notification) for notification in notifications for sink in self._sinks]
-        stats = list(block_stats(merged, counts, block_ms=self._block_ms))
-        result = FoldResult(
-            below, kept, changed, readings, held, outbox, flag_at, stats=stats, deployments=deployments, hits=hits
-        )
+        result = FoldResult(below, [], changed, readings, held, outbox, flag_at, deployments=deployments, hits=hits)
         return result, unlisted
 
     def _fraud_alerts(self, stored: Mapping[tuple[str, str], rows.FoldState], first_block: int) -> FraudAlerts | None:
@@ -589,13 +629,14 @@ class _WholeState(msgspec.Struct):
         """The last deployments, in the order of their blocks."""
         return [DeploymentRow(version, block, block * block_ms) for version, block in self.deployments]
 
-    def push(self, block: int, count: RecordCounts, *, block_ms: int) -> list[DeploymentRow]:
-        """Take in one block. Returns what was deployed in it."""
+    def push(self, block: int, count: RecordCounts, *, block_ms: int, span: int = 1) -> list[DeploymentRow]:
+        """Take in one block, or so many as one, up to this one. Returns what was deployed in it."""
         self.blocks.append((block, count.records, count.dead))
         self.blocks = [entry for entry in self.blocks if entry[0] > block - DEAD_LETTER_BLOCKS]
         self.versions, new = take_in(self.versions, present(count.versions, count.records))
-        self.deployments = [*self.deployments, *((version, block) for version in new)][-MOST_DEPLOYMENTS:]
-        return [DeploymentRow(version, block, block * block_ms) for version in new]
+        first = block - span + 1
+        self.deployments = [*self.deployments, *((version, first) for version in new)][-MOST_DEPLOYMENTS:]
+        return [DeploymentRow(version, first, first * block_ms) for version in new]
 
     def row(self) -> rows.FoldState:
         return rows.FoldState("", EVERYTHING, 0, msgspec.msgpack.encode(self))
@@ -625,10 +666,11 @@ class _Advancing:
             self._scores = np.zeros(0, dtype=np.int64)
             self._opinions = Opinions(alarm.opinions, {})
 
-    def push(self, block: int, summary: BlockSummary) -> RateReading:
-        """Fold one block, but for its drift: `_fold_drift` does that."""
+    def push(self, block: int, summary: BlockSummary, span: int = 1) -> RateReading:
+        """Fold one block, or so many as one, but for its drift: `_fold_drift` does that."""
         candidates = int(summary.h[: _candidate_bin() + 1].sum())
-        self._rate, rate = fold_rate(replace(self._rate, block=block), summary.n, candidates, self.alarm.rate)
+        before = replace(self._rate, block=block)
+        self._rate, rate = fold_rate(before, summary.n, candidates, self.alarm.rate, blocks=span)
         if self.alarm.segment == EVERYTHING and summary.scores is not None:
             self._scores = summary.scores + (self._scores if len(self._scores) else 0)
         return rate
@@ -665,11 +707,14 @@ class _Advancing:
 
 
 def _fold_drift(
-    states: Sequence[_Advancing], block: int, summaries: Sequence[BlockSummary]
+    states: Sequence[_Advancing], block: int, summaries: Sequence[BlockSummary], spans: Sequence[int]
 ) -> list[tuple[Reading, ...]]:
     """The drift readings of one block. Blocks without records are passed over: silence is no evidence, ages nothing."""
     folded = fold_many(
-        [replace(state.drift, block=block) for state in states], summaries, [state.alarm.drift for state in states]
+        [replace(state.drift, block=block) for state in states],
+        summaries,
+        [state.alarm.drift for state in states],
+        blocks=spans,
     )
     for state, (following, _) in zip(states, folded, strict=True):
         state.drift = following
