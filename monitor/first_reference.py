@@ -160,6 +160,7 @@ class FirstReference:
                     dead=span.dead,
                     late=0,
                     topic_id=span.topic_id,
+                    from_offset=span.first_offset,
                 )
             )
             dead = [letter for letter in collector.dead if letter.partition == partition]

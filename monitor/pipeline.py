@@ -342,6 +342,7 @@ class Pipeline:
                 dead=position.dead,
                 late=position.late,
                 topic_id=position.topic_id,
+                from_offset=position.first_offset,
             )
             for partition in sorted(self._touched)
             for position in [self._known[partition]]

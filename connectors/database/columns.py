@@ -185,11 +185,12 @@ def summary_columns(model: str, merged: SummaryDelta, stored_ms: int) -> Columns
         "reference": merged.reference,
         "blob": merged.blob,
         "stored_ms": stored_ms,
+        "blocks": merged.blocks,
     }
 
 
 def summary_row(row: Any) -> SummaryDelta:
-    return SummaryDelta(row.space, row.segment, row.block, row.reference, MERGED, -1, row.blob)
+    return SummaryDelta(row.space, row.segment, row.block, row.reference, MERGED, -1, row.blob, row.blocks)
 
 
 def kept_columns(model: str, record: KeptRecord, stored_ms: int) -> Columns:
@@ -304,6 +305,7 @@ def partition_state(row: Any) -> PartitionState:
         row.advanced_ms,
         row.closed_late,
         row.scores,
+        row.from_offset,
     )
 
 

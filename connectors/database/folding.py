@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, false, func, insert, or_, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from connectors.database import schema
@@ -53,40 +54,71 @@ _FOLDS, _DELTAS, _STATES, _INCIDENTS = schema.folds, schema.summary_deltas, sche
 class Fold:
     """One step of the fold of one model. Made by `Store.begin_fold`; everything is read from one snapshot.
 
+    In a lane (`connectors.database.lane`) the fold has positions, open blocks, a state and incidents of its own, and
+    runs on over the blocks that were closed without it.
+
     Attributes:
         version: counts the steps; 0 before the first.
         next_block: blocks below it are closed; None before the first step.
+        live_next_block: the same of the model's own fold, in a lane; None elsewhere, and before its first step.
         partitions: how far every partition is.
     """
 
-    def __init__(self, database: Database, connection: Connection, model: str) -> None:
+    def __init__(self, database: Database, connection: Connection, model: str, *, lane: str = "") -> None:
         self._database = database
         self._snapshot = connection
         self._model = model
+        self._lane = lane
+        self._work = lane or model
         # Deltas handed out, with their blocks: only these may be deleted.
         self._handed_out: dict[int, int] = {}
         self._committed = False
-        row = connection.execute(select(_FOLDS).where(_FOLDS.c.model == model)).one_or_none()
+        row = connection.execute(select(_FOLDS).where(_FOLDS.c.model == self._work)).one_or_none()
         self.version: int = 0 if row is None else row.version
         self.next_block: int | None = None if row is None else row.next_block
+        self.live_next_block: int | None = None
+        if lane:
+            live = select(_FOLDS.c.next_block).where(_FOLDS.c.model == model)
+            self.live_next_block = connection.execute(live).scalar()
         table = schema.partitions
-        query = select(table).where(table.c.model == model).order_by(table.c.topic, table.c.number)
+        query = select(table).where(table.c.model == self._work).order_by(table.c.topic, table.c.number)
         self.partitions: list[PartitionState] = rows_of(connection.execute(query), partition_state)
 
     def first_pending_block(self) -> int | None:
-        """The lowest open block that has records; None if there is none."""
-        query = select(func.min(_DELTAS.c.block)).where(_DELTAS.c.model == self._model)
+        """The lowest open block that has records; None if there is none.
+
+        A lane that has begun comes to the blocks that the model's own fold has closed, too.
+        """
+        query = select(func.min(_DELTAS.c.block)).where(_DELTAS.c.model == self._work)
         if self.next_block is not None:
             query = query.where(_DELTAS.c.block >= self.next_block)
-        block = self._snapshot.execute(query).scalar()
-        return None if block is None else int(block)
+        found = [self._snapshot.execute(query).scalar()]
+        if self._lane and self.next_block is not None:
+            table = schema.summaries
+            live = select(func.min(table.c.block)).where(
+                table.c.model == self._model, table.c.space == "", table.c.block >= self.next_block
+            )
+            found.append(self._snapshot.execute(live).scalar())
+        return min((int(block) for block in found if block is not None), default=None)
+
+    def closed_before(self, from_block: int, to_block: int) -> list[SummaryDelta]:
+        """What the model's own fold stored of the blocks from_block <= block < to_block; nothing outside of a lane."""
+        if not self._lane:
+            return []
+        table = schema.summaries
+        query = (
+            select(table)
+            .where(table.c.model == self._model, table.c.block >= from_block, table.c.block < to_block)
+            .order_by(table.c.block, table.c.space, table.c.segment, table.c.reference)
+        )
+        return rows_of(self._snapshot.execute(query), summary_row)
 
     def deltas(self, below_block: int) -> list[SummaryDelta]:
         """Deltas of the open blocks below ``below_block``; those of blocks that `commit` closes are deleted with it.
 
         In the order of block, space, segment, reference, partition, first offset.
         """
-        query = select(_DELTAS).where(_DELTAS.c.model == self._model, _DELTAS.c.block < below_block)
+        query = select(_DELTAS).where(_DELTAS.c.model == self._work, _DELTAS.c.block < below_block)
         if self.next_block is not None:
             query = query.where(_DELTAS.c.block >= self.next_block)
         return self._hand_out(query)
@@ -95,7 +127,7 @@ class Fold:
         """Deltas of blocks that the wall clock closed before these came. Count them; `commit` deletes them."""
         if self.next_block is None:
             return []
-        return self._hand_out(select(_DELTAS).where(_DELTAS.c.model == self._model, _DELTAS.c.block < self.next_block))
+        return self._hand_out(select(_DELTAS).where(_DELTAS.c.model == self._work, _DELTAS.c.block < self.next_block))
 
     def _hand_out(self, query: Any) -> list[SummaryDelta]:
         order = (
@@ -109,7 +141,7 @@ class Fold:
         """The states of the alarms, by space and segment; of several references, the one written last comes last."""
         query = (
             select(_STATES)
-            .where(_STATES.c.model == self._model)
+            .where(_STATES.c.model == self._work)
             .order_by(_STATES.c.space, _STATES.c.segment, _STATES.c.written, _STATES.c.reference)
         )
         return rows_of(self._snapshot.execute(query), state_row)
@@ -119,8 +151,9 @@ class Fold:
         wanted = _INCIDENTS.c.status == "open"
         if resolved_since_ms is not None:
             wanted = or_(wanted, _INCIDENTS.c.resolved_ms >= resolved_since_ms)
-        query = select(_INCIDENTS).where(_INCIDENTS.c.model == self._model, wanted)
-        return rows_of(self._snapshot.execute(query.order_by(_INCIDENTS.c.opened_ms, _INCIDENTS.c.id)), incident_row)
+        query = select(_INCIDENTS).where(_INCIDENTS.c.model == self._work, wanted)
+        found = self._snapshot.execute(query.order_by(_INCIDENTS.c.opened_ms, _INCIDENTS.c.id))
+        return [replace(row, model=self._model) for row in rows_of(found, incident_row)]
 
     def blocks(self, space: str, reference: int, *, from_block: int, to_block: int, most: int) -> list[int]:
         """The newest ``most`` closed blocks with records, from_block <= block < to_block, ascending."""
@@ -225,13 +258,13 @@ class Fold:
         )
         if self.version == 0:
             try:
-                connection.execute(insert(_FOLDS), [{"model": self._model, "version": 1, "next_block": next_block}])
+                connection.execute(insert(_FOLDS), [{"model": self._work, "version": 1, "next_block": next_block}])
             except IntegrityError as error:
                 raise lost from error
             return
         change = (
             update(_FOLDS)
-            .where(_FOLDS.c.model == self._model, _FOLDS.c.version == self.version)
+            .where(_FOLDS.c.model == self._work, _FOLDS.c.version == self.version)
             .values(version=self.version + 1, next_block=next_block)
         )
         if connection.execute(change).rowcount != 1:
@@ -242,7 +275,7 @@ class Fold:
         change = (
             update(table)
             .where(
-                table.c.model == self._model,
+                table.c.model == self._work,
                 table.c.topic == bindparam("of_topic"),
                 table.c.number == bindparam("of_number"),
             )
@@ -257,7 +290,8 @@ class Fold:
             connection.execute(change, rows)
 
     def _write(self, connection: Connection, result: FoldResult) -> Counter[str]:
-        model, dialect, now_ms = self._model, self._database.dialect, self._database.now_ms()
+        model, work = self._model, self._work
+        dialect, now_ms = self._database.dialect, self._database.now_ms()
 
         def write(statement: Any, columns: Iterable[dict[str, Any]]) -> None:
             if rows := list(columns):
@@ -269,7 +303,7 @@ class Fold:
         # A closed block takes no more records, so its keys and counts are not needed: those of
         # checkpoints since the snapshot too.
         for open_blocks in (schema.thinned_keys, schema.flood_counts):
-            closed = (open_blocks.c.model == model) & (open_blocks.c.block < result.next_block)
+            closed = (open_blocks.c.model == work) & (open_blocks.c.block < result.next_block)
             connection.execute(delete(open_blocks).where(closed))
         write(
             schema.upsert(schema.summaries, ("model", "space", "segment", "block", "reference"), dialect=dialect),
@@ -277,14 +311,17 @@ class Fold:
         )
         write(
             schema.upsert(_STATES, ("model", "space", "segment", "reference"), dialect=dialect),
-            (state_columns(model, state, self.version + 1) for state in result.states),
+            (state_columns(work, state, self.version + 1) for state in result.states),
         )
         key = ("model", "space", "segment", "block", "channel", "reference")
         write(
             schema.upsert(schema.readings, key, dialect=dialect),
             (reading_columns(model, reading, now_ms) for reading in result.readings),
         )
-        write(schema.upsert(_INCIDENTS, ("id",), dialect=dialect), map(incident_columns, result.incidents))
+        write(
+            schema.upsert(_INCIDENTS, ("id",), dialect=dialect),
+            ({**incident_columns(row), "model": work} for row in result.incidents),
+        )
         # One by one, not sorted: the order of the rows is the order of delivery.
         write(
             schema.insert_ignoring(schema.outbox, dialect=dialect),
@@ -299,21 +336,20 @@ class Fold:
             (deployment_columns(model, row, now_ms) for row in result.deployments),
         )
         kept = schema.kept
-        flag = (
-            update(kept)
-            .where(
-                kept.c.model == model,
-                kept.c.space == bindparam("in_space"),
-                kept.c.block == bindparam("in_block"),
-                kept.c.reason == "outlier",
-                kept.c.score >= bindparam("at_least"),
-            )
-            .values(flagged=True)
+        of_block = (
+            (kept.c.model == model)
+            & (kept.c.space == bindparam("in_space"))
+            & (kept.c.block == bindparam("in_block"))
+            & (kept.c.reason == "outlier")
         )
+        flag = update(kept).where(of_block, kept.c.score >= bindparam("at_least")).values(flagged=True)
         flagged: Counter[str] = Counter()
         for (space, block), score in sorted(result.flag_at.items()):
-            found = connection.execute(flag, {"in_space": space, "in_block": block, "at_least": score})
-            flagged[space] += found.rowcount
+            values = {"in_space": space, "in_block": block, "at_least": score}
+            if self._lane:  # the block may have been judged before, without what the lane knows
+                before = of_block & (kept.c.flagged == true())
+                connection.execute(update(kept).where(before).values(flagged=false()), values)
+            flagged[space] += connection.execute(flag, values).rowcount
         if result.hits:
             place = ("space", "topic", "number", "position", "row")
             found_by = (kept.c[name] == bindparam(f"of_{name}") for name in place)
@@ -324,5 +360,5 @@ class Fold:
             )
             flagged.update(hit.space for hit in result.hits)
         if result.closure is not None:
-            write(insert(schema.closures), [closure_columns(model, result.closure)])
+            write(insert(schema.closures), [closure_columns(work, result.closure)])
         return flagged

@@ -119,14 +119,14 @@ class FraudStates:
 
 def add_fraud(connection: Connection, checkpoint: Checkpoint, *, dialect: str, now_ms: int) -> None:
     """Write what a checkpoint brings of these, within its transaction."""
-    model = checkpoint.model
+    work = checkpoint.work
     if checkpoint.spans:
         key = ("model", "topic", "number", "from_offset")
         connection.execute(
             schema.upsert(schema.label_spans, key, dialect=dialect),
             [
                 {
-                    "model": model,
+                    "model": work,
                     "topic": span.partition.topic,
                     "number": span.partition.number,
                     "from_offset": span.from_offset,
@@ -141,7 +141,7 @@ def add_fraud(connection: Connection, checkpoint: Checkpoint, *, dialect: str, n
             insert(schema.remembered),
             [
                 {
-                    "model": model,
+                    "model": checkpoint.model,
                     "topic": row.partition.topic,
                     "number": row.partition.number,
                     "first_offset": row.first_offset,
@@ -156,13 +156,13 @@ def add_fraud(connection: Connection, checkpoint: Checkpoint, *, dialect: str, n
                 for row in sorted(checkpoint.remembered, key=lambda row: (*row.partition, row.first_offset))
             ],
         )
-    _add_entities(connection, model, checkpoint.entities, dialect=dialect)
+    _add_entities(connection, work, checkpoint.entities, dialect=dialect)
     if checkpoint.floods:
         connection.execute(
             insert(schema.flood_counts),
             [
                 {
-                    "model": model,
+                    "model": work,
                     "topic": row.partition.topic,
                     "number": row.partition.number,
                     "block": row.block,

@@ -169,7 +169,9 @@ class Reports:
         sums = [func.coalesce(func.sum(table.c[name]), 0) for name in ("records", "dead", "late")]
         stored = select(func.count()).select_from(kept).where(kept.c.model == model)
         flagged = stored.where(kept.c.flagged == true(), kept.c.reason == "outlier")
-        query = select(*sums, stored.scalar_subquery(), flagged.scalar_subquery()).where(table.c.model == model)
+        # Records of history have been counted in lanes (`connectors.database.lane`).
+        mine = (table.c.model == model) | table.c.model.startswith(f"{model}~", autoescape=True)
+        query = select(*sums, stored.scalar_subquery(), flagged.scalar_subquery()).where(mine)
         with self._database.reading() as connection:
             return Totals(*(int(value) for value in connection.execute(query).one()))
 

@@ -22,6 +22,7 @@ class Advance:
             records).
         topic_id: the broker's id of the topic that the records came from; None where there is none, or it is unknown.
         scores: receipt of what was written of the records' scores, for `connectors.scores`; "" leaves the last one.
+        from_offset: where counting begins, if the partition has no row yet.
     """
 
     partition: Partition
@@ -33,13 +34,15 @@ class Advance:
     late: int
     topic_id: str | None = None
     scores: str = ""
+    from_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SummaryDelta:
     """What one checkpoint adds to one block. ``blob`` is the serialised summary; deltas of a block add up.
 
-    Space "" holds the record counts of the block (records, dead letters by reason, late).
+    Space "" holds the record counts of the block (records, dead letters by reason, late). A stored summary may be of
+    several ``blocks``: ``block`` is the first of them.
     """
 
     space: str
@@ -49,6 +52,7 @@ class SummaryDelta:
     partition: Partition
     first_offset: int
     blob: bytes
+    blocks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +357,7 @@ class Checkpoint:
             a pair whose notification id and sink are there is skipped.
         spans: from which offsets on which labels are in force; remembered, entities, floods: what the fraud scores of
             later records, and labels, need to know of these.
+        lane: under which name positions, and what is not finished, is written; "" is that of the model.
     """
 
     model: str
@@ -371,6 +376,12 @@ class Checkpoint:
     remembered: list[RememberedRow] = field(default_factory=list)
     entities: list[EntityRow] = field(default_factory=list)
     floods: list[FloodRow] = field(default_factory=list)
+    lane: str = ""
+
+    @property
+    def work(self) -> str:
+        """The name under which positions, and what is not finished, is written."""
+        return self.lane or self.model
 
     def with_scores(self, receipt: str) -> Checkpoint:
         """The same, with the receipt of what was written of its records' scores."""
@@ -389,6 +400,7 @@ class PartitionState:
         advanced_ms: wall clock of the last checkpoint that moved it.
         closed_late: records that came after their block was closed by the wall clock; not part of ``late``.
         scores: receipt of the last checkpoint that wrote scores of its records; "" if none did.
+        from_offset: records of from_offset <= offset < next_offset were counted; None where that is not known.
     """
 
     partition: Partition
@@ -402,11 +414,36 @@ class PartitionState:
     advanced_ms: int = 0
     closed_late: int = 0
     scores: str = ""
+    from_offset: int | None = None
 
     @property
     def idle(self) -> bool:
         """Silent, and read to its end, when its owner last looked."""
         return self.idle_offset == self.next_offset
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillRow:
+    """History that was scored, or is being scored.
+
+    Attributes:
+        lane: the name under which its unfinished work is stored; the model's where it goes on from what counts already.
+        status: "scoring", "done", or "taken over": a daemon reads on from where it stood.
+        spans: offsets first <= offset < after of each partition, with the broker's id of the topic.
+        detail: settings that hold for the whole of it, JSON-compatible.
+        from_ms, to_ms: what was asked for, milliseconds since 1970; None: from the first record, up to the last.
+    """
+
+    id: str
+    model: str
+    lane: str
+    status: Literal["scoring", "done", "taken over"]
+    spans: Mapping[Partition, tuple[int, int, str | None]]
+    detail: dict[str, object]
+    created_ms: int
+    from_ms: int | None = None
+    to_ms: int | None = None
+    finished_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The newest file in migrations/versions. Four digits: a greater text is a newer schema.
-REVISION = "0005"
+REVISION = "0006"
 
 metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s"})
 
@@ -88,6 +88,7 @@ partitions = Table(
     _added("advanced_ms"),  # wall clock of the last checkpoint that moved it
     _added("closed_late"),  # records whose block the wall clock had closed before they came
     _new_text("scores"),  # receipt of the last checkpoint whose records' scores have to be shown once it is committed
+    Column("from_offset", BigInteger, nullable=True),  # where its counting began; unknown of rows of earlier schemas
     PrimaryKeyConstraint("model", "topic", "number"),
 )
 
@@ -121,7 +122,8 @@ thinned_keys = Table(
     PrimaryKeyConstraint("model", "topic", "number", "block", "first_offset"),
 )
 
-# One merged summary per closed block: for replay and the report.
+# One merged summary per closed block, or per ``blocks`` of them, of which ``block`` is the first: for replay and the
+# report.
 summaries = Table(
     "summaries",
     metadata,
@@ -133,6 +135,7 @@ summaries = Table(
     _int("reference"),
     _blob("blob"),
     _int("stored_ms"),
+    Column("blocks", BigInteger, nullable=False, server_default="1"),
     UniqueConstraint("model", "space", "segment", "block", "reference"),
 )
 
@@ -509,6 +512,25 @@ flood_counts = Table(
     _int("first_offset"),
     _blob("blob"),
     PrimaryKeyConstraint("model", "topic", "number", "block", "first_offset"),
+)
+
+# History that was scored, or is being scored. ``lane`` names the rows of its unfinished work in other tables, where the
+# model's name would stand; it is the model's where these are the model's own.
+backfills = Table(
+    "backfills",
+    metadata,
+    _text("id"),
+    _text("model"),
+    _text("lane"),
+    _text("status"),
+    _text("spans"),
+    _text("detail"),
+    _int("created_ms"),
+    Column("from_ms", BigInteger, nullable=True),
+    Column("to_ms", BigInteger, nullable=True),
+    Column("finished_ms", BigInteger, nullable=True),
+    PrimaryKeyConstraint("id"),
+    Index("ix_backfills_model", "model", "created_ms"),
 )
 
 references = Table(

@@ -23,6 +23,7 @@ from typing import Self
 from sqlalchemy import Connection, bindparam, delete, func, insert, inspect, null, text, update
 
 from connectors.database import retention, schema
+from connectors.database.backfills import Backfills
 from connectors.database.columns import (
     clean,
     delta_columns,
@@ -59,7 +60,19 @@ class _MovedByOthers(Exception):
     """A compare-and-set matched fewer rows than partitions; ends the transaction."""
 
 
-class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, References, FraudStates, Labels, FraudReports):
+class Store(
+    Partitions,
+    Incidents,
+    Mutes,
+    DeadLetters,
+    Reports,
+    Outbox,
+    References,
+    FraudStates,
+    Labels,
+    FraudReports,
+    Backfills,
+):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 
     Every process opens its own: connections do not survive a fork.
@@ -161,13 +174,14 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
 
     def _commit(self, checkpoint: Checkpoint) -> None:
         model, now_ms, dialect = checkpoint.model, self._database.now_ms(), self._database.dialect
+        work = checkpoint.work
         with self._database.writing() as connection:
             # First of all: a worker that lost its partitions stops here, before it has written anything.
-            self._advance(connection, model, sorted(checkpoint.advances, key=partition_key), now_ms)
+            self._advance(connection, work, sorted(checkpoint.advances, key=partition_key), now_ms)
             if checkpoint.joined:
                 halves = schema.pending_halves.c
                 joined = delete(schema.pending_halves).where(
-                    halves.model == model,
+                    halves.model == work,
                     halves.topic == bindparam("of_topic"),
                     halves.number == bindparam("of_number"),
                     halves.position == bindparam("at"),
@@ -181,15 +195,15 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
                 )
             if checkpoint.summaries:
                 connection.execute(
-                    insert(schema.summary_deltas), [delta_columns(model, delta) for delta in checkpoint.summaries]
+                    insert(schema.summary_deltas), [delta_columns(work, delta) for delta in checkpoint.summaries]
                 )
             if checkpoint.thinned_keys:
                 connection.execute(
-                    insert(schema.thinned_keys), [thinned_columns(model, keys) for keys in checkpoint.thinned_keys]
+                    insert(schema.thinned_keys), [thinned_columns(work, keys) for keys in checkpoint.thinned_keys]
                 )
             if checkpoint.halves:
                 connection.execute(
-                    insert(schema.pending_halves), [half_columns(model, half) for half in checkpoint.halves]
+                    insert(schema.pending_halves), [half_columns(work, half) for half in checkpoint.halves]
                 )
             if checkpoint.kept:
                 key = ("model", "space", "topic", "number", "position", "row")
@@ -281,6 +295,7 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
                     "topic_id": advance.topic_id,
                     "advanced_ms": now_ms,
                     "scores": advance.scores,
+                    "from_offset": advance.from_offset,
                 }
                 for advance in new
             ]
@@ -293,7 +308,7 @@ class Store(Partitions, Incidents, Mutes, DeadLetters, Reports, Outbox, Referenc
     def _ownership_lost(self, checkpoint: Checkpoint) -> OwnershipLost:
         # Everything is rolled back; this only names one partition that stands elsewhere.
         model = checkpoint.model
-        stored = self.positions(model, [advance.partition for advance in checkpoint.advances])
+        stored = self.positions(checkpoint.work, [advance.partition for advance in checkpoint.advances])
         for advance in checkpoint.advances:
             found = stored.get(advance.partition)
             if found != advance.expected:

@@ -1,0 +1,211 @@
+"""The part of Store about history: which offsets of it count already, who is at work on it, and where a lane ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sqlalchemy import Connection, delete, func, insert, select, text, update
+
+from connectors.database import schema
+from connectors.database.columns import from_json, rows_of, to_json
+from connectors.database.connection import Database
+from connectors.database.rows import BackfillRow
+from connectors.records import Partition
+from detectors.errors import OwnershipLost
+
+_TABLE, _PARTITIONS, _FOLDS = schema.backfills, schema.partitions, schema.folds
+# "backfill" in ASCII, cut to 63 bits: the lock under which a backfill is planned on PostgreSQL.
+_LOCK = 0x6261636B66696C6C
+
+
+class Backfills:
+    """Scored history, by model."""
+
+    _database: Database
+
+    def covered(self, model: str) -> dict[Partition, list[tuple[int, int | None]]]:
+        """Offsets first <= offset < after that count already, or that somebody is about to count, by partition.
+
+        ``after`` is None where a live worker reads on without end. Where it is not known where the counting began,
+        because the row is of an earlier driftd, it is taken to be the start.
+        """
+        found: dict[Partition, list[tuple[int, int | None]]] = {}
+        with self._database.reading() as connection:
+            for row in connection.execute(select(_PARTITIONS).where(_PARTITIONS.c.model == model)):
+                found.setdefault(Partition(row.topic, row.number), []).append((row.from_offset or 0, None))
+            for job in rows_of(connection.execute(_jobs(model)), backfill_row):
+                if job.lane == model:
+                    continue  # its rows are those above
+                for partition, (first, after, _) in job.spans.items():
+                    found.setdefault(partition, []).append((first, after))
+        return {partition: sorted(spans, key=lambda span: span[0]) for partition, spans in found.items()}
+
+    def backfills(self, model: str) -> list[BackfillRow]:
+        """Every backfill of a model, the oldest first."""
+        with self._database.reading() as connection:
+            return rows_of(connection.execute(_jobs(model)), backfill_row)
+
+    def plan_backfill(self, row: BackfillRow, known: Sequence[str]) -> None:
+        """Store a backfill before its first record is read, so that its offsets are nobody else's.
+
+        Args:
+            known: ids of the model's backfills that were there when it was planned.
+
+        Raises:
+            OwnershipLost: another one was planned meanwhile; nothing is written.
+        """
+        with self._database.writing() as connection:
+            if self._database.dialect == "postgresql":  # a transaction of SQLite is alone anyway
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            stored = set(connection.execute(select(_TABLE.c.id).where(_TABLE.c.model == row.model)).scalars())
+            if stored != set(known):
+                raise OwnershipLost(
+                    f"Another backfill of {row.model} was started at the same moment.", hint="Type the command again."
+                )
+            connection.execute(insert(_TABLE), [_columns(row)])
+
+    def end_backfill(self, number: str, status: Literal["done", "taken over"], now_ms: int) -> None:
+        """A backfill that wrote to the model's own rows is over."""
+        with self._database.writing() as connection:
+            _finish(connection, number, status, now_ms)
+
+    def first_live_block(self, model: str) -> int | None:
+        """The first block, open or closed, that has records of the model; None before any."""
+        tables = (schema.summaries, schema.summary_deltas)
+        with self._database.reading() as connection:
+            found = [
+                connection.execute(select(func.min(table.c.block)).where(table.c.model == model)).scalar()
+                for table in tables
+            ]
+        return min((int(block) for block in found if block is not None), default=None)
+
+    def merged_since(self, model: str, block: int) -> bool:
+        """Whether blocks of the model, from this one on, are kept as sums of several."""
+        table = schema.summaries
+        query = select(table.c.block).where(table.c.model == model, table.c.block >= block, table.c.blocks > 1)
+        with self._database.reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def hand_over(self, row: BackfillRow, now_ms: int, *, joins: bool, end_ms: int) -> bool:
+        """A lane is at its end: what it found is the model's.
+
+        Incidents that are still open in the lane go on in the model, unless the model has had one of the same reason
+        since: then they end where that one began.
+
+        Args:
+            joins: the lane has gone over all blocks that the model's own fold has closed, and its state takes the place
+                of that one's. Otherwise the model's fold stays as it is, and open incidents of the lane end with it.
+            end_ms: event time of the lane's end.
+
+        Returns:
+            Whether that was done; False where the model's own fold has closed blocks meanwhile, which the lane has to
+            go over first. Nothing is written then.
+        """
+        lane, model = row.lane, row.model
+        with self._database.writing() as connection:
+            ours = connection.execute(select(_FOLDS).where(_FOLDS.c.model == lane)).one_or_none()
+            live = connection.execute(select(_FOLDS).where(_FOLDS.c.model == model).with_for_update()).one_or_none()
+            if ours is not None and joins:
+                if live is not None and _left(connection, model, lane, ours.next_block, live.next_block):
+                    return False
+                self._hand_over_state(connection, model, lane, ours, live)
+            _hand_over_incidents(connection, model, lane, None if joins else end_ms)
+            for table in (schema.summary_deltas, schema.label_spans, schema.closures):
+                connection.execute(update(table).where(table.c.model == lane).values(model=model))
+            leftovers = (
+                schema.thinned_keys,
+                schema.pending_halves,
+                schema.entity_states,
+                schema.flood_counts,
+                schema.fold_states,
+                _FOLDS,
+            )
+            for table in leftovers:
+                connection.execute(delete(table).where(table.c.model == lane))
+            _finish(connection, row.id, "done", now_ms)
+            return True
+
+    def _hand_over_state(self, connection: Connection, model: str, lane: str, ours: Any, live: Any) -> None:
+        if live is None:
+            connection.execute(insert(_FOLDS), [{"model": model, "version": 1, "next_block": ours.next_block}])
+        else:
+            moved = update(_FOLDS).where(_FOLDS.c.model == model)
+            connection.execute(moved.values(version=live.version + 1))
+        states = schema.fold_states
+        version = 1 if live is None else live.version + 1
+        for state in connection.execute(select(states).where(states.c.model == lane)).all():
+            key = (states.c.space == state.space) & (states.c.segment == state.segment)
+            key &= states.c.reference == state.reference
+            connection.execute(delete(states).where(states.c.model == model, key))
+            connection.execute(update(states).where(states.c.model == lane, key).values(model=model, written=version))
+
+
+def _left(connection: Connection, model: str, lane: str, done: int, live: int) -> bool:
+    """Whether blocks that the model's own fold has closed are still to be gone over in the lane."""
+    for table, name in ((schema.summaries, model), (schema.summary_deltas, lane)):
+        between = (table.c.model == name) & (table.c.block >= done) & (table.c.block < live)
+        if connection.execute(select(table.c.block).where(between).limit(1)).first() is not None:
+            return True
+    return False
+
+
+def _hand_over_incidents(connection: Connection, model: str, lane: str, end_ms: int | None) -> None:
+    table = schema.incidents
+    mine = table.c.model == lane
+    for row in connection.execute(select(table).where(mine, table.c.status == "open")).all():
+        same = (table.c.kind == row.kind) & (table.c.space == row.space) & (table.c.segment == row.segment)
+        later = select(func.min(table.c.opened_ms)).where(
+            table.c.model == model, same, table.c.opened_ms > row.opened_ms
+        )
+        went_on_ms = connection.execute(later).scalar()
+        over_ms = end_ms if went_on_ms is None else went_on_ms
+        if over_ms is not None:
+            detail = from_json(row.detail) | ({} if went_on_ms is None else {"went_on_ms": went_on_ms})
+            over = {"status": "resolved", "resolved_ms": over_ms, "updated_ms": over_ms, "detail": to_json(detail)}
+            connection.execute(update(table).where(table.c.id == row.id).values(over))
+    connection.execute(update(table).where(mine).values(model=model))
+
+
+def _finish(connection: Connection, number: str, status: str, now_ms: int) -> None:
+    connection.execute(update(_TABLE).where(_TABLE.c.id == number).values(status=status, finished_ms=now_ms))
+
+
+def _jobs(model: str) -> Any:
+    return select(_TABLE).where(_TABLE.c.model == model).order_by(_TABLE.c.created_ms, _TABLE.c.id)
+
+
+def _columns(row: BackfillRow) -> dict[str, object]:
+    spans = [[*partition, *span] for partition, span in sorted(row.spans.items())]
+    return {
+        "id": row.id,
+        "model": row.model,
+        "lane": row.lane,
+        "status": row.status,
+        "spans": to_json(spans),
+        "detail": to_json(row.detail),
+        "created_ms": row.created_ms,
+        "from_ms": row.from_ms,
+        "to_ms": row.to_ms,
+        "finished_ms": row.finished_ms,
+    }
+
+
+def backfill_row(row: Any) -> BackfillRow:
+    """A row of the table as a record."""
+    spans: Mapping[Partition, tuple[int, int, str | None]] = {
+        Partition(topic, number): (first, after, topic_id)
+        for topic, number, first, after, topic_id in from_json(row.spans)
+    }
+    return BackfillRow(
+        row.id,
+        row.model,
+        row.lane,
+        row.status,
+        spans,
+        from_json(row.detail),
+        row.created_ms,
+        row.from_ms,
+        row.to_ms,
+        row.finished_ms,
+    )
