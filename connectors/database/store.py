@@ -39,6 +39,7 @@ from connectors.database.dead_letters import DeadLetters
 from connectors.database.folding import Fold
 from connectors.database.fraud import FraudStates, add_fraud
 from connectors.database.fraud_reports import FraudReports
+from connectors.database.history import Histories
 from connectors.database.incidents import Incidents, add_incidents
 from connectors.database.labels import Labels
 from connectors.database.mutes import Mutes
@@ -71,6 +72,7 @@ class Store(
     FraudStates,
     Labels,
     FraudReports,
+    Histories,
     Backfills,
 ):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
