@@ -370,13 +370,13 @@ def _paged(detail: Mapping[str, object], severity: Severity, at_ms: int) -> dict
     return {"paged_ms": detail.get("paged_ms", at_ms)} if severity == "page" else {}
 
 
-def _told(detail: Mapping[str, object], at_ms: int) -> list[object]:
+def _told(detail: Mapping[str, object], at_ms: int) -> Sequence[object]:
     """The stretches of event time in which people knew of it: [from, to or None, "page" or "warn"], oldest first."""
     stretches = _stretches(detail)
     severity = detail.get("severity_now")
     if stretches and stretches[-1][1] is None:
         if stretches[-1][2] == severity:
-            return [*stretches]
+            return stretches
         stretches[-1] = [stretches[-1][0], at_ms, stretches[-1][2]]
     return [*stretches, [at_ms, None, severity]][-MOST_STRETCHES:]
 
