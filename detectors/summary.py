@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from detectors.conformal import N_BINS
 from detectors.errors import InvalidInput
+from detectors.narrow import counts_from_bytes, counts_to_bytes, narrowest, signed_from_bytes, signed_to_bytes
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -37,11 +38,11 @@ _SCALE = np.float32(2**FRACTION_BITS)
 # int32 holds 255 rows of magnitude MAX_MAGNITUDE; 128 rows of 384 dimensions stay in the cache.
 _ROWS = 128
 _SCORE_FLOOR_BITS = np.int32(126 << 23)  # the float32 0.5
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAGIC = b"driftd.B"
 _HEADER = struct.Struct("<8sBBQII")  # magic, format version, flags, n, dimensions, prototypes
-_SPARSE = struct.Struct("<IBB")  # entries, bytes of a place, bytes of a count
-_WIDTHS = ("<u1", "<u2", "<u4", "<u8")
+_LABELS = struct.Struct("<IQBB")  # labels, records with another one, bytes of a count, bytes of a length
+_SPARSE = struct.Struct("<IBB")  # of version 1: entries, bytes of a place, bytes of a count
 
 
 class ScoredRecords(Protocol):
@@ -168,29 +169,25 @@ class BlockSummary:
         )
 
     def to_bytes(self) -> bytes:
-        """Bytes of format version 1: equal summaries have equal bytes, on every machine."""
+        """Bytes of format version 2: equal summaries have equal bytes, on every machine."""
         flags = sum(bit for bit, part in ((1, self.scores), (2, self.confidence), (4, self.labels)) if part is not None)
         parts = [
             _HEADER.pack(_MAGIC, FORMAT_VERSION, flags, self.n, len(self.s), len(self.c)),
-            np.ascontiguousarray(self.s, "<i8").tobytes(),
-            _sparse_to_bytes(self.h),
-            _sparse_to_bytes(self.c),
+            signed_to_bytes(self.s),
+            # Coded as one histogram: every step of NumPy's costs as much for one bin as for two thousand.
+            counts_to_bytes(np.concatenate([self.h, self.c, *self._collected()])),
         ]
-        if self.scores is not None:
-            parts.append(_sparse_to_bytes(self.scores))
-        if self.confidence is not None:
-            parts.append(_sparse_to_bytes(self.confidence))
         if self.labels is not None:
-            parts.append(struct.pack("<IQ", len(self.labels), self.other_labels))
-            for text, count in sorted(self.labels.items()):
-                encoded = text.encode("utf-8", "surrogatepass")
-                parts += [struct.pack("<IQ", len(encoded), count), encoded]
+            parts.append(_labels_to_bytes(self.labels, self.other_labels))
         body = b"".join(parts)
         return body + struct.pack("<I", zlib.crc32(body))
 
+    def _collected(self) -> list[Int64s]:
+        return [part for part in (self.scores, self.confidence) if part is not None]
+
     @classmethod
     def from_bytes(cls, data: bytes) -> BlockSummary:
-        """Read what `to_bytes` wrote.
+        """Read what `to_bytes` wrote, in this release or an older one.
 
         Raises:
             InvalidInput: not a summary, of another format version, or damaged.
@@ -198,31 +195,20 @@ class BlockSummary:
         if len(data) < _HEADER.size + 4 or data[: len(_MAGIC)] != _MAGIC:
             raise InvalidInput(f"{len(data)} bytes are no block summary: they do not begin with {_MAGIC!r}.")
         _, version, flags, n, dimension, prototypes = _HEADER.unpack_from(data)
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION):
             raise InvalidInput(
-                f"block summary: expected format version {FORMAT_VERSION}, got {version}.",
+                f"block summary: expected format version {FORMAT_VERSION} or older, got {version}.",
                 hint="It was written by another release of driftd: use that one, or score the records again.",
             )
         body = data[:-4]
-        if struct.unpack("<I", data[-4:])[0] != zlib.crc32(body):
+        if int.from_bytes(data[-4:], "little") != zlib.crc32(body):
             raise InvalidInput("block summary: damaged, the check sum differs.", hint="Restore the database's copy.")
-        reader = _Reader(body, _HEADER.size)
-        summary = cls(
-            n=n,
-            s=reader.array("<i8", dimension).astype(np.int64),
-            h=reader.sparse(N_BINS),
-            c=reader.sparse(prototypes),
-            scores=reader.sparse(SCORE_BINS) if flags & 1 else None,
-            confidence=reader.sparse(CONFIDENCE_BINS) if flags & 2 else None,
-        )
-        if flags & 4:
-            count, other = reader.unpack("<IQ")
-            labels = {}
-            for _ in range(count):
-                length, records = reader.unpack("<IQ")
-                labels[reader.take(length).decode("utf-8", "surrogatepass")] = records
-            summary = replace(summary, labels=labels, other_labels=other)
-        if reader.position != len(body) or summary.h.sum() != n or summary.c.sum() != n:
+        read = _read_first_version if version == 1 else _read
+        try:
+            summary, end = read(body, flags, n, dimension, prototypes)
+        except InvalidInput as error:
+            raise InvalidInput(f"block summary: {error}") from error
+        if end != len(body) or np.add.reduce(summary.h) != n or np.add.reduce(summary.c) != n:
             raise InvalidInput(f"block summary: its counts do not add up to its {n} records.")
         return summary
 
@@ -348,16 +334,77 @@ def _label_hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def _narrowest(largest: int) -> np.dtype[Any]:
-    return next(np.dtype(code) for code in _WIDTHS if largest <= np.iinfo(code).max)
+def _labels_to_bytes(labels: Mapping[str, int], others: int) -> bytes:
+    texts = [(text.encode("utf-8", "surrogatepass"), count) for text, count in sorted(labels.items())]
+    count_type = narrowest(max((count for _, count in texts), default=0))
+    length_type = narrowest(max((len(text) for text, _ in texts), default=0))
+    return b"".join(
+        [
+            _LABELS.pack(len(texts), others, count_type.itemsize, length_type.itemsize),
+            np.array([count for _, count in texts], count_type).tobytes(),
+            np.array([len(text) for text, _ in texts], length_type).tobytes(),
+            *(text for text, _ in texts),
+        ]
+    )
 
 
-def _sparse_to_bytes(counts: Int64s) -> bytes:
-    places = np.flatnonzero(counts)
-    values = counts[places]
-    place_type, value_type = _narrowest(len(counts)), _narrowest(int(values.max(initial=0)))
-    header = _SPARSE.pack(len(places), place_type.itemsize, value_type.itemsize)
-    return header + places.astype(place_type).tobytes() + values.astype(value_type).tobytes()
+def _read(body: bytes, flags: int, n: int, dimension: int, prototypes: int) -> tuple[BlockSummary, int]:
+    """A summary of version 2, and where it ends."""
+    s, position = signed_from_bytes(body, _HEADER.size, dimension)
+    shared = N_BINS + prototypes
+    with_scores = shared + (SCORE_BINS if flags & 1 else 0)
+    size = with_scores + (CONFIDENCE_BINS if flags & 2 else 0)
+    counts, position = counts_from_bytes(body, position, size)
+    labels: dict[str, int] | None = None
+    others = 0
+    if flags & 4:
+        reader = _Reader(body, position)
+        found, others, count_width, length_width = reader.unpack(_LABELS.format)
+        numbers = reader.array(_unsigned(count_width), found).tolist()
+        lengths = reader.array(_unsigned(length_width), found).tolist()
+        labels = {
+            reader.take(length).decode("utf-8", "surrogatepass"): number
+            for number, length in zip(numbers, lengths, strict=True)
+        }
+        position = reader.position
+    summary = BlockSummary(
+        n,
+        s,
+        counts[:N_BINS],
+        counts[N_BINS:shared],
+        counts[shared:with_scores] if flags & 1 else None,
+        counts[with_scores:] if flags & 2 else None,
+        labels,
+        others,
+    )
+    return summary, position
+
+
+def _read_first_version(body: bytes, flags: int, n: int, dimension: int, prototypes: int) -> tuple[BlockSummary, int]:
+    """A summary of version 1, and where it ends: sums in eight bytes each, every histogram by itself."""
+    reader = _Reader(body, _HEADER.size)
+    summary = BlockSummary(
+        n=n,
+        s=reader.array("<i8", dimension).astype(np.int64),
+        h=reader.sparse(N_BINS),
+        c=reader.sparse(prototypes),
+        scores=reader.sparse(SCORE_BINS) if flags & 1 else None,
+        confidence=reader.sparse(CONFIDENCE_BINS) if flags & 2 else None,
+    )
+    if flags & 4:
+        count, others = reader.unpack("<IQ")
+        labels = {}
+        for _ in range(count):
+            length, records = reader.unpack("<IQ")
+            labels[reader.take(length).decode("utf-8", "surrogatepass")] = records
+        summary = replace(summary, labels=labels, other_labels=others)
+    return summary, reader.position
+
+
+def _unsigned(width: int) -> str:
+    if width not in (1, 2, 4, 8):
+        raise InvalidInput("its numbers have an unknown width.")
+    return f"<u{width}"
 
 
 class _Reader:
@@ -370,7 +417,7 @@ class _Reader:
     def take(self, length: int) -> bytes:
         part = self._body[self.position : self.position + length]
         if len(part) != length:
-            raise InvalidInput("block summary: it ends too early.")
+            raise InvalidInput("it ends too early.")
         self.position += length
         return part
 
@@ -382,12 +429,10 @@ class _Reader:
 
     def sparse(self, size: int) -> Int64s:
         length, *widths = self.unpack(_SPARSE.format)
-        if not {*widths} <= {1, 2, 4, 8}:
-            raise InvalidInput("block summary: a histogram has numbers of an unknown width.")
-        places = self.array(f"<u{widths[0]}", length).astype(np.int64)
-        values = self.array(f"<u{widths[1]}", length).astype(np.int64)
+        places = self.array(_unsigned(widths[0]), length).astype(np.int64)
+        values = self.array(_unsigned(widths[1]), length).astype(np.int64)
         if length and (places[-1] >= size or (np.diff(places) <= 0).any() or (values <= 0).any()):
-            raise InvalidInput(f"block summary: a histogram of {size} bins has a count outside them.")
+            raise InvalidInput(f"a histogram of {size} bins has a count outside them.")
         counts = np.zeros(size, np.int64)
         counts[places] = values
         return counts

@@ -15,11 +15,15 @@ from detectors.summary import BlockSummary, fixed_point_sum, summarise
 
 D, K = 6, 11
 
-# A summary as format version 1 writes it.
-GOLDEN = (
+# A summary as format version 1 wrote it, and as version 2 does.
+FIRST_VERSION = (
     "6472696674642e4201040300000000000000020000000300000001000000000000000000000000ffffff020000000101"
     "003001020100000001010103020000000000000000000000030000000200000000000000796573020000000100000000"
     "000000c3a4ba82624f"
+)
+SECOND_VERSION = (
+    "6472696674642e4202040300000000000000020000000300000029010000000000000000000202030000000300000000"
+    "0000000000000000300224020000000000000000000000010102010302796573c3a4d89a1d0b"
 )
 
 
@@ -164,14 +168,15 @@ def test_the_format_of_the_bytes_stays() -> None:
         c=np.array([0, 3, 0]),
         labels={"yes": 2, "ä": 1},
     )
-    assert block.to_bytes().hex() == GOLDEN
-    assert BlockSummary.from_bytes(bytes.fromhex(GOLDEN)) == block
+    assert block.to_bytes().hex() == SECOND_VERSION
+    assert BlockSummary.from_bytes(bytes.fromhex(SECOND_VERSION)) == block
+    assert BlockSummary.from_bytes(bytes.fromhex(FIRST_VERSION)) == block
 
 
 def test_another_format_version_is_named() -> None:
     data = bytearray(BlockSummary.empty(2, 2).to_bytes())
     data[8] = 9
-    with pytest.raises(InvalidInput, match="expected format version 1, got 9"):
+    with pytest.raises(InvalidInput, match="expected format version 2 or older, got 9"):
         BlockSummary.from_bytes(bytes(data))
 
 
