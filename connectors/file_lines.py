@@ -270,3 +270,13 @@ class LineReader:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def after_last_line(path: str, size: int) -> int:
+    """What follows the last complete line within the first ``size`` bytes of a file; 0 where no line is complete."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        for start in range((max(size, 1) - 1) // _CHUNK * _CHUNK, -1, -_CHUNK):
+            last = os.pread(file.fileno(), min(_CHUNK, size - start), start).rfind(b"\n")
+            if last >= 0:
+                return start + last + 1
+    return 0

@@ -26,10 +26,11 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
-from connectors.file_lines import FileBytes, LineReader, PipeBytes
+from connectors.file_lines import FileBytes, LineReader, PipeBytes, after_last_line
+from connectors.file_range import FilesRange
 from connectors.file_reader import Int64s, Reader, Rows, cannot_be_read, listed, nearest_name
 from connectors.file_tables import NpyReader, ParquetReader
-from connectors.records import Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
+from connectors.records import Partition, RawBatch, Source, SourceState, Span, StoredPositions, StoredTopicIds
 from detectors.errors import OffsetGap, SourceError, UnknownTopic
 
 Format = Literal["jsonl", "parquet", "npy"]
@@ -203,7 +204,7 @@ class FilesSource:
         with ExitStack() as opened:
             readers: dict[Partition, Reader] = {}
             for path in self._paths():  # all at once: their ends are fixed now
-                readers[Partition(path, 0)] = reader = self._reader(path, fixed_end=True)
+                readers[Partition(path, 0)] = reader = self._reader(path, end=self._size(path))
                 opened.callback(reader.close)
             for partition, reader in readers.items():
                 while rows := reader.read(_ROWS):
@@ -212,6 +213,23 @@ class FilesSource:
                         batch = _between(batch, start_ms, end_ms)
                     if len(batch):
                         yield batch
+
+    def extents(self, start_ms: int | None, end_ms: int | None) -> dict[Partition, Span]:
+        """See `connectors.records.Source.extents`: whole files, but where the settings say ``time``.
+
+        Of lines the sizes are looked at only, of tables their heads; lines with ``time`` are counted.
+
+        Raises:
+            SourceError: stdin, or a file that cannot be read.
+        """
+        if self._settings.path == STDIN:
+            raise SourceError("Stdin has no history to go back to.", hint="Name the files: path: data/*.jsonl")
+        spans = {Partition(path, 0): self._extent(path, start_ms, end_ms) for path in self._paths()}
+        return {partition: span for partition, span in spans.items() if len(span)}
+
+    def between(self, spans: Mapping[Partition, Span]) -> Source:
+        """See `connectors.records.Source.between`."""
+        return FilesRange(spans, read=self._reader_of, batch=self._batch, whole=self)
 
     def read_at(self, positions: Sequence[tuple[Partition, int]]) -> Iterator[RawBatch]:
         """The records at these offsets, file after file, each read once from the first wanted offset on.
@@ -225,7 +243,7 @@ class FilesSource:
             if self._settings.path == STDIN or not Path(path).is_file():
                 continue
             with ExitStack() as opened:
-                reader = self._reader(path, fixed_end=True)
+                reader = self._reader(path, end=self._size(path))
                 opened.callback(reader.close)
                 yield from self._rows_at(Partition(path, 0), reader, np.unique(np.array(offsets, dtype=np.int64)))
 
@@ -361,22 +379,88 @@ class FilesSource:
             )
         return SUFFIXES[suffix]
 
-    def _reader(self, path: str, *, fixed_end: bool = False) -> Reader:
+    def _size(self, path: str) -> int | None:
+        """Bytes of complete lines that a file has now; None for tables, which do not grow.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+        if self._format(path) != "jsonl":
+            return None
+        try:
+            size = Path(path).stat().st_size
+            return size if not self._settings.follow else after_last_line(path, size)
+        except OSError as error:
+            raise cannot_be_read(path, error) from error
+
+    def _reader(self, path: str, *, end: int | None = None) -> Reader:
         kind = self._format(path)
         try:
             if kind == "parquet":
                 return ParquetReader(path, codec=self._settings.rows)
             if kind == "npy":
                 return NpyReader(path)
-            stream = FileBytes(path, end=Path(path).stat().st_size if fixed_end else None, follow=self._settings.follow)
+            stream = FileBytes(path, end=end, follow=self._settings.follow)
         except FileNotFoundError as error:
             raise UnknownTopic(f"There is no file {path}.", hint=nearest_name(Path(path))) from error
         except OSError as error:
             raise cannot_be_read(path, error) from error
         return LineReader(stream, open_ended=self._settings.follow, count_lines=self._settings.time is not None)
 
+    def _reader_of(self, partition: Partition, span: Span) -> Reader:
+        """A file that must still hold its span."""
+        reader = self._reader(partition.topic, end=span.after)
+        if reader.remaining < span.after:
+            held = reader.remaining
+            reader.close()
+            raise OffsetGap(
+                f"{partition.topic} ends at {held}, and should be read to {span.after}: cut off or replaced.",
+                hint="Restore the file, or begin anew with the files that are there.",
+            )
+        return reader
+
+    def _extent(self, path: str, start_ms: int | None, end_ms: int | None) -> Span:
+        """The offsets of one file between two times; all that are there now where its rows have none."""
+        lines_end, times = self._size(path), self._settings.time
+        if times is None and lines_end is not None:
+            return Span(0, lines_end)
+        reader = self._reader(path, end=lines_end)
+        try:
+            first, after = 0, reader.remaining
+            if times is not None and end_ms is not None:
+                after = _offset_of(reader, _number_since(end_ms, times), lines=lines_end is not None)
+            if times is not None and start_ms is not None:
+                first = _offset_of(reader, _number_since(start_ms, times), lines=lines_end is not None)
+        finally:
+            reader.close()
+        return Span(first, after)
+
     def _stdin_reader(self) -> Reader:
         return LineReader(PipeBytes(self._stdin, self._settings.name), open_ended=False, count_lines=False)
+
+
+def _number_since(wanted_ms: int, times: RowTimes) -> int:
+    """The first row whose time is not before ``wanted_ms``."""
+    away_ms = wanted_ms - _to_ms(times.start)
+    number = max(0, math.ceil(away_ms / times.interval_ms))
+    while number > 0 and math.floor((number - 1) * times.interval_ms) >= away_ms:  # what division rounded
+        number -= 1
+    while math.floor(number * times.interval_ms) < away_ms:
+        number += 1
+    return number
+
+
+def _offset_of(reader: Reader, number: int, *, lines: bool) -> int:
+    """The offset of a row by its number; the end of the file where there are fewer."""
+    reader.seek(0)
+    end = reader.remaining
+    if not lines:
+        return min(number, end)
+    while rows := reader.read(_ROWS):
+        at = int(np.searchsorted(rows.numbers, number))
+        if at < len(rows.numbers):
+            return int(rows.offsets[at])
+    return end
 
 
 def _between(batch: RawBatch, start_ms: int | None, end_ms: int | None) -> RawBatch:

@@ -32,7 +32,17 @@ from pydantic import AwareDatetime, BaseModel, Field
 from connectors.kafka_fetcher import DamageCount, UndecodableBatch, mend_fetcher
 from connectors.kafka_probe import Brokers, KafkaSecurity, TopicFound, TopicName, broker_addresses, find_topic
 from connectors.log_throttle import throttle
-from connectors.records import Gap, Headers, Partition, RawBatch, SourceState, StoredPositions, StoredTopicIds
+from connectors.records import (
+    Gap,
+    Headers,
+    Partition,
+    RawBatch,
+    Source,
+    SourceState,
+    Span,
+    StoredPositions,
+    StoredTopicIds,
+)
 from detectors.errors import (
     AccessRefused,
     MissingCodec,
@@ -221,7 +231,7 @@ class KafkaSource:
         except Exception as error:
             raise self._translated(error) from error
         finally:
-            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
+            within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
         noun = "partition" if found.partitions == 1 else "partitions"
         return f"kafka {found.broker}, topic {self._settings.topic}, {found.partitions} {noun}, group {self.group}"
 
@@ -250,7 +260,7 @@ class KafkaSource:
         consumer = self._consumer if self._consumer is not None else self._connect()
         self._place()
         try:
-            polled = _poll(consumer, max_records, timeout_s)
+            polled = self._fetch(consumer, max_records, timeout_s)
         except UndecodableBatch as damage:
             self._after_damage(consumer, damage)
             polled = {}
@@ -393,6 +403,29 @@ class KafkaSource:
         with self._reader() as consumer:
             yield from self._range_batches(consumer, self._topic_partitions(range(found.partitions)), start_ms, end_ms)
 
+    def extents(self, start_ms: int | None, end_ms: int | None) -> dict[Partition, Span]:
+        """See `connectors.records.Source.extents`. The end of a partition is before transactions that are open.
+
+        Raises:
+            SourceError: the topic cannot be read.
+        """
+        require_codecs()
+        found = self._find_topic()
+        tps = self._topic_partitions(range(found.partitions))
+        with self._reader() as consumer:
+            first, last = self._limits(consumer, tps)
+            begin = first if start_ms is None else self._first_since(consumer, tps, start_ms, last)
+            end = last if end_ms is None else self._first_since(consumer, tps, end_ms, last)
+            topic_id = self._topic_id(consumer)
+        spans = {Partition(*tp): Span(begin[tp], min(end[tp], last[tp]), topic_id) for tp in tps}
+        return {partition: span for partition, span in spans.items() if len(span)}
+
+    def between(self, spans: Mapping[Partition, Span]) -> Source:
+        """See `connectors.records.Source.between`."""
+        from connectors.kafka_range import KafkaRange
+
+        return KafkaRange(self._settings, spans, client_id=self._client_id)
+
     def read_at(self, positions: Sequence[tuple[Partition, int]]) -> Iterator[RawBatch]:
         """See `connectors.records.Source.read_at`. Absent are also records of transactions that are open or aborted.
 
@@ -433,9 +466,12 @@ class KafkaSource:
                     self.failed_commits += 1
             consumer.close(autocommit=False, timeout_ms=2000)
 
-        if not _within(_CLOSE_S, leave):
+        if not within(_CLOSE_S, leave):
             _log.warning("kafka client did not close in time, left behind: topic=%s", self._settings.topic)
         self._assigned = frozenset()
+
+    def _fetch(self, consumer: KafkaConsumer, max_records: int, timeout_s: float) -> Mapping[TopicPartition, list[Any]]:
+        return _poll(consumer, max_records, timeout_s)
 
     @property
     def _rpc_ms(self) -> int:
@@ -486,7 +522,7 @@ class KafkaSource:
             )
         except Exception as error:
             for made in clients:  # the constructor that failed leaves its I/O thread running
-                _within(1.0, made.close)
+                within(1.0, made.close)
             if _is_retriable(error):
                 self._find_topic()  # says it better, where it can
             raise self._translated(error) from error
@@ -504,7 +540,7 @@ class KafkaSource:
             # may share out none at all, and think better of it only with the next look at the metadata.
             self._ask(lambda: consumer.end_offsets(self._topic_partitions([0]), timeout_ms=self._rpc_ms))
         except SourceError:
-            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
+            within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
             raise
         self._heard = self._received = self._committed_at = time.monotonic()
         self._asked = float("-inf")
@@ -736,7 +772,7 @@ class KafkaSource:
             ends = self._ask(lambda: consumer.end_offsets([tp], timeout_ms=self._rpc_ms))
             return int(ends[tp])
         finally:
-            _within(1.0, lambda: consumer.close(autocommit=False, timeout_ms=500))
+            within(1.0, lambda: consumer.close(autocommit=False, timeout_ms=500))
 
     def _ask(self, question: Callable[[], _Answer]) -> _Answer:
         try:
@@ -778,7 +814,7 @@ class KafkaSource:
         consumer, self._consumer = self._consumer, None
         self.rebuilt += 1
         if consumer is not None:
-            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=2000))
+            within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=2000))
 
     def _after_damage(self, consumer: KafkaConsumer, damage: UndecodableBatch) -> None:
         """A batch could not be decoded. The client fetches it again by itself, until it was tried often enough.
@@ -949,7 +985,7 @@ class KafkaSource:
         except Exception as error:
             raise self._translated(error) from error
         finally:
-            _within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
+            within(_CLOSE_S, lambda: consumer.close(autocommit=False, timeout_ms=1000))
 
     def _poll_beside(
         self, consumer: KafkaConsumer, max_records: int, count: DamageCount
@@ -1132,7 +1168,7 @@ def _is_retriable(error: Exception) -> bool:
     return isinstance(error, KafkaError) and bool(error.retriable)
 
 
-def _within(seconds: float, work: Callable[[], object]) -> bool:
+def within(seconds: float, work: Callable[[], object]) -> bool:
     """Do ``work`` on a thread of its own; True if it ended within ``seconds``. What it raises is logged, not raised."""
 
     def safely() -> None:

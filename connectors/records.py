@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -79,6 +79,20 @@ class RawBatch:
             gap=self.gap,
         )
 
+    def below(self, after: int) -> RawBatch:
+        """The records with offsets below ``after``, with which reading is at ``after``; itself where it ends before."""
+        if self.next_offset <= after:
+            return self
+        rows = self.rows(0, int(np.searchsorted(self.offsets, after)))
+        gap = None if self.gap is None else replace(self.gap, to_offset=min(self.gap.to_offset, after))
+        return replace(rows, next_offset=after, gap=gap)
+
+    @staticmethod
+    def empty(partition: Partition, next_offset: int) -> RawBatch:
+        """No records, only word of where reading goes on."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return RawBatch(partition, nothing, nothing, (), (), (), next_offset)
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
@@ -118,6 +132,23 @@ class DeadLetter:
             self.row,
             block,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of one partition: the offsets first <= offset < after, whether or not each of them holds a record.
+
+    Attributes:
+        topic_id: the broker's id of the topic that the offsets belong to, None if unknown.
+    """
+
+    first: int
+    after: int
+    topic_id: str | None = None
+
+    def __len__(self) -> int:
+        """Offsets, which are rarely fewer than its records; bytes for lines of a file."""
+        return max(0, self.after - self.first)
 
 
 # Given partitions, the next offset stored for each; partitions that were never read are absent.
@@ -205,6 +236,28 @@ class Source(Protocol):
 
     def read_range(self, start_ms: int | None, end_ms: int | None) -> Iterator[RawBatch]:
         """Records with start_ms <= broker's time < end_ms, without touching the group; ends are fixed at the start."""
+
+    def extents(self, start_ms: int | None, end_ms: int | None) -> dict[Partition, Span]:
+        """Where a time lies: from the first record with time >= start_ms up to the first with time >= end_ms.
+
+        By the broker's time, and without a look at what lies between: clocks go back, and the offsets of a span must
+        follow one another. A source whose records have no time outside gives everything that it has. Ends are fixed
+        now; partitions that hold nothing there are absent.
+
+        Raises:
+            SourceError: the source cannot be read.
+        """
+
+    def between(self, spans: Mapping[Partition, Span]) -> Source:
+        """A source of exactly these offsets, which is `finished` at their end. It is of no group and closed by itself.
+
+        `open` takes stored positions inside the spans. Where nothing is stored, an empty batch tells the first offset,
+        and a span whose last offsets hold no record ends with an empty batch as well: what was read has no holes. Its
+        `lag` counts to the ends of the spans.
+
+        Raises (from `open` and `poll`):
+            OffsetGap: offsets of a span are gone, or belong to a topic that was made anew.
+        """
 
     def read_at(self, positions: Sequence[tuple[Partition, int]]) -> Iterator[RawBatch]:
         """Exactly the records at these offsets, in any order of partitions, without touching the group.
