@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -58,6 +58,7 @@ from monitor.fraud_build import FraudParts
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.fraud_waves import hits_of
 from monitor.fraud_wording import FLOOD, WAVE
+from monitor.history_range import HistoryRange
 from monitor.incidents import CauseOf, IncidentPolicy, advance
 from monitor.opinions import Opinions, OpinionStream, opinion_streams
 from monitor.pipeline import EVERYTHING, Space
@@ -146,15 +147,25 @@ class Folder:
         settings: all settings; the alarm budget is divided over all models.
         spaces: the spaces with their references.
         fraud: what fraud scores were fitted on; None where records are not scored as fraud.
+        sinks: the names of those that are told; None: all.
+        history: the stretch of history whose blocks are folded; None: live records.
     """
 
     def __init__(
-        self, model: str, settings: Settings, *, spaces: Sequence[Space], fraud: FraudParts | None = None
+        self,
+        model: str,
+        settings: Settings,
+        *,
+        spaces: Sequence[Space],
+        fraud: FraudParts | None = None,
+        sinks: Sequence[str] | None = None,
+        history: HistoryRange | None = None,
     ) -> None:
         self.model = model
         self._settings = settings.models[model]
         self._block_ms = round(self._settings.drift.block * 1000)
-        self._sinks = tuple(settings.sinks)
+        self._sinks = tuple(settings.sinks if sinks is None else sinks)
+        self._history = history
         self._policy = IncidentPolicy(
             resolve_after_ms=round(settings.incidents.resolve_after * 1000),
             cooldown_ms=round(settings.incidents.cooldown * 1000),
@@ -227,7 +238,7 @@ class Folder:
         return outcome
 
     def close_all(self, store: Store, now_ms: int) -> Outcome:
-        """A bounded source is at its end: close every block that has records."""
+        """A bounded source is at its end: close every block that has records, or that history may close."""
         outcome = Outcome()
         while self._step(store, now_ms, 0.0, frozenset(), outcome, everything=True):
             pass
@@ -250,7 +261,9 @@ class Folder:
             outcome.partitions = [state for state in step.partitions if state.partition.topic in topics]
             late = step.late_deltas()
             first = step.first_pending_block()
-            if everything:
+            if self._history is not None:
+                bound, closure = self._bound_of_history(self._history, step, now_ms, finished=everything)
+            elif everything:
                 bound, closure = self._end(step.partitions, now_ms)
             else:
                 outcome.stalled = self._stalled(outcome.partitions, clock_s)
@@ -263,8 +276,8 @@ class Folder:
                 return False
             below = min(bound, first + BLOCKS_AT_A_TIME)
             incidents = step.incidents(resolved_since_ms=first * self._block_ms - self._policy.cooldown_ms)
-            result, unlisted = self._fold(step, incidents, below)
-            result = replace(result, closed_late=_late(late))
+            result, unlisted = self._fold(step, incidents, first, below)
+            result = replace(result, closed_late=Counter(result.closed_late) + _late(late))
             if closure is not None:
                 result = replace(result, closure=replace(closure, block=below))
             try:
@@ -273,7 +286,7 @@ class Folder:
                 outcome.lost = True  # another worker did this step, and does the next
                 return False
             outcome.unlisted += unlisted
-            outcome.late += _late(late).total()
+            outcome.late += sum(result.closed_late.values())
             outcome.blocks += below - first
             outcome.next_block = below
             outcome.readings += result.readings
@@ -325,6 +338,22 @@ class Folder:
             return bound, None
         return bound, Closure(bound, "stalled" if stalled else "idle", offsets, now_ms)
 
+    def _bound_of_history(
+        self, history: HistoryRange, step: Fold, now_ms: int, *, finished: bool
+    ) -> tuple[int | None, Closure | None]:
+        """The same for a stretch of history, which is read by one process and has an end."""
+        bound = history.closed_below(
+            step.partitions,
+            finished=finished,
+            lateness_ms=self._settings.lateness_ms,
+            block_ms=self._block_ms,
+            live_next_block=step.live_next_block,
+        )
+        dated = [state for state in step.partitions if state.max_time_ms >= 0]
+        if bound is None or history.lane or not dated or bound <= self._passed(dated):
+            return bound, None
+        return bound, Closure(bound, "end", {state.partition: state.next_offset for state in step.partitions}, now_ms)
+
     def _passed(self, states: Sequence[PartitionState]) -> int:
         """The block below which all of these partitions are over."""
         return min((state.max_time_ms - self._settings.lateness_ms) // self._block_ms for state in states)
@@ -341,10 +370,17 @@ class Folder:
         self,
         step: Fold,
         incidents: Sequence[IncidentRow],
+        first: int,
         below: int,
     ) -> tuple[FoldResult, int]:
         """What the step writes, and how many fraud hits are beyond the budget of alerts."""
-        counts, merged = _merge(step.deltas(below))
+        history = self._history
+        deltas = step.deltas(below)
+        cut = [] if history is None else [delta for delta in deltas if history.came_late(delta)]
+        if history is not None:
+            # Blocks in which live records lie, too, are judged with both.
+            deltas = [delta for delta in deltas if not history.came_late(delta)] + step.closed_before(first, below)
+        counts, merged = _merge(deltas)
         result, unlisted = self.judge(step, ClosedBlocks(step, merged), counts, merged, incidents, below)
         kept = [
             SummaryDelta(space, segment, block, version, Partition("", -1), 0, summary.to_bytes())
@@ -355,7 +391,10 @@ class Folder:
             for block, count in sorted(counts.items())
         ]
         stats = list(block_stats(merged, counts, block_ms=self._block_ms))
-        return replace(result, merged=kept, stats=stats), unlisted
+        result = replace(result, merged=kept, stats=stats, closed_late=_late(cut))
+        if history is not None and history.live_from_block is not None:
+            result = _without_told(result, {row.id for row in incidents}, history.live_from_block)
+        return result, unlisted
 
     def judge(
         self,
@@ -751,6 +790,18 @@ def _late(deltas: Sequence[SummaryDelta]) -> Counter[Partition]:
             counts = RecordCounts.from_bytes(delta.blob)
             found[delta.partition] += counts.records - counts.late - sum(counts.dead.values())
     return found
+
+
+def _without_told(result: FoldResult, known: Collection[str], live_from_block: int) -> FoldResult:
+    """Without incidents that open where people were told already: what they were told stays."""
+
+    def told(row: IncidentRow) -> bool:
+        opened = row.detail.get("opening_block")
+        return row.id not in known and isinstance(opened, int) and opened >= live_from_block
+
+    gone = {row.id for row in result.incidents if told(row)}
+    outbox = [(sink, notification) for sink, notification in result.outbox if notification.incident not in gone]
+    return replace(result, incidents=[row for row in result.incidents if row.id not in gone], outbox=outbox)
 
 
 def _candidate_bin() -> int:

@@ -77,6 +77,22 @@ class StoredStates(Protocol):
         """The counts of its open blocks."""
 
 
+class NothingStored:
+    """Where no former checkpoint counts: history that is scored from its first record on, and written nowhere."""
+
+    def label_spans(self, model: str, partition: Partition | None = None) -> list[LabelSpan]:
+        """None."""
+        return []
+
+    def entity_states(self, model: str, partition: Partition) -> list[EntityRow]:
+        """None."""
+        return []
+
+    def flood_counts(self, model: str, partition: Partition) -> list[FloodRow]:
+        """None."""
+        return []
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What the stage says of a batch.
@@ -373,12 +389,12 @@ class FraudStage:
 
     def _place(self, partition: Partition, span: LabelSpan | None) -> _Partition:
         parts, settings = self.parts, self._settings
-        floods = [] if self._history is not None else self._stored.flood_counts(self._model, partition)
+        floods = self._stored.flood_counts(self._model, partition)
         version = _VERSION.pack(parts.version)
         # Counts of another baseline's cells say nothing of these; rows below zero are of a topic that was made anew.
         floods = [row for row in floods if row.first_offset >= 0 and row.blob.startswith(version)]
         mine = [replace(row, blob=row.blob[len(version) :]) for row in floods]
-        rows = [] if self._history is not None else self._stored.entity_states(self._model, partition)
+        rows = self._stored.entity_states(self._model, partition)
         return _Partition(span, Floods(parts.flood, mine), Past(parts, settings, rows))
 
     def _fitted(self, partition: Partition, place: _Partition, at: int) -> Fitted:

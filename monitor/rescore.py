@@ -18,7 +18,7 @@ from detectors.errors import InvalidInput
 from monitor.app import build_source
 from monitor.decode import Decoder
 from monitor.first_reference import FirstReference
-from monitor.fraud import FraudStage
+from monitor.fraud import FraudStage, NothingStored
 from monitor.fraud_learner import Learner
 from monitor.pipeline import Pipeline
 from monitor.scores import TakenScores
@@ -87,7 +87,7 @@ def _pipeline(name: str, settings: Settings, store: Store, labels: Labels, score
             space=model.fraud_space,
             parts=parts,
             versions=Learner(name, store=store, parts=parts, prevalence=model.fraud.prevalence),
-            stored=store,
+            stored=NothingStored(),
             history=store.label_spans(name),
             labels=labels,
         )

@@ -32,7 +32,7 @@ from detectors.reference import Reference
 from monitor.decode import Decoder, RecordSettings
 from monitor.embedders import Embedder
 from monitor.embedders.vector import VectorSettings
-from monitor.fraud import FraudStage
+from monitor.fraud import FraudStage, NothingStored
 from monitor.fraud_build import FraudColumns as BaselineColumns
 from monitor.fraud_build import FraudParts, build_fraud, load_fraud
 from monitor.fraud_learner import MOST_WEIGHT, Learner, fit_scorer, in_force, weight_of
@@ -165,7 +165,7 @@ class Watched:
             space="input",
             parts=parts,
             versions=self.learner,
-            stored=store,
+            stored=NothingStored() if history else store,
             history=store.label_spans("cards") if history else None,
             labels=labels,
         )

@@ -1,0 +1,101 @@
+"""A stretch of history: which offsets it holds, up to where blocks may be closed, and what was too late for them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from connectors.database.rows import Closure, PartitionState, SummaryDelta
+from connectors.records import Partition, Span
+
+
+@dataclass(frozen=True)
+class HistoryRange:
+    """What one backfill scores.
+
+    Attributes:
+        spans: the offsets of each partition; each span holds at least one.
+        read_to_ms: every record up to this time of the broker lies in the spans or before them, so that a partition
+            that was read to its end holds no older block open. None where no more records are to come at all.
+        lane: positions and blocks are kept under this name; "" where they are the model's own.
+        live_from_block: in a lane, the first block that the model had before; what people were told of blocks from
+            there on stays as it is.
+        joins: in a lane, its fold goes on over the blocks that the model had before.
+        closures: by the wall clock, of a run over the same offsets that is to be repeated to the byte.
+    """
+
+    spans: Mapping[Partition, Span]
+    read_to_ms: int | None
+    lane: str = ""
+    live_from_block: int | None = None
+    joins: bool = True
+    closures: Sequence[Closure] = field(default=())
+
+    @cached_property
+    def _cuts(self) -> dict[Partition, tuple[list[int], list[int]]]:
+        """By partition, the offsets at which blocks were closed, ascending, and below which block from there on."""
+        found: dict[Partition, tuple[list[int], list[int]]] = {}
+        for closure in self.closures:
+            for partition, offset in closure.next_offsets.items():
+                offsets, below = found.setdefault(partition, ([], []))
+                place = bisect_right(offsets, offset)
+                offsets.insert(place, offset)
+                below.insert(place, closure.block)
+        for _, below in found.values():
+            for index in range(1, len(below)):
+                below[index] = max(below[index], below[index - 1])
+        return found
+
+    def next_cut(self, partition: Partition, offset: int) -> int | None:
+        """The first offset after this one at which blocks were closed by the wall clock; a checkpoint ends there."""
+        offsets, _ = self._cuts.get(partition, ([], []))
+        place = bisect_right(offsets, offset)
+        return offsets[place] if place < len(offsets) else None
+
+    def came_late(self, delta: SummaryDelta) -> bool:
+        """Whether the block had been closed by the wall clock before these records came."""
+        offsets, below = self._cuts.get(delta.partition, ([], []))
+        place = bisect_right(offsets, delta.first_offset) - 1
+        return place >= 0 and delta.block < below[place]
+
+    def closed_below(
+        self,
+        states: Sequence[PartitionState],
+        *,
+        finished: bool,
+        lateness_ms: int,
+        block_ms: int,
+        live_next_block: int | None,
+    ) -> int | None:
+        """The block below which all may be closed; None where none may.
+
+        Args:
+            states: how far the partitions are.
+            finished: everything was read.
+            live_next_block: in a lane, the first block that the model's own fold has not closed.
+        """
+        by_partition = {state.partition: state for state in states}
+        passed_ms: list[int] = []
+        for partition, span in self.spans.items():
+            state = by_partition.get(partition)
+            newest_ms = -1 if state is None else state.max_time_ms
+            over = finished or (state is not None and state.next_offset >= span.after)
+            if not over:
+                if newest_ms < 0:
+                    return None
+                passed_ms.append(newest_ms - lateness_ms)
+            elif self.read_to_ms is not None:
+                passed_ms.append(max(newest_ms, self.read_to_ms) - lateness_ms)
+        if passed_ms:
+            bound = min(passed_ms) // block_ms
+        else:
+            bound = max((state.max_time_ms for state in states), default=-1) // block_ms + 1
+        if not self.lane:
+            return bound
+        # The blocks that live records lie in are closed by the fold of the live records first.
+        limit = live_next_block if self.joins and live_next_block is not None else self.live_from_block
+        if limit is None:
+            return bound
+        return limit if not passed_ms else min(bound, limit)
