@@ -40,6 +40,26 @@ def load_spaces(rows: Sequence[ReferenceRow], model: ModelSettings, embedders: M
     return spaces
 
 
+def load_past_spaces(
+    rows: Sequence[ReferenceRow], model: ModelSettings, embedders: Mapping[str, Embedder]
+) -> list[Space]:
+    """Load the references of records that were scored already: an embedder of other settings may have made them.
+
+    Raises:
+        InvalidReference: one is missing or damaged, or follows a season in blocks of another length.
+    """
+    spaces = []
+    for row in rows:
+        reference = Reference.load(Path(row.path))
+        check_block_length(reference, round(model.drift.block * 1000))
+        embedder, made_by = embedders[row.space], reference.embedder
+        if made_by is not None and made_by.kind == embedder.kind:
+            embedder.restore(made_by.state)
+        watched = {field: known for field, known in reference.segments.items() if field in model.segment_fields}
+        spaces.append(Space(row.space, embedder, reference, row.version, watched))
+    return spaces
+
+
 def load_fraud_of(rows: Sequence[ReferenceRow], model: ModelSettings, spaces: Sequence[Space]) -> FraudParts | None:
     """Load what fraud scores need, where the settings ask for them and a row is there.
 
