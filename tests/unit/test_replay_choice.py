@@ -184,8 +184,8 @@ def test_fewer_false_pages_are_not_worth_a_true_incident() -> None:
 
 def test_fewer_false_pages_are_worth_a_twentieth_of_the_time_of_the_true_incidents_and_no_more() -> None:
     # 6 hours of true incidents in the first part: 0.3 hours may be missed in exchange.
-    within = [(10.39, 13), (100.1, 103), (200.1, 203)]
-    beyond = [(10.41, 13), (100.1, 103), (200.1, 203)]
+    within: Pages = [(10.39, 13), (100.1, 103), (200.1, 203)]
+    beyond: Pages = [(10.41, 13), (100.1, 103), (200.1, 203)]
     assert chosen_of(CAUGHT + FALSE_FIRST, within, TRUE).chosen is not None
     assert chosen_of(CAUGHT + FALSE_FIRST, beyond, TRUE).chosen is None
 
