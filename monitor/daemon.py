@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from types import FrameType
@@ -19,6 +20,7 @@ from connectors.database.rows import MuteRow, Retention
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from detectors.errors import DriftdError, RetryableError, SinkError, StoreError
+from monitor.ageing import merge_old_summaries
 from monitor.app import (
     build_dead_letter_topics,
     build_label_readers,
@@ -52,6 +54,8 @@ RETRY_S = 1.0
 RETRY_BESIDE_S = 30.0  # of a start that may take 5 s to fail, while other models wait for their turn
 TICK_S = 0.05
 PRUNE_EVERY_S = 3600.0
+MERGE_EVERY_S = 600.0
+MERGE_AGAIN_S = 1.0  # where more is left than is merged at once
 LOOK_BACK_EVERY_S = 30.0
 MUTES_EVERY_S = 5.0
 WAIT_S = 0.5  # longest wait for records of all models together
@@ -80,6 +84,8 @@ class Daemon:
         self._metrics = Metrics()
         self._said: dict[str, str] = {}
         self._next_prune = 0.0
+        self._next_merge = 0.0
+        self._merged: Counter[str] = Counter()  # stored summaries that became fewer, by model
         self._next_look = 0.0
         self._next_mutes = 0.0
         self._mutes: list[MuteRow] = []  # in force, when it was looked last
@@ -180,6 +186,7 @@ class Daemon:
                 if self._one_step(worker, wait_s=wait_s, others=len(running) > 1):
                     running.remove(worker)
             self._prune(store)
+            self._merge_summaries(store)
             self._look_back(store, publisher)
             self._look_at_mutes(store, workers)
             for sink, trouble in sender.troubles().items():
@@ -343,6 +350,27 @@ class Daemon:
             return
         if any(deleted.values()):
             log.info(event("old rows deleted", **deleted))
+
+    def _merge_summaries(self, store: Store) -> None:
+        """Old history in fewer rows; a little of each model at a time, so that no record waits for it."""
+        if time.monotonic() < self._next_merge:
+            return
+        self._next_merge = time.monotonic() + MERGE_EVERY_S
+        for name in self._settings.models:
+            try:
+                aged = merge_old_summaries(store, self._settings, name)
+            except StoreError as error:
+                self._say(f"old summaries of {name}", str(error))
+                continue
+            if aged.waits_for:
+                self._say(f"old summaries of {name}", f"not merged before the backfill {aged.waits_for} is finished")
+                continue
+            self._said.pop(f"old summaries of {name}", None)
+            self._merged[name] += aged.rows - aged.into
+            if aged.left:
+                self._next_merge = time.monotonic() + MERGE_AGAIN_S
+            elif self._merged[name]:
+                log.info(event("old summaries merged", model=name, fewer=self._merged.pop(name)))
 
     def _count(self, worker: Worker, step: Step) -> None:
         metrics, name = self._metrics, worker.name

@@ -37,6 +37,7 @@ Weight = Annotated[float, Field(gt=0, le=1_000_000)]
 
 DAY_S = 86_400.0
 MIN_BLOCKS_PER_SEASON = 8  # one wave needs four of them
+_MOST_BLOCKS = 4096  # of one stored summary
 
 
 def season_of(value: object) -> object:
@@ -374,6 +375,23 @@ class RetentionSettings(_Section):
     dead_letter_rows: int = Field(100_000, ge=1000, description="most dead letters; the oldest go first")
     remembered_days: float = Field(120.0, gt=0, description="how late a label may come, where fraud is scored")
     remembered_mb: float = Field(1024.0, gt=0, description="most megabytes of records that labels may still mean")
+    merge_summaries: dict[Duration, int] = Field(
+        default_factory=lambda: {2 * DAY_S: 8, 7 * DAY_S: 64, 30 * DAY_S: 128},
+        description="by age in event time, how many blocks one stored summary is of: powers of two; {} merges none",
+    )
+
+    @field_validator("merge_summaries")
+    @classmethod
+    def _steps(cls, value: dict[float, int]) -> dict[float, int]:
+        steps = dict(sorted(value.items()))
+        for width in steps.values():
+            if not 2 <= width <= _MOST_BLOCKS or width & (width - 1):
+                raise ValueError(
+                    f"{width} blocks: write a power of two from 2 to {_MOST_BLOCKS}, such as {{2d: 8, 7d: 64}}"
+                )
+        if list(steps.values()) != sorted(set(steps.values())):
+            raise ValueError("older summaries are of more blocks than younger ones, such as {2d: 8, 7d: 64}")
+        return steps
 
 
 class CheckpointSettings(_Section):
@@ -404,7 +422,8 @@ class Settings(BaseSettings):
     alarms: AlarmSettings = AlarmSettings()
     incidents: IncidentSettings = IncidentSettings()
     notify: NotifySettings = NotifySettings()
-    retention: RetentionSettings = RetentionSettings()
+    # By a factory: what the file says of merge_summaries takes the place of the default, and is not added to it.
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     log_format: Literal["text", "json"] = "text"
     models: dict[str, ModelSettings] = Field(min_length=1)
     sinks: dict[str, SinkSettings] = Field(default_factory=lambda: _console_sink())

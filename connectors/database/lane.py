@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from connectors.database.ageing import Aged, AgeRule, Merge
 from connectors.database.connection import Database
 from connectors.database.folding import Fold
 from connectors.database.rows import (
@@ -87,6 +88,10 @@ class LaneStore(Store):
     def flood_counts(self, model: str, partition: Partition) -> list[FloodRow]:
         """See `FraudStates.flood_counts`."""
         return super().flood_counts(self._work(model), partition)
+
+    def merge_summaries(self, model: str, rules: Sequence[AgeRule], merge: Merge, *, most: int) -> Aged:
+        """See `Ageing.merge_summaries`; ages count from the newest block that the lane has closed."""
+        return self._merge_old(model, self._work(model), rules, merge, most=most)
 
     @contextmanager
     def begin_fold(self, model: str) -> Iterator[Fold]:

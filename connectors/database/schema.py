@@ -137,6 +137,7 @@ summaries = Table(
     _int("stored_ms"),
     Column("blocks", BigInteger, nullable=False, server_default="1"),
     UniqueConstraint("model", "space", "segment", "block", "reference"),
+    Index("ix_summaries_block", "model", "block", "blocks"),
 )
 
 kept = Table(

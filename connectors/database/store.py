@@ -23,6 +23,7 @@ from typing import Self
 from sqlalchemy import Connection, bindparam, delete, func, insert, inspect, null, text, update
 
 from connectors.database import retention, schema
+from connectors.database.ageing import Ageing
 from connectors.database.backfills import Backfills
 from connectors.database.columns import (
     clean,
@@ -74,6 +75,7 @@ class Store(
     FraudReports,
     Histories,
     Backfills,
+    Ageing,
 ):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 

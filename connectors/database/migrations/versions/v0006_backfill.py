@@ -14,6 +14,7 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("partitions", sa.Column("from_offset", sa.BigInteger, nullable=True))
     op.add_column("summaries", sa.Column("blocks", sa.BigInteger, nullable=False, server_default="1"))
+    op.create_index("ix_summaries_block", "summaries", ["model", "block", "blocks"])
     op.create_table(
         "backfills",
         *(sa.Column(name, sa.Text, nullable=False) for name in ("id", "model", "lane", "status", "spans", "detail")),
