@@ -24,6 +24,7 @@ _SMALL_PRODUCT = 1_100_000
 _MOST_PADDING = 4352  # what 16 x 16 needs
 _COLUMNS = 96
 _TILE = 1024
+_CLOSE = 31  # neighbours more, where the first ones lie within the rounding error
 
 
 @functools.cache
@@ -125,6 +126,8 @@ class NearestIndex:
         self._index = _faiss().IndexFlatL2(self.vectors.shape[1])
         self._index.add(self.vectors)
         self._longest = float(squared_lengths(self.vectors).max())
+        # A sum of d products is off by at most d roundings (Higham, 2002); seldom by more than the second bound.
+        self._error = np.float32(min((4 * self.vectors.shape[1] + 32) * 2.0**-24, 4e-5))
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -134,8 +137,8 @@ class NearestIndex:
 
         A query's result does not depend on the queries around it. faiss's own distances do, in the last bits of about
         one row in a hundred (its BLAS sums in another order, depending on where a row lies in the batch), so one
-        neighbour more is searched and the distances are computed anew, row by row. Left to chance are only ties of
-        three vectors within that error.
+        neighbour more is searched and the distances are computed anew, row by row. Where more neighbours than that lie
+        within the rounding error, as the outputs of a sure classifier do, more are looked at, in the end all.
 
         Args:
             queries: float32 (n, d), finite.
@@ -184,28 +187,39 @@ class NearestIndex:
     def _search_tile(self, queries: Floats, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
         more = min(k + 1, len(self))
         rough, candidates = self._index.search(queries, more)
-        exact = np.empty((len(queries), more), np.float32)
+        exact = np.empty((len(queries), k), np.float32)
         buffer = np.empty_like(queries)
         for column in range(k):
             exact[:, column] = self._squared_distances(queries, candidates[:, column], buffer)
-        if more > k:
-            # The spare neighbour can only come first where it is closer than the rounding error.
-            error = np.float32(4e-5) * (self._longest + rough[:, k])
-            close = np.flatnonzero(rough[:, k] - rough[:, k - 1] <= error)
-            exact[:, k] = np.inf
-            if len(close):
-                exact[close, k] = self._squared_distances(queries[close], candidates[close, k])
-        if more == 2 and k == 1:
-            second = (exact[:, 1] < exact[:, 0]) | (
-                (exact[:, 1] == exact[:, 0]) & (candidates[:, 1] < candidates[:, 0])
-            )
-            exact = np.where(second, exact[:, 1], exact[:, 0])[:, None]
-            candidates = np.where(second, candidates[:, 1], candidates[:, 0])[:, None]
-        elif more > 1:
-            order = np.lexsort((candidates, exact), axis=1)[:, :k]
-            exact = np.take_along_axis(exact, order, axis=1)
-            candidates = np.take_along_axis(candidates, order, axis=1)
+        close = np.flatnonzero(self._may_hide_others(rough, k)) if more > k else np.arange(0)
+        candidates = candidates[:, :k]
+        if k > 1:
+            exact, candidates = _first(exact, candidates, k)
+        if len(close):
+            exact[close], candidates[close] = self._search_close(queries[close], k)
         return np.sqrt(exact), candidates
+
+    def _may_hide_others(self, rough: Floats, k: int) -> npt.NDArray[np.bool_]:
+        """Where a vector that was not found may be as near as the k-th: the last one found is within the error."""
+        return np.asarray(rough[:, -1] - rough[:, k - 1] <= self._error * (self._longest + rough[:, -1]), np.bool_)
+
+    def _search_close(self, queries: Floats, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Squared distances and numbers of the nearest, where many are about as near."""
+        most = min(k + _CLOSE, len(self))
+        rough, candidates = self._index.search(queries, most)
+        exact, found = _first(self._all_squared(queries, candidates), candidates, k)
+        unsure = np.flatnonzero(self._may_hide_others(rough, k)) if most < len(self) else np.arange(0)
+        everything = np.arange(len(self), dtype=np.int64)[None]
+        for start in range(0, len(unsure), _ROWS):
+            rows = unsure[start : start + _ROWS]
+            candidates = np.repeat(everything, len(rows), axis=0)
+            exact[rows], found[rows] = _first(self._all_squared(queries[rows], candidates), candidates, k)
+        return exact, found
+
+    def _all_squared(self, queries: Floats, chosen: npt.NDArray[np.int64]) -> Floats:
+        """Squared distances of each query to its own choice of vectors, float32 of the shape of ``chosen``."""
+        many = np.repeat(queries, chosen.shape[1], axis=0)
+        return self._squared_distances(many, chosen.ravel()).reshape(chosen.shape)
 
     def _squared_distances(
         self, queries: Floats, chosen: npt.NDArray[np.int64], buffer: Floats | None = None
@@ -213,6 +227,12 @@ class NearestIndex:
         difference = np.take(self.vectors, chosen, axis=0, out=buffer, mode="clip")
         np.subtract(queries, difference, out=difference)
         return squared_lengths(difference)
+
+
+def _first(exact: Floats, candidates: npt.NDArray[np.int64], k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """The k nearest of each row's candidates; of ties those with the smaller numbers."""
+    order = np.lexsort((candidates, exact), axis=1)[:, :k]
+    return np.take_along_axis(exact, order, axis=1), np.take_along_axis(candidates, order, axis=1)
 
 
 def k_means(

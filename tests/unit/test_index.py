@@ -138,3 +138,21 @@ def test_of_many_equal_vectors_the_first_is_the_nearest_in_every_batch() -> None
     for size in (1, 7, 64, 255):
         cut = [index.nearest(queries[start : start + size]) for start in range(0, 300, size)]
         np.testing.assert_array_equal(np.concatenate(cut), whole)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-5, 0.0])
+@pytest.mark.parametrize("k", [1, 5])
+def test_a_result_is_the_same_where_many_vectors_are_about_as_near(spread: float, k: int) -> None:
+    # What a sure classifier puts out: corners of a simplex, and hardly anything between.
+    random = np.random.default_rng(7)
+    corners = np.eye(8, dtype=np.float32)
+    vectors = (corners[random.integers(0, 8, 500)] + spread * random.random((500, 8))).astype(np.float32)
+    queries = (corners[random.integers(0, 8, 2500)] + spread * random.random((2500, 8))).astype(np.float32)
+    index = NearestIndex(vectors)
+    distances, indices = index.search(queries, k)
+    exact = np.linalg.norm(queries[:, None].astype(np.float64) - vectors[None], axis=2)
+    assert np.allclose(distances, np.sort(exact, axis=1)[:, :k], rtol=1e-4, atol=1e-9)
+    for cut in [*cuts(len(queries), seed=1), slice(0, 7), slice(7, 14), slice(100, 356)]:
+        part_distances, part_indices = index.search(queries[cut], k)
+        assert np.array_equal(part_distances, distances[cut])
+        assert np.array_equal(part_indices, indices[cut])
