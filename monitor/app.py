@@ -45,6 +45,12 @@ def build_source(name: str, model: ModelSettings, *, ordinal: int = 0) -> Source
     return source.build(client_id=f"{group}-{socket.gethostname()}-{ordinal}", group=group)
 
 
+def build_history(name: str, model: ModelSettings) -> Source:
+    """Where the older records of a model are: its own source, unless the settings name another one."""
+    name = f"driftd-{name}-history"
+    return (model.history or model.source).build(client_id=f"{name}-{socket.gethostname()}", group=name)
+
+
 def build_workers(
     settings: Settings, store: Store, *, ordinal: int = 0, watchdog: Watchdog | None = None
 ) -> list[Worker]:

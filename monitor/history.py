@@ -78,11 +78,13 @@ class HistoryLabels:
     """Which labels score records of history as fraud.
 
     Attributes:
+        store: where the labels are.
         version: those of this version everywhere, or
         spans: those that were in force when each record came; None where ``version`` holds.
     """
 
     version: int
+    store: Store
     spans: Sequence[LabelSpan] | None = None
 
 
@@ -94,12 +96,14 @@ def history_pipeline(
     store: Store,
     labels: HistoryLabels,
     scores: Scores | None = None,
+    writes: bool = True,
 ) -> Pipeline:
     """What scores the records of a model as live records are scored.
 
     Args:
         references: of every space, and of the pseudo-space "fraud" where fraud is scored.
         store: where positions and what is unfinished are looked up.
+        writes: the format of a topic is pinned once it is known; otherwise nothing is written.
 
     Raises:
         InvalidReference: a reference is damaged, or does not fit the settings.
@@ -112,13 +116,13 @@ def history_pipeline(
         model.watched_record,
         fields=[*fields, *model.extra_fields],
         payload_bytes=model.dead_letters.payload_bytes,
-        pin=partial(store.pin_format, name),
+        pin=partial(store.pin_format, name) if writes else None,
     )
     spaces = load_spaces(references, model, embedders)
     stage = None
     parts = load_fraud_of(references, model, spaces)
     if parts is not None and model.fraud is not None:
-        learner = Learner(name, store=store, parts=parts, prevalence=model.fraud.prevalence)
+        learner = Learner(name, store=labels.store, parts=parts, prevalence=model.fraud.prevalence)
         stage = FraudStage(
             name,
             model.fraud,

@@ -241,6 +241,9 @@ class ModelSettings(_Section):
     """One monitored model: where its records are, what is in them, and what to watch."""
 
     source: SourceSettings
+    history: SourceSettings | None = Field(
+        None, description="where older records are, for backfill, bootstrap and references; default: the source"
+    )
     record: RecordSettings = RecordSettings()
     spaces: dict[str, SpaceSettings] = Field(min_length=1)
     weight: Weight = Field(1.0, description="its share of the alarm budget, relative to other models")
@@ -547,6 +550,44 @@ def load_settings(path: Path) -> Settings:
             raise
         names = [name for name in before if name.startswith("DRIFTD_") and name in str(error)]
         raise _invalid(path, [f"environment {names or 'DRIFTD_...'}: not a value of the expected form"]) from None
+
+
+class _AsGiven(Settings):
+    """Settings to which the environment adds nothing."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def with_changes(settings: Settings, changes: Mapping[tuple[str, ...], object], *, named: str) -> Settings:
+    """The same settings but for some keys, checked as a whole. The environment changes nothing of it.
+
+    Args:
+        changes: the new value of each key, by its path from the top, such as ("alarms", "page_every_days").
+        named: what problems are said to be in, such as an option of a command.
+
+    Raises:
+        InvalidSettings: as `load_settings`.
+    """
+    content = settings.model_dump(exclude_unset=True)
+    for path, value in changes.items():
+        place = content
+        for name in path[:-1]:
+            inner = place.get(name)
+            place[name] = place = dict(inner) if isinstance(inner, Mapping) else {}
+        place[path[-1]] = value
+    try:
+        return _AsGiven(**content)
+    except ValidationError as error:
+        raise _invalid(Path(named), _problems(Path(named), error, {})) from None
 
 
 def _invalid(path: Path, problems: list[str]) -> InvalidSettings:

@@ -14,7 +14,7 @@ from connectors.database.rows import BackfillRow
 from connectors.records import Partition
 from detectors.errors import OwnershipLost
 
-_TABLE, _PARTITIONS, _FOLDS = schema.backfills, schema.partitions, schema.folds
+_TABLE, _FOLDS = schema.backfills, schema.folds
 # "backfill" in ASCII, cut to 63 bits: the lock under which a backfill is planned on PostgreSQL.
 _LOCK = 0x6261636B66696C6C
 
@@ -23,23 +23,6 @@ class Backfills:
     """Scored history, by model."""
 
     _database: Database
-
-    def covered(self, model: str) -> dict[Partition, list[tuple[int, int | None]]]:
-        """Offsets first <= offset < after that count already, or that somebody is about to count, by partition.
-
-        ``after`` is None where a live worker reads on without end. Where it is not known where the counting began,
-        because the row is of an earlier driftd, it is taken to be the start.
-        """
-        found: dict[Partition, list[tuple[int, int | None]]] = {}
-        with self._database.reading() as connection:
-            for row in connection.execute(select(_PARTITIONS).where(_PARTITIONS.c.model == model)):
-                found.setdefault(Partition(row.topic, row.number), []).append((row.from_offset or 0, None))
-            for job in rows_of(connection.execute(_jobs(model)), backfill_row):
-                if job.lane == model:
-                    continue  # its rows are those above
-                for partition, (first, after, _) in job.spans.items():
-                    found.setdefault(partition, []).append((first, after))
-        return {partition: sorted(spans, key=lambda span: span[0]) for partition, spans in found.items()}
 
     def backfills(self, model: str) -> list[BackfillRow]:
         """Every backfill of a model, the oldest first."""
@@ -70,15 +53,23 @@ class Backfills:
         with self._database.writing() as connection:
             _finish(connection, number, status, now_ms)
 
-    def first_live_block(self, model: str) -> int | None:
-        """The first block, open or closed, that has records of the model; None before any."""
+    def first_block(self, model: str, from_block: int) -> int | None:
+        """The first block from this one on, open or closed, that has records of the model; None where none has."""
         tables = (schema.summaries, schema.summary_deltas)
         with self._database.reading() as connection:
             found = [
-                connection.execute(select(func.min(table.c.block)).where(table.c.model == model)).scalar()
+                connection.execute(
+                    select(func.min(table.c.block)).where(table.c.model == model, table.c.block >= from_block)
+                ).scalar()
                 for table in tables
             ]
         return min((int(block) for block in found if block is not None), default=None)
+
+    def next_block(self, model: str) -> int | None:
+        """Blocks below it are closed; None before the first was."""
+        with self._database.reading() as connection:
+            block = connection.execute(select(_FOLDS.c.next_block).where(_FOLDS.c.model == model)).scalar()
+        return None if block is None else int(block)
 
     def merged_since(self, model: str, block: int) -> bool:
         """Whether blocks of the model, from this one on, are kept as sums of several."""
