@@ -12,7 +12,7 @@ from typing import Final
 
 from connectors.file_reader import Reader, Rows
 from connectors.records import Partition, RawBatch, Source, SourceState, Span, StoredPositions, StoredTopicIds
-from detectors.errors import OffsetGap
+from detectors.errors import OffsetGap, SourceError
 
 _OPEN: Final = 16  # files at a time
 _WAIT_S: Final = 0.05  # where everything that is left is held
@@ -25,6 +25,7 @@ class FilesRange:
         spans: what to read of each file, in the file's own offsets.
         read: opens a file for reading up to an offset; raises SourceError.
         batch: rows of a file as records.
+        verify: raises SourceError where a file that was read is not the one any more that its span is of.
         whole: the source that the spans are of.
     """
 
@@ -34,11 +35,13 @@ class FilesRange:
         *,
         read: Callable[[Partition, Span], Reader],
         batch: Callable[[Partition, Rows], RawBatch],
+        verify: Callable[[Partition, Span], None],
         whole: Source,
     ) -> None:
         self._spans = dict(sorted(spans.items()))
         self._read = read
         self._batch = batch
+        self._verify = verify
         self._whole = whole
         self._positions: StoredPositions | None = None
         self._at: dict[Partition, int] = {}  # where each span goes on
@@ -47,6 +50,7 @@ class FilesRange:
         self._readers: dict[Partition, Reader] = {}
         self._held: frozenset[Partition] = frozenset()
         self._turn = 0
+        self._postponed: SourceError | None = None
 
     @property
     def finished(self) -> bool:
@@ -73,6 +77,9 @@ class FilesRange:
             SourceError: a file is gone, or not what it was when the span was fixed.
         """
         chosen = [partition for partition in self._left if partition not in self._held][:_OPEN]
+        if self._postponed is not None:
+            error, self._postponed = self._postponed, None
+            raise error
         if not chosen:
             if self._left:
                 time.sleep(min(timeout_s, _WAIT_S))
@@ -83,7 +90,14 @@ class FilesRange:
         for partition in chosen[self._turn :] + chosen[: self._turn]:
             if left <= 0:
                 break
-            batch = self._next_of(partition, min(share, left))
+            try:
+                batch = self._next_of(partition, min(share, left))
+            except SourceError as error:
+                self._forget(partition)  # what failed in the middle of something is opened anew
+                if not batches:
+                    raise
+                self._postponed = error  # what the others gave must be handed over: they have gone on
+                break
             if partition in self._new:
                 self._new.discard(partition)
                 batches.append(RawBatch.empty(partition, self._spans[partition].first))
@@ -147,7 +161,7 @@ class FilesRange:
     def _place(self) -> None:
         assert self._positions is not None
         stored = self._positions(list(self._spans))
-        self._at, self._new = {}, set()
+        self._at, self._new, self._postponed = {}, set(), None
         for partition, span in self._spans.items():
             position = stored.get(partition)
             if position is not None and position < span.first:
@@ -166,7 +180,8 @@ class FilesRange:
         span, at = self._spans[partition], self._at[partition]
         rows = self._reader(partition).read(min(most, span.after - at))
         if rows is None or rows.next_offset >= span.after:
-            self._readers.pop(partition).close()
+            self._verify(partition, span)
+            self._forget(partition)
             del self._left[partition]
         if rows is None:
             batch = RawBatch.empty(partition, span.after)
@@ -175,12 +190,16 @@ class FilesRange:
         self._at[partition] = batch.next_offset
         return batch
 
+    def _forget(self, partition: Partition) -> None:
+        if reader := self._readers.pop(partition, None):
+            reader.close()
+
     def _reader(self, partition: Partition) -> Reader:
         reader = self._readers.get(partition)
         if reader is None:
             if len(self._readers) >= 2 * _OPEN:  # of files that are held since
                 for other in [other for other in self._readers if other in self._held]:
-                    self._readers.pop(other).close()
+                    self._forget(other)
             reader = self._read(partition, self._spans[partition])
             try:
                 reader.seek(self._at[partition])

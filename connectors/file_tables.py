@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from io import RawIOBase
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from connectors.file_reader import Rows, first_sentence
 from detectors.errors import OffsetGap, SourceError
 
 _ROWS: Final = 8192  # most rows turned into values at a time
 _PIECE: Final = 1024  # rows of a Parquet file that are held encoded
+_BUFFER: Final = 1 << 20  # bytes of a column that are read at a time
+_OBJECT_BUFFER: Final = 4 << 20  # a request of its own each
 
 
 class _TableReader:
@@ -59,17 +63,21 @@ class _TableReader:
 
 
 class NpyReader(_TableReader):
-    """Rows of a two-dimensional array of numbers, mapped into memory."""
+    """Rows of a two-dimensional array of numbers: mapped into memory, or read by ranges from an object.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        file: the object; otherwise ``path`` is a file of this machine.
+    """
+
+    def __init__(self, path: str, file: RawIOBase | None = None) -> None:
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(path, mmap_mode="r", allow_pickle=False) if file is None else _ArrayOfObject(file)
         except (ValueError, EOFError) as error:
             raise SourceError(
                 f"{path} is not a NumPy file of numbers: {first_sentence(error)}.",
                 hint="Write it with numpy.save(path, vectors), vectors float32 (n, d).",
             ) from error
-        if not isinstance(array, np.ndarray):
+        if isinstance(array, np.lib.npyio.NpzFile):
             array.close()
             raise SourceError(f"{path} is an archive of arrays.", hint="Write one array with numpy.save.")
         if array.ndim != 2 or array.dtype.kind not in "fiu":
@@ -87,10 +95,42 @@ class NpyReader(_TableReader):
         return [packed[at : at + width] for at in range(0, width * len(block), width)] if width else [b""] * len(block)
 
 
-class ParquetReader(_TableReader):
-    """Rows of a Parquet file as JSON or MessagePack, read in pieces of a row group."""
+class _ArrayOfObject:
+    """A NumPy array in an object: as much of an array as NpyReader asks for."""
 
-    def __init__(self, path: str, *, codec: Literal["json", "msgpack"]) -> None:
+    def __init__(self, file: RawIOBase) -> None:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"its format is version {version[0]}.{version[1]}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        self.shape, in_columns, self.dtype = read(file)
+        if in_columns and self.ndim > 1:
+            raise ValueError("it is stored by columns, so that its rows cannot be read one after another")
+        self._file = file
+        self._start = file.tell()
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        width = self.dtype.itemsize * self.shape[1]
+        self._file.seek(self._start + rows.start * width)
+        data = self._file.read((rows.stop - rows.start) * width)
+        return np.frombuffer(data or b"", self.dtype).reshape(rows.stop - rows.start, self.shape[1])
+
+
+class ParquetReader(_TableReader):
+    """Rows of a Parquet file as JSON or MessagePack, read in pieces of a row group.
+
+    Args:
+        file: an object, read by ranges; otherwise ``path`` is a file of this machine.
+    """
+
+    def __init__(self, path: str, *, codec: Literal["json", "msgpack"], file: RawIOBase | None = None) -> None:
         import msgspec
         import pyarrow
         import pyarrow.parquet
@@ -98,7 +138,9 @@ class ParquetReader(_TableReader):
         self._encode: Callable[[Any], bytes] = msgspec.json.encode if codec == "json" else msgspec.msgpack.encode
         self._errors: tuple[type[Exception], ...] = (pyarrow.ArrowException, OSError)
         try:
-            self._file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
+            self._file = pyarrow.parquet.ParquetFile(
+                path if file is None else file, buffer_size=_BUFFER if file is None else _OBJECT_BUFFER
+            )
         except FileNotFoundError:
             raise
         except PermissionError:

@@ -30,6 +30,7 @@ from connectors.file_lines import FileBytes, LineReader, PipeBytes, after_last_l
 from connectors.file_range import FilesRange
 from connectors.file_reader import Int64s, Reader, Rows, cannot_be_read, listed, nearest_name
 from connectors.file_tables import NpyReader, ParquetReader
+from connectors.objectstore import Object, ObjectBytes, ObjectFile, ObjectStore, is_url, replaced
 from connectors.records import Partition, RawBatch, Source, SourceState, Span, StoredPositions, StoredTopicIds
 from detectors.errors import OffsetGap, SourceError, UnknownTopic
 
@@ -47,6 +48,7 @@ COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
 
 _ROWS: Final = 8192  # rows of a batch of read_range
 _WAIT_S: Final = 0.05  # between two looks at a file that does not grow
+_LIST_S: Final = 10.0  # between two looks at what an object store holds
 
 
 class RowTimes(BaseModel, frozen=True, extra="forbid"):
@@ -60,7 +62,11 @@ class FilesSettings(BaseModel, frozen=True, extra="forbid"):
     """JSON lines, Parquet or NumPy files, or JSON lines from stdin."""
 
     kind: Literal["files"] = "files"
-    path: str = Field(min_length=1, description="a file, a directory, a glob such as data/*.jsonl, or - for stdin")
+    path: str = Field(
+        min_length=1,
+        description="a file, a directory, a glob such as data/*.jsonl, the same in an object store (s3://bucket/key, "
+        "gs://, abfs://, https://), or - for stdin",
+    )
     format: Literal["auto", "jsonl", "parquet", "npy"] = Field("auto", description="auto goes by the file's suffix")
     rows: Literal["json", "msgpack"] = Field(
         "json",
@@ -78,6 +84,14 @@ class FilesSettings(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("time is for files; lines from stdin need a time of their own: record: time: /ts")
         if self.path == STDIN and self.follow:
             raise ValueError("stdin is read until it ends; leave follow out")
+        return self
+
+    @model_validator(mode="after")
+    def _credentials_stay_outside(self) -> FilesSettings:
+        if self.path.startswith(("http://", "https://")):
+            host = self.path.partition("://")[2].partition("/")[0]
+            if "@" in host or "?" in self.path:
+                raise ValueError("an address must not hold credentials or a signature: it is stored, and shown")
         return self
 
     def build(self, *, client_id: str, group: str = "driftd") -> FilesSource:
@@ -104,6 +118,10 @@ class FilesSource:
         self._held: frozenset[Partition] = frozenset()
         self._opened = False
         self._turn = 0
+        self._store = ObjectStore(settings.path)  # asked where the path is a URL only
+        self._listed: dict[str, Object] = {}
+        self._listed_at = float("-inf")
+        self._postponed: SourceError | None = None
 
     @property
     def finished(self) -> bool:
@@ -157,10 +175,12 @@ class FilesSource:
                 time.sleep(min(_WAIT_S, left_s))
             else:
                 time.sleep(min(_WAIT_S, left_s))
-                self._find_files()
+                if not is_url(self._settings.path) or time.monotonic() - self._listed_at >= _LIST_S:
+                    self._find_files()
 
     def rewind(self) -> None:
         """Read on from the stored positions."""
+        self._postponed = None
         stored = self._positions(list(self._readers))
         for partition, reader in self._readers.items():
             reader.seek(stored.get(partition, 0))
@@ -229,7 +249,7 @@ class FilesSource:
 
     def between(self, spans: Mapping[Partition, Span]) -> Source:
         """See `connectors.records.Source.between`."""
-        return FilesRange(spans, read=self._reader_of, batch=self._batch, whole=self)
+        return FilesRange(spans, read=self._reader_of, batch=self._batch, verify=self._verify, whole=self)
 
     def read_at(self, positions: Sequence[tuple[Partition, int]]) -> Iterator[RawBatch]:
         """The records at these offsets, file after file, each read once from the first wanted offset on.
@@ -240,7 +260,7 @@ class FilesSource:
         for partition, offset in positions:
             wanted.setdefault(partition.topic, []).append(offset)
         for path, offsets in sorted(wanted.items()):
-            if self._settings.path == STDIN or not Path(path).is_file():
+            if self._settings.path == STDIN or not self._is_there(path):
                 continue
             with ExitStack() as opened:
                 reader = self._reader(path, end=self._size(path))
@@ -279,6 +299,9 @@ class FilesSource:
 
     def _take_turns(self, max_records: int) -> list[RawBatch]:
         """An equal share of each file that is not at its end; which comes first moves on with each poll."""
+        if self._postponed is not None:
+            error, self._postponed = self._postponed, None
+            raise error
         waiting = sorted(partition for partition, reader in self._readers.items() if not reader.at_end)
         waiting = [partition for partition in waiting if partition not in self._held]
         if not waiting:
@@ -291,7 +314,13 @@ class FilesSource:
         for partition in waiting[first:] + waiting[:first]:
             if left <= 0:
                 break
-            rows = self._readers[partition].read(min(share, left))
+            try:
+                rows = self._readers[partition].read(min(share, left))
+            except SourceError as error:
+                if not batches:
+                    raise
+                self._postponed = error  # what the others gave must be handed over: they have gone on
+                break
             if rows is not None:
                 batches.append(self._batch(partition, rows))
                 left -= len(rows.values)
@@ -315,6 +344,7 @@ class FilesSource:
 
     def _find_files(self) -> None:
         """Take in the files that were not known yet."""
+        self._listed_at = time.monotonic()
         if self._settings.path == STDIN:
             wanted = [Partition(self._settings.name, 0)]
         else:
@@ -336,6 +366,8 @@ class FilesSource:
         Raises:
             UnknownTopic: there are none.
         """
+        if is_url(self._settings.path):
+            return self._find_objects(self._settings.path)
         try:
             return self._find_paths(self._settings.path)
         except PermissionError as error:  # a directory on the way
@@ -353,9 +385,29 @@ class FilesSource:
             if not path.exists():
                 raise UnknownTopic(f"There is no file {wanted}.", hint=nearest_name(path))
             return [wanted]
+        return self._some(found, wanted, what)
+
+    def _find_objects(self, wanted: str) -> list[str]:
+        self._listed = self._store.find(wanted, lambda url: self._belongs(Path(url)))
+        return self._some(list(self._listed), wanted, "object that ends in " + ", ".join(self._suffixes()))
+
+    def _some(self, found: list[str], wanted: str, what: str) -> list[str]:
         if not found and not self._settings.follow:
             raise UnknownTopic(f"{wanted} holds no {what}.", hint="Name the files: path: data/*.jsonl, format: jsonl.")
         return found
+
+    def _object(self, url: str) -> Object:
+        """What the last list said of an object: one request for thousands of them."""
+        return self._listed.get(url) or self._store.look(url)
+
+    def _is_there(self, path: str) -> bool:
+        if not is_url(path):
+            return Path(path).is_file()
+        try:
+            self._store.look(path)
+        except UnknownTopic:
+            return False
+        return True
 
     def _suffixes(self) -> list[str]:
         return [suffix for suffix, kind in SUFFIXES.items() if self._settings.format in ("auto", kind)]
@@ -387,6 +439,8 @@ class FilesSource:
         """
         if self._format(path) != "jsonl":
             return None
+        if is_url(path):
+            return self._object(path).size
         try:
             size = Path(path).stat().st_size
             return size if not self._settings.follow else after_last_line(path, size)
@@ -395,6 +449,8 @@ class FilesSource:
 
     def _reader(self, path: str, *, end: int | None = None) -> Reader:
         kind = self._format(path)
+        if is_url(path):
+            return self._object_reader(path, kind, end)
         try:
             if kind == "parquet":
                 return ParquetReader(path, codec=self._settings.rows)
@@ -409,6 +465,7 @@ class FilesSource:
 
     def _reader_of(self, partition: Partition, span: Span) -> Reader:
         """A file that must still hold its span."""
+        self._verify(partition, span)
         reader = self._reader(partition.topic, end=span.after)
         if reader.remaining < span.after:
             held = reader.remaining
@@ -419,11 +476,16 @@ class FilesSource:
             )
         return reader
 
+    def _verify(self, partition: Partition, span: Span) -> None:
+        if span.topic_id is not None and self._store.look(partition.topic).version != span.topic_id:
+            raise replaced(partition.topic)
+
     def _extent(self, path: str, start_ms: int | None, end_ms: int | None) -> Span:
         """The offsets of one file between two times; all that are there now where its rows have none."""
         lines_end, times = self._size(path), self._settings.time
+        version = (self._object(path).version or None) if is_url(path) else None
         if times is None and lines_end is not None:
-            return Span(0, lines_end)
+            return Span(0, lines_end, version)
         reader = self._reader(path, end=lines_end)
         try:
             first, after = 0, reader.remaining
@@ -433,7 +495,15 @@ class FilesSource:
                 first = _offset_of(reader, _number_since(start_ms, times), lines=lines_end is not None)
         finally:
             reader.close()
-        return Span(first, after)
+        return Span(first, after, version)
+
+    def _object_reader(self, url: str, kind: Format, end: int | None) -> Reader:
+        if kind == "parquet":
+            return ParquetReader(url, codec=self._settings.rows, file=ObjectFile(self._store, url))
+        if kind == "npy":
+            return NpyReader(url, ObjectFile(self._store, url))
+        stream = ObjectBytes(self._store, url, end=end)
+        return LineReader(stream, open_ended=False, count_lines=self._settings.time is not None)
 
     def _stdin_reader(self) -> Reader:
         return LineReader(PipeBytes(self._stdin, self._settings.name), open_ended=False, count_lines=False)

@@ -12,6 +12,8 @@
     def test_...(postgres):
         url = postgres.new_database()                   # postgresql+psycopg://..., empty
 
+    def test_...(s3):                                   # "s3://a-new-bucket"; fsspec finds it by the environment
+
     @pytest.mark.prometheus
     def test_...(prometheus, alertmanager):             # servers of this test's own; see tests/servers/prometheus.py
         receiver = alertmanager(webhook="http://...")
@@ -38,6 +40,7 @@ from tests.servers.alertmanager import AlertmanagerServer, missing_alertmanager
 from tests.servers.kafka import KafkaServer, missing_kafka
 from tests.servers.postgres import PostgresServer
 from tests.servers.prometheus import PrometheusServer, missing_prometheus
+from tests.servers.s3 import S3Server, missing_s3
 
 NewTopicFactory = Callable[..., str]
 
@@ -107,6 +110,26 @@ def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL for the whole run; ``postgres.new_database()`` gives an empty database's URL."""
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    if reason := missing_s3():
+        _missing(reason)
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket, as "s3://name", on one server for the whole run; the environment knows it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.new_bucket()
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,30 +64,77 @@ def npy(tmp_path: Path, request: pytest.FixtureRequest) -> Source:
     return FilesSettings(path=str(tmp_path)).build(client_id="test")
 
 
-def kafka(tmp_path: Path, request: pytest.FixtureRequest) -> Source:
-    """Two partitions in which each transaction of five records ends with a marker, and every third was aborted."""
+def timed_jsonl(tmp_path: Path, request: pytest.FixtureRequest) -> Source:
+    jsonl(tmp_path, request)
+    times = {"start": "1970-01-01T00:00:01Z", "interval_ms": 1}
+    return FilesSettings.model_validate({"path": str(tmp_path), "time": times}).build(client_id="test")
+
+
+def put(url: str, tmp_path: Path) -> Source:
+    """The files of a directory as objects."""
+    files, root = fsspec.core.url_to_fs(url)
+    files.pipe({f"{root}/{path.name}": path.read_bytes() for path in tmp_path.iterdir()})
+    return FilesSettings(path=f"{url}/?.*").build(client_id="test")
+
+
+def memory_jsonl(tmp_path: Path, request: pytest.FixtureRequest) -> Source:
+    jsonl(tmp_path, request)
+    return put(f"memory://{tmp_path.name}", tmp_path)
+
+
+def s3_jsonl(tmp_path: Path, request: pytest.FixtureRequest) -> Source:
+    jsonl(tmp_path, request)
+    return put(f"{request.getfixturevalue('s3')}/logs", tmp_path)
+
+
+def s3_parquet(tmp_path: Path, request: pytest.FixtureRequest) -> Source:
+    parquet(tmp_path, request)
+    return put(f"{request.getfixturevalue('s3')}/logs", tmp_path)
+
+
+def s3_npy(tmp_path: Path, request: pytest.FixtureRequest) -> Source:
+    npy(tmp_path, request)
+    return put(f"{request.getfixturevalue('s3')}/logs", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def transactions(kafka: KafkaServer) -> str:
+    """A topic of two partitions: each transaction of five records ends with a marker, and every third was aborted."""
     from kafka import KafkaProducer
 
-    server: KafkaServer = request.getfixturevalue("kafka")
-    topic = request.getfixturevalue("topic")(partitions=2)
-    producer = KafkaProducer(bootstrap_servers=server.brokers, transactional_id=topic, linger_ms=1)
+    topic = kafka.create_topic(f"bounded-{secrets.token_hex(4)}", partitions=2)
+    producer = KafkaProducer(bootstrap_servers=kafka.brokers, transactional_id=topic, linger_ms=1)
     try:
         producer.init_transactions()
         for first in range(0, RECORDS, 5):
             producer.begin_transaction()
             for number, letter in enumerate("ab"):
                 for document in documents(letter)[first : first + 5]:
-                    producer.send(
-                        topic, json.dumps(document).encode(), partition=number, timestamp_ms=1_000 + document["number"]
-                    )
+                    time_ms = 1_000 + document["number"]
+                    producer.send(topic, json.dumps(document).encode(), partition=number, timestamp_ms=time_ms)
             producer.flush()
             producer.abort_transaction() if first % 15 == 10 else producer.commit_transaction()
     finally:
         producer.close()
-    return KafkaSettings(brokers=server.brokers, topic=topic).build(client_id="test")
+    return topic
 
 
-KINDS = [jsonl, parquet, npy, pytest.param(kafka, marks=pytest.mark.kafka)]
+def kafka_topic(tmp_path: Path, request: pytest.FixtureRequest) -> Source:
+    topic = request.getfixturevalue("transactions")
+    return KafkaSettings(brokers=request.getfixturevalue("kafka").brokers, topic=topic).build(client_id="test")
+
+
+KINDS = [
+    jsonl,
+    timed_jsonl,
+    parquet,
+    npy,
+    memory_jsonl,
+    s3_jsonl,
+    s3_parquet,
+    s3_npy,
+    pytest.param(kafka_topic, marks=pytest.mark.kafka),
+]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)

