@@ -19,6 +19,7 @@ from monitor.deadletters_cli import deadletters_app
 from monitor.fraud_cli import fraud
 from monitor.label_cli import label
 from monitor.mute_cli import mute_app
+from monitor.replay_cli import replay
 from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_json, put_table, say
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.add_typer(mute_app, name="mute")
 app.command()(label)
 app.command()(backfill)
 app.command()(fraud)
+app.command()(replay)
 
 
 def main() -> None:
