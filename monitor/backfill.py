@@ -94,7 +94,7 @@ def job_of(row: BackfillRow, settings: Settings, store: Store, *, live: Store | 
     spans = {place: Span(first, after, topic_id) for place, (first, after, topic_id) in row.spans.items()}
     labels = HistoryLabels(int(str(row.detail["labels"])), store)
     if live is not None:
-        labels = HistoryLabels(0, live, live.label_spans(name))
+        labels = HistoryLabels(0, store, live.label_spans(name))
     in_lane = row.lane != name
     live_from, read_to_ms = row.detail.get("live_from_block"), row.detail.get("read_to_ms")
     return Job(
@@ -244,7 +244,7 @@ def trial_settings(settings: Settings, database: str) -> Settings:
 
 
 def prepare_trial(settings: Settings, name: str, live: Store, trial: Store, references: Mapping[str, int]) -> None:
-    """Make references known in a database into which history is scored.
+    """Make references and labels known in a database into which history is scored.
 
     Args:
         references: by space, the version; those in use where not named.
@@ -262,6 +262,7 @@ def prepare_trial(settings: Settings, name: str, live: Store, trial: Store, refe
             )
     if not trial.references(name, rows[0].space):
         trial.commit(Checkpoint(name, [], references=rows))
+    trial.copy_labels(name, live)
 
 
 @dataclass(frozen=True, slots=True)

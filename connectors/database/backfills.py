@@ -17,6 +17,7 @@ from detectors.errors import OwnershipLost
 _TABLE, _FOLDS = schema.backfills, schema.folds
 # "backfill" in ASCII, cut to 63 bits: the lock under which a backfill is planned on PostgreSQL.
 _LOCK = 0x6261636B66696C6C
+_AT_A_TIME = 1_000  # rows that are copied in one transaction
 
 
 class Backfills:
@@ -77,6 +78,20 @@ class Backfills:
         query = select(table.c.block).where(table.c.model == model, table.c.block >= block, table.c.blocks > 1)
         with self._database.reading() as connection:
             return connection.execute(query.limit(1)).first() is not None
+
+    def copy_labels(self, model: str, source: Backfills) -> None:
+        """Take over the labels of a model from another database, with their numbers, and where each was in force.
+
+        What is there already stays as it is.
+        """
+        for table in (schema.labels, schema.label_versions, schema.label_spans):
+            query = select(table).where(table.c.model == model)
+            insert_new = schema.insert_ignoring(table, dialect=self._database.dialect)
+            with source._database.reading() as connection:
+                found = connection.execute(query, execution_options={"yield_per": _AT_A_TIME}).mappings()
+                for part in found.partitions():
+                    with self._database.writing() as writing:
+                        writing.execute(insert_new, [dict(row) for row in part])
 
     def hand_over(self, row: BackfillRow, now_ms: int, *, joins: bool, end_ms: int) -> bool:
         """A lane is at its end: what it found is the model's.
