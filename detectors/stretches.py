@@ -145,7 +145,8 @@ def find_changes(
     fits = tuple(period / width for period in seasons_ms if period >= 8 * width)
     trials, design = seek(at, records, [sums], fits) if fits else ((), None)
     if design is not None:
-        sums = design.residuals(sums)
+        # Fitted on all of it: forecasts from other cycles have errors in common, which look like changes between them.
+        sums = sums - records[:, None] * (design.features @ design.coefficients(sums))
     unit, weights = _units(records)
     left = np.stack([np.bincount(unit, column) for column in sums.T], axis=1).astype(np.float64)
     found = _search(left, weights, 0, np.random.default_rng(seed), tolerance)

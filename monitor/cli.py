@@ -14,6 +14,7 @@ import typer
 
 from detectors.errors import DriftdError, InvalidInput, InvalidSettings
 from monitor.backfill_cli import backfill
+from monitor.bootstrap_cli import bootstrap
 from monitor.dashboards_cli import dashboards_app
 from monitor.deadletters_cli import deadletters_app
 from monitor.fraud_cli import fraud
@@ -36,6 +37,7 @@ app.add_typer(reference_app, name="reference")
 app.add_typer(deadletters_app, name="deadletters")
 app.add_typer(dashboards_app, name="dashboards")
 app.add_typer(mute_app, name="mute")
+app.command()(bootstrap)
 app.command()(label)
 app.command()(backfill)
 app.command()(fraud)

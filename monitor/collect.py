@@ -37,6 +37,7 @@ from monitor.thinning import SeenKeys, key_hashes
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
+Chosen = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
 
 
 @dataclass(slots=True)
@@ -71,6 +72,8 @@ class Collector:
     ``fraud`` are the settings of fraud scores: what they need to know of the baseline is built with the reference of
     ``fraud_space``.
 
+    ``chosen`` says of event times, int64 (n,), whether their records shall be in the baseline, bool (n,): by default all.
+
     ``seasons`` are periods to look for, in blocks. ``stored_halves`` looks up the halves of pairs that wait in a
     partition; what waits when the collection ends is in ``pairings``.
     """
@@ -88,8 +91,10 @@ class Collector:
         stored_halves: StoredHalves = none_stored,
         fraud: FraudSettings | None = None,
         fraud_space: str = "",
+        chosen: Chosen | None = None,
     ) -> None:
         self.model = model
+        self._chosen = chosen
         self._fraud = None if fraud is None else FraudColumns(fraud)
         self._fraud_space = fraud_space
         self.dead: list[DeadLetter] = []
@@ -131,6 +136,8 @@ class Collector:
             most = self.wanted - self.collected
             events = self._decoder.decode(batch, now_ms, self.pairings[batch.partition], most=most)
             taken = int(np.searchsorted(batch.offsets, events.next_offset))
+            if self._chosen is not None:
+                events = events.take(np.flatnonzero(self._chosen(events.time_ms)))
             self._add(batch.rows(0, taken), events)
             batch = batch.rows(taken, len(batch))
         return batch
