@@ -96,8 +96,8 @@ class Backfills:
     def hand_over(self, row: BackfillRow, now_ms: int, *, joins: bool, end_ms: int) -> bool:
         """A lane is at its end: what it found is the model's.
 
-        Incidents that are still open in the lane go on in the model, unless the model has had one of the same reason
-        since: then they end where that one began.
+        Incidents that are still open in the lane go on in the model. Where the model has had one of the same reason
+        since, which people were told of, the lane's ends where that one began.
 
         Args:
             joins: the lane has gone over all blocks that the model's own fold has closed, and its state takes the place
@@ -112,9 +112,9 @@ class Backfills:
         with self._database.writing() as connection:
             ours = connection.execute(select(_FOLDS).where(_FOLDS.c.model == lane)).one_or_none()
             live = connection.execute(select(_FOLDS).where(_FOLDS.c.model == model).with_for_update()).one_or_none()
-            if ours is not None and joins:
-                if live is not None and _left(connection, model, lane, ours.next_block, live.next_block):
-                    return False
+            if joins and live is not None and _left(connection, model, lane, ours, live.next_block):
+                return False
+            if joins and ours is not None:
                 self._hand_over_state(connection, model, lane, ours, live)
             _hand_over_incidents(connection, model, lane, None if joins else end_ms)
             for table in (schema.summary_deltas, schema.label_spans, schema.closures):
@@ -147,29 +147,37 @@ class Backfills:
             connection.execute(update(states).where(states.c.model == lane, key).values(model=model, written=version))
 
 
-def _left(connection: Connection, model: str, lane: str, done: int, live: int) -> bool:
+def _left(connection: Connection, model: str, lane: str, ours: Any, live_next: int) -> bool:
     """Whether blocks that the model's own fold has closed are still to be gone over in the lane."""
-    for table, name in ((schema.summaries, model), (schema.summary_deltas, lane)):
-        between = (table.c.model == name) & (table.c.block >= done) & (table.c.block < live)
-        if connection.execute(select(table.c.block).where(between).limit(1)).first() is not None:
-            return True
-    return False
+    deltas, summaries = schema.summary_deltas, schema.summaries
+    places = [(deltas.c.block, (deltas.c.model == lane) & (deltas.c.block < live_next))]
+    if ours is not None:  # a lane that has closed nothing begins with its own records
+        first = ours.next_block
+        places = [(column, found & (column >= first)) for column, found in places]
+        of_model = (summaries.c.model == model) & (summaries.c.block >= first) & (summaries.c.block < live_next)
+        places.append((summaries.c.block, of_model))
+    return any(connection.execute(select(column).where(found).limit(1)).first() for column, found in places)
 
 
 def _hand_over_incidents(connection: Connection, model: str, lane: str, end_ms: int | None) -> None:
+    """At any time, at most one incident is open for a reason: one of the lane ends where the model's own one began."""
     table = schema.incidents
     mine = table.c.model == lane
-    for row in connection.execute(select(table).where(mine, table.c.status == "open")).all():
+    for row in connection.execute(select(table).where(mine)).all():
         same = (table.c.kind == row.kind) & (table.c.space == row.space) & (table.c.segment == row.segment)
         later = select(func.min(table.c.opened_ms)).where(
             table.c.model == model, same, table.c.opened_ms > row.opened_ms
         )
         went_on_ms = connection.execute(later).scalar()
-        over_ms = end_ms if went_on_ms is None else went_on_ms
-        if over_ms is not None:
-            detail = from_json(row.detail) | ({} if went_on_ms is None else {"went_on_ms": went_on_ms})
-            over = {"status": "resolved", "resolved_ms": over_ms, "updated_ms": over_ms, "detail": to_json(detail)}
-            connection.execute(update(table).where(table.c.id == row.id).values(over))
+        over_ms = end_ms if row.status == "open" else row.resolved_ms
+        if went_on_ms is not None and (over_ms is None or went_on_ms < over_ms):
+            detail = to_json({**from_json(row.detail), "went_on_ms": went_on_ms})
+            over = {"status": "resolved", "resolved_ms": went_on_ms, "updated_ms": went_on_ms, "detail": detail}
+        elif row.status == "open" and over_ms is not None:
+            over = {"status": "resolved", "resolved_ms": over_ms, "updated_ms": over_ms}
+        else:
+            continue
+        connection.execute(update(table).where(table.c.id == row.id).values(over))
     connection.execute(update(table).where(mine).values(model=model))
 
 
