@@ -494,6 +494,21 @@ class FoldState:
             alarm_records=np.zeros(len(CHANNELS), dtype=np.int64),
         )
 
+    def at(self, block: int) -> FoldState:
+        """The same state where the next block is another one: those between had no records."""
+        return FoldState(
+            self.reference,
+            block,
+            self.windows,
+            self.page_from,
+            self.warn_from,
+            self.page_wealth,
+            self.warn_wealth,
+            self.excursion,
+            self.excursion_start,
+            self.alarm_records,
+        )
+
     def to_bytes(self) -> bytes:
         """Bytes of a fixed layout: same state, same bytes, and `from_bytes` gives the same state to the last bit."""
         head = _HEAD.pack(
@@ -566,6 +581,7 @@ def fold_many(
     rules: Sequence[Rule],
     *,
     blocks: Sequence[int] = (),
+    heard: bool = False,
 ) -> list[tuple[FoldState, tuple[Reading, ...]]]:
     """Advance many segments by one block each; the same, to the last bit, as `fold` on one after the other.
 
@@ -576,6 +592,7 @@ def fold_many(
         blocks: of each segment, how many blocks its summary stands for, the last of which is its state's block; one
             each if not given. They are one step together: sums and p-values are those of the same records, windows
             begin with the first of them, and there are fewer looks, so that false alarms are as rare or rarer.
+        heard: give only readings that alarm, or whose alarm lasts.
 
     Returns:
         What `fold` returns, for each segment.
@@ -597,7 +614,9 @@ def fold_many(
     found = _quadratic_evidence(many, rules)
     if any("shape" in rule.channels for rule in rules):
         found["shape"] = _shape_evidence(shape, many, rules)
-    return [_decide(states[index], rules[index], many, shape, found, index) for index in range(len(states))]
+    return [
+        _decide(states[index], rules[index], many, shape, found, index, heard=heard) for index in range(len(states))
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -908,13 +927,21 @@ def _p_value(log_p: float) -> float:
 
 
 def _decide(
-    state: FoldState, rule: Rule, many: _Many, shape: _Shape, found: dict[Channel, _Evidence], index: int
+    state: FoldState,
+    rule: Rule,
+    many: _Many,
+    shape: _Shape,
+    found: dict[Channel, _Evidence],
+    index: int,
+    *,
+    heard: bool,
 ) -> tuple[FoldState, tuple[Reading, ...]]:
     """Apply the thresholds to one segment, and use up the evidence of an alarm."""
     block, settings, windows = state.block, rule.settings, many.windows[index]
     page_threshold, warn_threshold = settings.page_threshold, settings.warn_threshold
     alarm_records = state.alarm_records.copy()
     readings: list[Reading] = []
+    paged = warned = False
     for name in rule.channels:
         evidence = found[name]
         channel = CHANNELS.index(name)
@@ -933,6 +960,9 @@ def _decide(
             alarm_records[channel] = min(enough, needed or enough)
         elif recent is not None and recent > log(GONE_P):  # the most recent records show no shift any more
             alarm_records[channel] = 0
+        paged, warned = paged or page, warned or warn
+        if heard and not (warn or alarm_records[channel] > 0):
+            continue
         start, onset = (evidence.window_start[index], evidence.onset[index]) if seen else (block, None)
         earliest = latest = None
         if onset is not None and (warn or alarm_records[channel] > 0):
@@ -962,20 +992,19 @@ def _decide(
                 onset_latest=latest,
             )
         )
-    page, warn = any(reading.page for reading in readings), any(reading.warn for reading in readings)
     experts = len(rule.cost)
     rested = block + 1 + settings.hold_off_blocks
     # Rows are copied, so that no segment's state keeps those of all others alive.
     following = FoldState(
         reference=state.reference,
         block=block + 1,
-        windows=Windows.empty(rule.width) if page else windows,
-        page_from=rested if page else state.page_from,
-        warn_from=rested if warn else state.warn_from,
-        page_wealth=np.full(experts, -inf) if page else shape.wealth[0, index].copy(),
-        warn_wealth=np.full(experts, -inf) if warn else shape.wealth[1, index].copy(),
-        excursion=np.zeros(experts) if page else shape.excursion[index].copy(),
-        excursion_start=np.full(experts, block + 1) if page else shape.excursion_start[index].copy(),
+        windows=Windows.empty(rule.width) if paged else windows,
+        page_from=rested if paged else state.page_from,
+        warn_from=rested if warned else state.warn_from,
+        page_wealth=np.full(experts, -inf) if paged else shape.wealth[0, index].copy(),
+        warn_wealth=np.full(experts, -inf) if warned else shape.wealth[1, index].copy(),
+        excursion=np.zeros(experts) if paged else shape.excursion[index].copy(),
+        excursion_start=np.full(experts, block + 1) if paged else shape.excursion_start[index].copy(),
         alarm_records=alarm_records,
     )
     return following, tuple(readings)

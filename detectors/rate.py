@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, log10
 
@@ -29,6 +30,7 @@ from detectors.windows import Windows, most_windows
 Floats = npt.NDArray[np.float64]
 
 BOUND_FAILURE = 0.001  # one calibration set in a thousand has a true rate above the bound
+LN10 = log(10.0)
 GONE_P = 0.01  # an alarm is over when its recent window has a p-value above this
 # The window that raised an alarm holds few counts and was a lucky one: one twice as long shows whether it persists.
 RECENT_FACTOR = 2
@@ -88,7 +90,7 @@ class RateRule:
         self.expected, self.tolerance = alpha, tolerance
         self.bound = min(float(upper[0]) * (1.0 + tolerance), 1.0 - 1e-12)
         self.max_blocks, self.hold_off_blocks = max_blocks, hold_off_blocks
-        self.max_windows = most_windows(max_blocks)
+        self.price = -log10(2.0 * most_windows(max_blocks))
         self.page_threshold = log10(page_run_length_blocks / share)
         self.warn_threshold = log10(warn_run_length_blocks / share)
 
@@ -188,6 +190,10 @@ class RateState:
         del rule  # the state of every rule begins alike; the argument keeps the call in step with FoldState.start
         return cls(block, Windows.empty(1), block, block, 0)
 
+    def at(self, block: int) -> RateState:
+        """The same state where the next block is another one: those between had no records."""
+        return RateState(block, self.windows, self.page_from, self.warn_from, self.alarm_records)
+
     def to_bytes(self) -> bytes:
         """Bytes of a fixed layout: same state, same bytes, and `from_bytes` gives the same state to the last bit."""
         head = _HEAD.pack(_MAGIC, _VERSION, self.block, self.page_from, self.warn_from, self.alarm_records)
@@ -230,41 +236,101 @@ def fold_rate(
     Raises:
         InvalidInput: counts that cannot be.
     """
-    if not 0 <= count <= n:
-        raise InvalidInput(f"A block of {n} records cannot hold {count} counted ones.", hint="Count records once.")
+    ((following, reading),) = fold_rates([state], [n], [count], [rule], blocks=[blocks])
+    assert reading is not None
+    return following, reading
+
+
+def fold_rates(
+    states: Sequence[RateState],
+    records: Sequence[int],
+    counts: Sequence[int],
+    rules: Sequence[RateRule],
+    *,
+    blocks: Sequence[int],
+    heard: bool = False,
+) -> list[tuple[RateState, RateReading | None]]:
+    """Advance many segments by one block each; the same, to the last bit, as `fold_rate` on one after the other.
+
+    Args:
+        states, records, counts, rules, blocks: of each segment, see `fold_rate`.
+        heard: give only readings that alarm, or whose alarm lasts; None in place of the others.
+
+    Raises:
+        InvalidInput: counts that cannot be.
+    """
+    pushed = []
+    for state, n, count, rule, span in zip(states, records, counts, rules, blocks, strict=True):
+        if not 0 <= count <= n:
+            raise InvalidInput(f"A block of {n} records cannot hold {count} counted ones.", hint="Count records once.")
+        added = np.array([float(count)])
+        pushed.append(
+            state.windows.push(added, n, block=state.block, max_blocks=rule.max_blocks, max_records=2**62, blocks=span)
+        )
+    # Mostly no window of a segment holds more than the bound: then none has a p-value below 1.
+    lengths = [len(windows) for windows in pushed]
+    owner = np.repeat(np.arange(len(pushed)), lengths)
+    bounds = np.array([rule.bound for rule in rules])[owner]
+    found = np.concatenate([windows.sums[:, 0] for windows in pushed])
+    high = set(owner[found > np.concatenate([windows.records for windows in pushed]) * bounds].tolist())
+    return [
+        _decide(state, windows, rule, may_be=place in high, heard=heard)
+        for place, (state, windows, rule) in enumerate(zip(states, pushed, rules, strict=True))
+    ]
+
+
+def _decide(
+    state: RateState, windows: Windows, rule: RateRule, *, may_be: bool, heard: bool
+) -> tuple[RateState, RateReading | None]:
+    """Apply the thresholds to one segment.
+
+    Args:
+        may_be: some window holds more than the bound.
+    """
     block = state.block
-    windows = state.windows.push(
-        np.array([float(count)]), n, block=block, max_blocks=rule.max_blocks, max_records=2**62, blocks=blocks
-    )
-    counts, records = windows.sums[:, 0], windows.records.astype(np.float64)
-    log_p = rule.log_p(counts, records)
-    may_page = windows.first_block >= state.page_from
-    may_warn = windows.first_block >= state.warn_from
-    price = -log10(2.0 * rule.max_windows)
-    least = float(log_p[may_page].min(initial=0.0))
-    strength = price - least / log(10.0)
-    warn_strength = price - float(log_p[may_warn].min(initial=0.0)) / log(10.0)
+    least = least_warn = 0.0
+    best = len(windows) - 1
+    log_p = None
+    if may_be:
+        log_p = rule.log_p(windows.sums[:, 0], windows.records.astype(np.float64))
+        may_page = windows.first_block >= state.page_from
+        least = float(log_p[may_page].min(initial=0.0))
+        least_warn = float(log_p[windows.first_block >= state.warn_from].min(initial=0.0))
+        if least < 0.0:
+            best = int(np.flatnonzero(may_page & (log_p == least))[0])
+    strength = rule.price - least / LN10
+    warn_strength = rule.price - least_warn / LN10
     page = strength >= rule.page_threshold
     warn = page or warn_strength >= rule.warn_threshold
-    best = int(np.flatnonzero(may_page & (log_p == least))[0]) if least < 0.0 else len(windows) - 1
-    size, found, start = int(windows.records[best]), int(counts[best]), int(windows.first_block[best])
 
     alarm_records = state.alarm_records
     if warn:
         # The fewest of the episode: what so few records showed, twice as many show again if it is still there.
+        size = int(windows.records[best])
         alarm_records = min(size, alarm_records or size)
-    if alarm_records > 0 and not warn:
+    elif alarm_records > 0:
         long_enough = np.flatnonzero(windows.records >= RECENT_FACTOR * alarm_records)
         whole_past = block - int(windows.first_block[0]) + 1 >= rule.max_blocks
         recent = int(long_enough[-1]) if len(long_enough) else 0 if whole_past else None
-        if recent is not None and log_p[recent] > log(GONE_P):
+        if recent is not None and (log_p is None or log_p[recent] > log(GONE_P)):
             alarm_records = 0
+    rearmed = block + 1 + rule.hold_off_blocks
+    following = RateState(
+        block=block + 1,
+        windows=Windows.empty(1) if page else windows,
+        page_from=rearmed if page else state.page_from,
+        warn_from=rearmed if warn else state.warn_from,
+        alarm_records=alarm_records,
+    )
+    if heard and not (warn or alarm_records > 0):
+        return following, None
+    size, count, start = int(windows.records[best]), int(windows.sums[best, 0]), int(windows.first_block[best])
     reading = RateReading(
         block=block,
-        rate=found / size if size else 0.0,
+        rate=count / size if size else 0.0,
         expected=rule.expected,
-        effect=found / size / rule.expected if size else 0.0,
-        count=found,
+        effect=count / size / rule.expected if size else 0.0,
+        count=count,
         n=size,
         strength=strength,
         warn_strength=warn_strength,
@@ -277,13 +343,5 @@ def fold_rate(
         page=page,
         warn=warn,
         active=alarm_records > 0,
-    )
-    rearmed = block + 1 + rule.hold_off_blocks
-    following = RateState(
-        block=block + 1,
-        windows=Windows.empty(1) if page else windows,
-        page_from=rearmed if page else state.page_from,
-        warn_from=rearmed if warn else state.warn_from,
-        alarm_records=alarm_records,
     )
     return following, reading

@@ -68,35 +68,42 @@ class Windows:
         The oldest start goes when the second one alone is already ``max_blocks`` blocks or ``max_records`` records
         long, so that the longest window is at least that long, and less than about twice as long.
         """
-        count = len(self)
-        alive = list(range(count + 1))
-        first = [*self.first_block.tolist(), block - blocks + 1]
-        classes = [*self.size_class.tolist(), 0]
-        counts = [*(self.records + records).tolist(), records]
-        end, size = len(alive), 0
+        count = len(self.records)
+        first, classes = self.first_block.tolist(), self.size_class.tolist()
+        counts = (self.records + records).tolist()
+        first.append(block - blocks + 1)
+        classes.append(0)
+        counts.append(records)
+        gone = []  # places of the starts that go, each before those found earlier
+        end, size = count + 1, 0
         while True:
             # Classes fall with the index, so those of one size lie together, before all smaller ones.
             begin = end
-            while begin > 0 and classes[alive[begin - 1]] == size:
+            while begin > 0 and classes[begin - 1] == size:
                 begin -= 1
             if end - begin <= PER_CLASS:
                 break  # a class that gained nothing overflows nothing above it
-            classes[alive[begin]] = size + 1
-            del alive[begin + 1]
+            classes[begin] = size + 1
+            del classes[begin + 1], first[begin + 1], counts[begin + 1]
+            gone.append(begin + 1)
             end, size = begin + 1, size + 1
-        while len(alive) > 1 and (block - first[alive[1]] + 1 >= max_blocks or counts[alive[1]] >= max_records):
-            alive.pop(0)
+        oldest = 0
+        while oldest + 1 < len(first) and (
+            block - first[oldest + 1] + 1 >= max_blocks or counts[oldest + 1] >= max_records
+        ):
+            oldest += 1
         # One pass over memory: each stretch of starts that stay together is read, added to and written once.
-        sums = np.empty((len(alive), self.sums.shape[1]))
-        gaps = sorted(set(range(count)).difference(alive))
-        begin = to = 0
-        for gap in (*gaps, count):
+        sums = np.empty((len(first) - oldest, self.sums.shape[1]))
+        begin, to = oldest, 0
+        for gap in (*reversed(gone), count):
             if gap > begin:
                 np.add(self.sums[begin:gap], values, out=sums[to : to + gap - begin])
                 to += gap - begin
-            begin = gap + 1
+                begin = gap + 1
+            else:
+                begin += 1  # it went before the oldest that stays
         sums[-1] = values
-        return Windows(sums, *(np.array([column[index] for index in alive]) for column in (counts, first, classes)))
+        return Windows(sums, np.array(counts[oldest:]), np.array(first[oldest:]), np.array(classes[oldest:]))
 
     def pack(self) -> bytes:
         """Bytes of a fixed layout, the same for the same windows."""

@@ -37,10 +37,11 @@ from connectors.records import Partition
 from detectors.conformal import P_EDGES
 from detectors.errors import OwnershipLost
 from detectors.fold import FoldState, Reading, Rule, fold_many
-from detectors.rate import RateReading, RateRule, RateState, fold_rate
+from detectors.rate import RateReading, RateRule, RateState, fold_rates
 from detectors.reference import Reference
 from detectors.segments import constants_of, measured_segments
 from detectors.summary import BlockSummary, score_at_share
+from monitor.ageing import age_rules
 from monitor.block_stats import block_stats
 from monitor.budget import RATE_SHARE, fold_settings, fraud_share, segment_shares, why_only_warns
 from monitor.causes import ClosedBlocks, Key, cause_of
@@ -58,7 +59,7 @@ from monitor.fraud_build import FraudParts
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.fraud_waves import hits_of
 from monitor.fraud_wording import FLOOD, WAVE
-from monitor.history_range import HistoryRange
+from monitor.history_range import HistoryRange, LiveEdge
 from monitor.incidents import CauseOf, IncidentPolicy, advance
 from monitor.opinions import Opinions, OpinionStream, opinion_streams
 from monitor.pipeline import EVERYTHING, Space
@@ -70,6 +71,8 @@ log = logging.getLogger(__name__)
 BLOCKS_AT_A_TIME = 256  # of one transaction; bounds the memory of a fold that has much to catch up with
 DEAD_LETTER_BLOCKS = 6  # dead letters are judged over so many blocks
 # Flags come from the distribution of earlier scores once those say more than the calibration does.
+# The bins of p-values up to 2^-10, about one in a thousand: what the outlier rate counts.
+_CANDIDATE_BINS = int(np.searchsorted(P_EDGES, 2.0**-10)) + 1
 BUDGET_RECORDS = 50  # over the budget: 50,000 records for a budget of one in a thousand
 
 
@@ -164,6 +167,7 @@ class Folder:
         self.model = model
         self._settings = settings.models[model]
         self._block_ms = round(self._settings.drift.block * 1000)
+        self._age_rules = age_rules(settings, model)
         self._sinks = tuple(settings.sinks if sinks is None else sinks)
         self._history = history
         self._policy = IncidentPolicy(
@@ -187,7 +191,7 @@ class Folder:
         rule = fold_settings(settings, self.model, share * (1.0 - RATE_SHARE))
         rate = RateRule(
             calibration=int(np.asarray(constants["calibration"], dtype=np.float64)[0]),
-            alpha=float(P_EDGES[_candidate_bin()]),
+            alpha=float(P_EDGES[_CANDIDATE_BINS - 1]),
             page_run_length_blocks=rule.page_run_length_blocks,
             warn_run_length_blocks=rule.warn_run_length_blocks,
             share=share * RATE_SHARE,
@@ -347,7 +351,7 @@ class Folder:
             finished=finished,
             lateness_ms=self._settings.lateness_ms,
             block_ms=self._block_ms,
-            live_next_block=step.live_next_block,
+            live=_live_edge(step) if history.lane else None,
         )
         dated = [state for state in step.partitions if state.max_time_ms >= 0]
         if bound is None or history.lane or not dated or bound <= self._passed(dated):
@@ -381,7 +385,9 @@ class Folder:
             # Blocks in which live records lie, too, are judged with both.
             deltas = [delta for delta in deltas if not history.came_late(delta)] + step.closed_before(first, below)
         counts, merged = _merge(deltas)
-        result, unlisted = self.judge(step, ClosedBlocks(step, merged), counts, merged, incidents, below)
+        result, unlisted = self.judge(
+            step, ClosedBlocks(step, merged, rules=self._age_rules), counts, merged, incidents, below
+        )
         kept = [
             SummaryDelta(space, segment, block, version, Partition("", -1), 0, summary.to_bytes())
             for (space, segment, block, version), summary in sorted(merged.items(), key=lambda item: item[0])
@@ -406,6 +412,7 @@ class Folder:
         below: int,
         *,
         widths: Mapping[Key, int] | None = None,
+        bare: bool = False,
     ) -> tuple[FoldResult, int]:
         """Fold blocks, stored ones or new ones. Writes nothing.
 
@@ -418,6 +425,7 @@ class Folder:
             below: the block after the last.
             widths: how many blocks a summary stands for, if more than one: the last of them is its block. Of counts,
                 the key is ("", "", block, 0).
+            bare: what people are told is all that is wanted: no readings, and no levels of flags.
 
         Returns:
             What came of it, but for summaries and statistics of blocks; and how many fraud hits are beyond the budget.
@@ -430,29 +438,38 @@ class Folder:
         changed: list[rows.FoldState] = []
         advancing: dict[tuple[str, str], _Advancing] = {}
         for (space, block), summaries in sorted(self._by_block(merged).items()):
+            spans = []
             for segment in summaries:
+                alarm = self._alarms[space, segment]
+                spans.append(wide.get((space, segment, block, alarm.space.version), 1))
                 if (space, segment) not in advancing:
-                    alarm = self._alarms[space, segment]
-                    advancing[space, segment] = _Advancing(alarm, current.get((space, segment)), block)
+                    first = block - spans[-1] + 1
+                    advancing[space, segment] = _Advancing(alarm, current.get((space, segment)), first)
             # All segments of a space take the step together, which costs a third of one after the other.
             states = [advancing[space, segment] for segment in summaries]
-            spans = [wide.get((space, state.alarm.segment, block, state.alarm.space.version), 1) for state in states]
-            drifts = _fold_drift(states, block, list(summaries.values()), spans)
-            for state, (segment, summary), drift, span in zip(states, summaries.items(), drifts, spans, strict=True):
-                if segment == EVERYTHING:
+            taken = list(summaries.values())
+            drifts = _fold_drift(states, block, taken, spans, heard=bare)
+            rates = _fold_rates(states, block, taken, spans, heard=bare)
+            said = evidence.setdefault(block, [])
+            for state, summary, drift, rate in zip(states, taken, drifts, rates, strict=True):
+                if drift or rate is not None:
+                    said += self._evidence(state.alarm, drift, rate)
+                if bare or rate is None:
+                    continue
+                if state.alarm.segment == EVERYTHING:
                     flag_at[space, block] = state.flag_at(self._settings.outliers.budget)
-                rate = state.push(block, summary, span)
+                    state.count_scores(summary)
                 readings += [
                     *(self._reading(state.alarm, reading) for reading in drift),
                     self._row(state.alarm, rate, "outlier_rate", statistic=rate.rate),
                     *state.opinions(block, summary, block_ms=self._block_ms),
                 ]
-                evidence.setdefault(block, []).extend(self._evidence(state.alarm, drift, rate))
         changed += [state.row() for state in advancing.values()]
         window = _WholeState.restored(current.get(("", EVERYTHING)))
         before = window.deployed(block_ms=self._block_ms)
         deployments: list[DeploymentRow] = []
-        alerts = self._fraud_alerts(current, min(counts, default=0))
+        first = min(counts, default=0)
+        alerts = self._fraud_alerts(current, first - wide.get(("", EVERYTHING, first, 0), 1) + 1)
         hits: list[FraudHit] = []
         unlisted = 0
         for block, count in sorted(counts.items()):
@@ -460,11 +477,12 @@ class Folder:
             deployments += window.push(block, count, block_ms=self._block_ms, span=span)
             evidence.setdefault(block, []).extend(self._dead_letters(block, window))
             if alerts is not None and count.fraud is not None:
-                said = alerts.push(block, count.fraud, partial(past.fraud_hits, FRAUD_SPACE, block))
-                hits += said.alerts
-                unlisted += said.unlisted
-                readings.append(self._fraud_row(said))
-                evidence[block].extend(self._fraud_evidence(said, count.fraud))
+                about = alerts.push(block, count.fraud, partial(past.fraud_hits, FRAUD_SPACE, block), span=span)
+                hits += about.alerts
+                unlisted += about.unlisted
+                if not bare:
+                    readings.append(self._fraud_row(about))
+                evidence[block].extend(self._fraud_evidence(about, count.fraud))
         changed.append(window.row())
         if alerts is not None:
             changed.append(alerts.row())
@@ -614,12 +632,14 @@ class Folder:
             warn=reading.warn,
         )
 
-    def _evidence(self, alarm: _Alarm, drift: Sequence[Reading], rate: RateReading) -> list[Evidence]:
+    def _evidence(self, alarm: _Alarm, drift: Sequence[Reading], rate: RateReading | None) -> list[Evidence]:
         """What one block says about the two reasons to alert of a (space, segment)."""
         space, segment = alarm.space.name, alarm.segment
         found = (
             drift_evidence(self.model, space, segment, drift, block_ms=self._block_ms, only_warns=alarm.only_warns),
-            rate_evidence(
+            None
+            if rate is None
+            else rate_evidence(
                 self.model,
                 space,
                 segment,
@@ -695,24 +715,20 @@ class _Advancing:
         if stored is not None and stored.reference == version:
             held = msgspec.msgpack.decode(stored.blob, type=_SegmentState)
             self.drift = FoldState.from_bytes(held.drift)
-            self._rate = RateState.from_bytes(held.rate)
+            self.rate = RateState.from_bytes(held.rate)
             self._scores = np.frombuffer(held.scores, dtype="<i8").astype(np.int64)
             self._opinions = Opinions(alarm.opinions, held.opinions)
         else:
             # A new reference begins anew: evidence against another one says nothing about it.
             self.drift = FoldState.start(alarm.drift, reference=version, block=first_block)
-            self._rate = RateState.start(alarm.rate, block=first_block)
+            self.rate = RateState.start(alarm.rate, block=first_block)
             self._scores = np.zeros(0, dtype=np.int64)
             self._opinions = Opinions(alarm.opinions, {})
 
-    def push(self, block: int, summary: BlockSummary, span: int = 1) -> RateReading:
-        """Fold one block, or so many as one, but for its drift: `_fold_drift` does that."""
-        candidates = int(summary.h[: _candidate_bin() + 1].sum())
-        before = replace(self._rate, block=block)
-        self._rate, rate = fold_rate(before, summary.n, candidates, self.alarm.rate, blocks=span)
-        if self.alarm.segment == EVERYTHING and summary.scores is not None:
+    def count_scores(self, summary: BlockSummary) -> None:
+        """Remember the scores of one block, for the flags of later ones."""
+        if summary.scores is not None:
             self._scores = summary.scores + (self._scores if len(self._scores) else 0)
-        return rate
 
     def flag_at(self, budget: float) -> float:
         """The score from which a candidate is flagged: so few earlier records reached it that the budget holds.
@@ -736,7 +752,7 @@ class _Advancing:
         """The state, to be stored."""
         blob = _SegmentState(
             self.drift.to_bytes(),
-            self._rate.to_bytes(),
+            self.rate.to_bytes(),
             self._scores.astype("<i8").tobytes(),
             self._opinions.states(),
         )
@@ -746,18 +762,46 @@ class _Advancing:
 
 
 def _fold_drift(
-    states: Sequence[_Advancing], block: int, summaries: Sequence[BlockSummary], spans: Sequence[int]
+    states: Sequence[_Advancing],
+    block: int,
+    summaries: Sequence[BlockSummary],
+    spans: Sequence[int],
+    *,
+    heard: bool,
 ) -> list[tuple[Reading, ...]]:
     """The drift readings of one block. Blocks without records are passed over: silence is no evidence, ages nothing."""
     folded = fold_many(
-        [replace(state.drift, block=block) for state in states],
+        [state.drift.at(block) for state in states],
         summaries,
         [state.alarm.drift for state in states],
         blocks=spans,
+        heard=heard,
     )
     for state, (following, _) in zip(states, folded, strict=True):
         state.drift = following
     return [readings for _, readings in folded]
+
+
+def _fold_rates(
+    states: Sequence[_Advancing],
+    block: int,
+    summaries: Sequence[BlockSummary],
+    spans: Sequence[int],
+    *,
+    heard: bool,
+) -> list[RateReading | None]:
+    """The readings of the outlier rate of one block."""
+    folded = fold_rates(
+        [state.rate.at(block) for state in states],
+        [summary.n for summary in summaries],
+        [int(summary.h[:_CANDIDATE_BINS].sum()) for summary in summaries],
+        [state.alarm.rate for state in states],
+        blocks=spans,
+        heard=heard,
+    )
+    for state, (following, _) in zip(states, folded, strict=True):
+        state.rate = following
+    return [reading for _, reading in folded]
 
 
 def _least_flood(parts: FraudParts, settings: FraudSettings) -> int:
@@ -804,6 +848,8 @@ def _without_told(result: FoldResult, known: Collection[str], live_from_block: i
     return replace(result, incidents=[row for row in result.incidents if row.id not in gone], outbox=outbox)
 
 
-def _candidate_bin() -> int:
-    """The bin of p-values up to 2^-10, about one in a thousand: what the outlier rate counts."""
-    return int(np.searchsorted(P_EDGES, 2.0**-10))
+def _live_edge(step: Fold) -> LiveEdge:
+    """How far the live records are, beside a lane."""
+    closes = step.live_next_block is not None
+    first = step.live_next_block if closes else step.live_first_block
+    return LiveEdge(closes, first, {state.partition: state.max_time_ms for state in step.live_partitions})

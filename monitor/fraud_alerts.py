@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -166,16 +166,17 @@ class FraudAlerts:
         self._rate = RateState.from_bytes(state.rate)
         self._most = {WHOLE: settings.alerts.most, **settings.alerts.segments}
 
-    def push(self, block: int, counts: FraudCounts, read: ReadHits) -> FraudReading:
+    def push(self, block: int, counts: FraudCounts, read: ReadHits, *, span: int = 1) -> FraudReading:
         """Take in one block.
 
         Args:
+            span: so many blocks are taken in as one, the last of which is ``block``.
             read: gives the block's candidates with such a surprise or more, at most so many, the strangest first.
         """
         state, period = self._state, self._period
         end_ms = (block + 1) * self._block_ms
         if state.start_ms is None:
-            state.start_ms = end_ms - self._block_ms
+            state.start_ms = end_ms - span * self._block_ms
         number = (end_ms - self._block_ms - state.start_ms) // self._every_ms
         if not state.periods or state.periods[-1].number != number:
             state.periods = [*state.periods[-MEMORY_PERIODS:], _Past(number)]
@@ -190,7 +191,7 @@ class FraudAlerts:
             name: period.added(state.given.get(name, []), before[name] - room[name], end_ms) for name in self._most
         }
         state.unlisted = period.added(state.unlisted, unlisted, end_ms)
-        rate = self._fold_rate(block, counts)
+        rate = self._fold_rate(block, counts, span)
         self._remember(counts)
         return FraudReading(
             rate=rate,
@@ -265,12 +266,12 @@ class FraudAlerts:
                 room[name] = max(room[name] - 1, 0)
         return alerts, max(unlisted, 0)
 
-    def _fold_rate(self, block: int, counts: FraudCounts) -> RateReading:
+    def _fold_rate(self, block: int, counts: FraudCounts, span: int) -> RateReading:
         rule = self._rule
         if past := [one for one in self._state.periods[:-1] if one.records]:
             usual = sorted(past, key=lambda one: one.candidates / one.records)[(len(past) - 1) // 2]
             rule = rule.against(usual.candidates / usual.records, records=usual.records)
-        self._rate, reading = fold_rate(replace(self._rate, block=block), counts.n, counts.candidates, rule)
+        self._rate, reading = fold_rate(self._rate.at(block), counts.n, counts.candidates, rule, blocks=span)
         return reading
 
     def _remember(self, counts: FraudCounts) -> None:

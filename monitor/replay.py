@@ -21,6 +21,7 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from detectors.errors import InvalidInput
 from detectors.summary import BlockSummary
+from monitor.ageing import age_rules
 from monitor.budget import OUTLIER_RATE
 from monitor.causes import ClosedBlocks, Key
 from monitor.folding import Folder, alarmed_segments
@@ -123,13 +124,15 @@ def replay(
                 hint="Score it first: driftd backfill --from T --to T" if timeline else "They begin with driftd run.",
             )
         judged_ms = judged[0][0] * block_ms, sum(judged[-1]) * block_ms
+        rules = age_rules(variants[0].settings, model)
+        merged_to = (history.fold.next_block or 0) if any(blocks > 1 for _, blocks in timeline) else 0
         replays = [_Replay(model, variant.settings, history, judged[0][0], keeps=readings) for variant in variants]
         done = 0
         for era in _eras(store, history, model, variants[0].settings, timeline):
             for one in replays:
                 one.enter(era)
             for batch in _batches(history, replays, era):
-                explained = ClosedBlocks(history.fold) if causes else None
+                explained = ClosedBlocks(history.fold, rules=rules, next_block=merged_to) if causes else None
                 for one in replays:
                     one.judge(batch, explained)
                 done += len(batch.counts)
@@ -336,7 +339,14 @@ class _Replay:
         """Take in some blocks."""
         self._widths = batch.widths
         result, unlisted = self._folder.judge(
-            self, causes, batch.counts, batch.merged, list(self._recent.values()), batch.below, widths=batch.widths
+            self,
+            causes,
+            batch.counts,
+            batch.merged,
+            list(self._recent.values()),
+            batch.below,
+            widths=batch.widths,
+            bare=not self._keeps,
         )
         self._states.update({(state.space, state.segment): state for state in result.states})
         for row in result.incidents:

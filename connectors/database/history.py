@@ -92,8 +92,9 @@ class History:
             .where(table.block >= from_block, table.block < to_block, table.reference == reference)
             .order_by(table.block)
         )
-        for row in self._snapshot.execute(query):
-            yield StoredBlocks(row.block, row.blocks, row.blob)
+        # All at once: one by one, each row costs as much as what is in it.
+        for first, blocks, blob in self._snapshot.execute(query).all():
+            yield StoredBlocks(first, blocks, blob)
 
     def fraud_hits(self, space: str, from_block: int, to_block: int, at_least: float, most: int) -> list[FraudHit]:
         """The candidates of some blocks, as `Fold.fraud_hits` gives those of one."""
