@@ -11,6 +11,22 @@ from connectors.database.rows import Closure, PartitionState, SummaryDelta
 from connectors.records import Partition, Span
 
 
+@dataclass(frozen=True, slots=True)
+class LiveEdge:
+    """How far the live records of a model are, as a lane beside them sees it.
+
+    Attributes:
+        closes: their fold has closed blocks. Until it has, a block has to wait for their partitions here, too.
+        first_open_block: the first block that it has not closed; before it has closed any, the first that holds live
+            records. None where none does.
+        newest_ms: event time of the newest record of each partition.
+    """
+
+    closes: bool
+    first_open_block: int | None
+    newest_ms: Mapping[Partition, int]
+
+
 @dataclass(frozen=True)
 class HistoryRange:
     """What one backfill scores.
@@ -67,14 +83,14 @@ class HistoryRange:
         finished: bool,
         lateness_ms: int,
         block_ms: int,
-        live_next_block: int | None,
+        live: LiveEdge | None = None,
     ) -> int | None:
         """The block below which all may be closed; None where none may.
 
         Args:
             states: how far the partitions are.
             finished: everything was read.
-            live_next_block: in a lane, the first block that the model's own fold has not closed.
+            live: in a lane, how far the live records of the model are.
         """
         by_partition = {state.partition: state for state in states}
         passed_ms: list[int] = []
@@ -86,16 +102,19 @@ class HistoryRange:
                 if newest_ms < 0:
                     return None
                 passed_ms.append(newest_ms - lateness_ms)
-            elif self.read_to_ms is not None:
+            elif live is None and self.read_to_ms is not None:
                 passed_ms.append(max(newest_ms, self.read_to_ms) - lateness_ms)
-        if passed_ms:
-            bound = min(passed_ms) // block_ms
-        else:
-            bound = max((state.max_time_ms for state in states), default=-1) // block_ms + 1
-        if not self.lane:
-            return bound
+            elif live is not None and not live.closes:
+                passed_ms.append(max(newest_ms, live.newest_ms.get(partition, -1)) - lateness_ms)
+        if live is None:
+            # Not beyond the newest record: what comes next may lie in the block that follows.
+            newest = max((state.max_time_ms for state in states), default=-1) // block_ms + 1
+            return min([newest, *(time_ms // block_ms for time_ms in passed_ms)])
+        if not live.closes:
+            others = live.newest_ms.keys() - self.spans.keys()
+            passed_ms += [live.newest_ms[partition] - lateness_ms for partition in sorted(others)]
         # The blocks that live records lie in are closed by the fold of the live records first.
-        limit = live_next_block if self.joins and live_next_block is not None else self.live_from_block
-        if limit is None:
-            return bound
-        return limit if not passed_ms else min(bound, limit)
+        limit = live.first_open_block if self.joins else self.live_from_block
+        bounds = [time_ms // block_ms for time_ms in passed_ms] + ([] if limit is None else [limit])
+        newest = max((state.max_time_ms for state in states), default=-1) // block_ms + 1
+        return min(bounds, default=newest)

@@ -61,7 +61,9 @@ class Fold:
         version: counts the steps; 0 before the first.
         next_block: blocks below it are closed; None before the first step.
         live_next_block: the same of the model's own fold, in a lane; None elsewhere, and before its first step.
+        live_first_block: in a lane, before that step: the first block that holds live records; None where none does.
         partitions: how far every partition is.
+        live_partitions: the same of the model's own, in a lane.
     """
 
     def __init__(self, database: Database, connection: Connection, model: str, *, lane: str = "") -> None:
@@ -77,12 +79,21 @@ class Fold:
         self.version: int = 0 if row is None else row.version
         self.next_block: int | None = None if row is None else row.next_block
         self.live_next_block: int | None = None
+        self.live_first_block: int | None = None
+        self.live_partitions: list[PartitionState] = []
         if lane:
             live = select(_FOLDS.c.next_block).where(_FOLDS.c.model == model)
             self.live_next_block = connection.execute(live).scalar()
+            self.live_partitions = self._partitions_of(model)
+            if self.live_next_block is None:
+                first = select(func.min(_DELTAS.c.block)).where(_DELTAS.c.model == model)
+                self.live_first_block = connection.execute(first).scalar()
+        self.partitions: list[PartitionState] = self._partitions_of(self._work)
+
+    def _partitions_of(self, name: str) -> list[PartitionState]:
         table = schema.partitions
-        query = select(table).where(table.c.model == self._work).order_by(table.c.topic, table.c.number)
-        self.partitions: list[PartitionState] = rows_of(connection.execute(query), partition_state)
+        query = select(table).where(table.c.model == name).order_by(table.c.topic, table.c.number)
+        return rows_of(self._snapshot.execute(query), partition_state)
 
     def first_pending_block(self) -> int | None:
         """The lowest open block that has records; None if there is none.

@@ -39,11 +39,16 @@ KEPT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *("resolved_ms", "revision", "reference", "title", "text", "detail"),
         ),
     ),
+    "block_stats": (
+        ("model", "space", "block", "reference"),
+        ("start_ms", "end_ms", "records", "late", "dead", "confidence", *(f"surprise_{n}" for n in range(10))),
+    ),
+    "deployments": (("model", "version"), ("block", "start_ms")),
     "kept": (
         ("model", "space", "topic", "number", "position", "row"),
         (
             *("time_ms", "block", "record_id", "reason", "score", "p_value", "reference", "exemplar", "prediction"),
-            *("confidence", "segments", "fields", "flagged", "vector"),
+            *("confidence", "segments", "fields", "flagged", "vector", "labels", "detail"),
         ),
     ),
     "dead_letters": (

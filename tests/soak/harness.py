@@ -16,8 +16,10 @@ import random
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +40,7 @@ from monitor.soak import (
     WorkerProcess,
     all_closed,
     build_reference,
+    clean_environment,
     compare,
     rows_of,
     soak_settings,
@@ -141,6 +144,9 @@ class Deployment:
         poll_records: most records of one poll. Small, so that a kill finds the work in the middle.
         fetch_bytes: fetched at once from one partition. Small, where a broker that is away must be missed.
         reference: with the reference of all runs; else the workers collect their own.
+        start: where workers begin that find no position.
+        thins: a key has one vote in a block.
+        sinks: in place of the receiver, or of the console.
     """
 
     def __init__(
@@ -153,20 +159,28 @@ class Deployment:
         poll_records: int = 400,
         fetch_bytes: int = 1 << 20,
         reference: bool = True,
+        start: str = "earliest",
+        thins: bool = True,
+        sinks: Mapping[str, Any] | None = None,
     ) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.content = content
         settings = soak_settings(
             folder,
-            source_of(content, f"{folder.parent.name}-{folder.name}", max_partition_fetch_bytes=fetch_bytes),
+            source_of(
+                content, f"{folder.parent.name}-{folder.name}", max_partition_fetch_bytes=fetch_bytes, start=start
+            ),
             records=len(content.records),
             database=database,
             checkpoint={**CHECKPOINT, "poll_records": poll_records},
             # One name of the sink in all runs: it stands in the outbox.
-            sinks={"hook": {"kind": "console"} if receiver is None else {"kind": "webhook", "url": receiver.url}},
+            sinks=sinks
+            or {"hook": {"kind": "console"} if receiver is None else {"kind": "webhook", "url": receiver.url}},
             notify={"group_wait": 0, "group_interval": 0, "most_per_minute": 1000},
         )
+        if not thins:
+            del settings["models"][MODEL]["record"]["key"]
         self.url = str(settings["database"])
         (folder / "driftd.yaml").write_text(yaml.safe_dump(settings))
         self._receiver = receiver
@@ -231,6 +245,18 @@ class Deployment:
         assert set(codes.values()) == {0}, self._said(f"exit codes {codes}")
         assert not due, f"the records were over before {len(due)} of {len(disturbances)} disturbances"
         return report
+
+    def backfill(self, *words: str) -> subprocess.Popen[str]:
+        """`driftd backfill` as a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "monitor", "backfill", "-s", str(self.folder / "driftd.yaml"), *words],
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def fingerprint(self) -> Fingerprint:
         """What is in the database."""
