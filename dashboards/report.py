@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -90,11 +90,16 @@ def render(report: Report) -> str:
         _references_and_settings(report.references, report.settings),
         _footer(report.header),
     )
+    return framed(f"{report.header.title}, {period(report.header.start_ms, report.header.end_ms)}", sections)
+
+
+def framed(title: str, sections: Iterable[str]) -> str:
+    """A whole page: the frame of report.html around sections that are HTML already."""
     frame = resources.files("dashboards").joinpath("report.html").read_text(encoding="utf-8")
     script = frame[frame.index("<script>") + len("<script>") : frame.index("</script>")]
     values = {
         "script-hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "title": safe_text(f"{report.header.title}, {period(report.header.start_ms, report.header.end_ms)}"),
+        "title": safe_text(title),
         "body": "\n".join(section for section in sections if section),
     }
     # In one pass, so that a text of a record that looks like a place is left alone.

@@ -17,12 +17,12 @@ from detectors.errors import InvalidInput
 from monitor.amounts import duration
 from monitor.budget import channels_in_use
 from monitor.replay_truth import Judgement, TrueIncident, judge
+from monitor.settings import Settings, with_changes
 from monitor.times import text_of
 
 if TYPE_CHECKING:
     from connectors.database.store import Store
     from monitor.replay import Replayed
-    from monitor.settings import Settings
 
 FIRST_SHARE = 0.6  # of the judged time: where it is cut, but for true incidents in the way
 BEYOND_CHANCE = 0.05  # one-sided; of each candidate by itself, because the second part is the test
@@ -194,18 +194,9 @@ def candidates(settings: Settings, model: str) -> list[Candidate]:
 def _candidate(settings: Settings, model: str, changes: Mapping[str, object], *, mutes: str) -> Candidate:
     numbers = {key.removeprefix(f"models.{model}."): value for key, value in changes.items() if not mutes}
     parts = [f"without {mutes}"] if mutes else [f"{key} {value:g}" for key, value in numbers.items()]
-    changed: Any = settings
-    for key, value in changes.items():
-        changed = _with(changed, key.split("."), value)
+    paths = {tuple(key.split(".")): value for key, value in changes.items()}
+    changed = with_changes(settings, paths, named="a candidate") if paths else settings
     return Candidate(", ".join(parts) or AS_NOW, changed, changes, mutes)
-
-
-def _with(part: Any, keys: Sequence[str], value: object) -> Any:
-    """A copy of settings with one key changed; the values are in range, so they are not checked again."""
-    name, rest = keys[0], keys[1:]
-    if isinstance(part, dict):
-        return {**part, name: _with(part[name], rest, value) if rest else value}
-    return part.model_copy(update={name: _with(getattr(part, name), rest, value) if rest else value})
 
 
 def _places_of_budget(settings: Settings) -> list[str]:

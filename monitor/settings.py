@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from connectors import ScoresSettings, SinkSettings, SourceSettings
+from connectors.database.rows import MOST_BLOCKS
 from connectors.kafka import KafkaSettings
 from connectors.kafka_scores import KafkaScoresSettings
 from detectors.errors import InvalidSettings
@@ -37,7 +38,6 @@ Weight = Annotated[float, Field(gt=0, le=1_000_000)]
 
 DAY_S = 86_400.0
 MIN_BLOCKS_PER_SEASON = 8  # one wave needs four of them
-_MOST_BLOCKS = 4096  # of one stored summary
 
 
 def season_of(value: object) -> object:
@@ -388,9 +388,9 @@ class RetentionSettings(_Section):
     def _steps(cls, value: dict[float, int]) -> dict[float, int]:
         steps = dict(sorted(value.items()))
         for width in steps.values():
-            if not 2 <= width <= _MOST_BLOCKS or width & (width - 1):
+            if not 2 <= width <= MOST_BLOCKS or width & (width - 1):
                 raise ValueError(
-                    f"{width} blocks: write a power of two from 2 to {_MOST_BLOCKS}, such as {{2d: 8, 7d: 64}}"
+                    f"{width} blocks: write a power of two from 2 to {MOST_BLOCKS}, such as {{2d: 8, 7d: 64}}"
                 )
         if list(steps.values()) != sorted(set(steps.values())):
             raise ValueError("older summaries are of more blocks than younger ones, such as {2d: 8, 7d: 64}")

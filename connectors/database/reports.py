@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from sqlalchemy import Select, func, select, true
@@ -56,6 +57,36 @@ class Reports:
             query = query.where(table.c.start_ms < to_ms)
         order = (table.c.start_ms, table.c.space, table.c.segment, table.c.channel, table.c.reference)
         return self._all(query.order_by(*order), reading_row)
+
+    def margins(
+        self, model: str, channels: Sequence[str], *, from_ms: int, to_ms: int, places: int
+    ) -> list[tuple[int, float, int]]:
+        """How near the alarms of the whole traffic came to a page, drawn together to at most ``places`` stretches.
+
+        Returns:
+            For each stretch with readings its begin, the greatest strength beyond the threshold of a page (negative
+            under it), and the records that came.
+        """
+        width = max(-(-(to_ms - from_ms) // places), 1)
+        table, stats = schema.readings.c, schema.block_stats.c
+        place = (table.start_ms - from_ms) // width
+        margins = (
+            select(place, func.max(table.strength - table.threshold))
+            .where(table.model == model, table.segment == "", table.channel.in_(channels))
+            .where(table.start_ms >= from_ms, table.start_ms < to_ms, table.strength.is_not(None))
+            .group_by(place)
+            .order_by(place)
+        )
+        place = (stats.start_ms - from_ms) // width
+        records = (
+            select(place, func.sum(stats.records))
+            .where(stats.model == model, stats.space == "", stats.start_ms >= from_ms, stats.start_ms < to_ms)
+            .group_by(place)
+        )
+        with self._database.reading() as connection:
+            came = {int(at): int(count) for at, count in connection.execute(records)}
+            found = [(int(at), float(margin)) for at, margin in connection.execute(margins)]
+        return [(from_ms + at * width, margin, came.get(at, 0)) for at, margin in found]
 
     def judged_ms(self, model: str) -> tuple[int, int] | None:
         """Event time from the begin of the first stored reading to the end of the last; None if there is none."""
