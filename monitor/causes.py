@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from connectors.database.ageing import AgeRule, group_of
 from connectors.database.folding import Fold
 from connectors.database.rows import IncidentRow, KeptRecord
 from detectors.cause import EVERYTHING, MOST_ROWS, Cause, Sums, find_cause, nearest_exemplars
@@ -51,10 +52,23 @@ class ClosedBlocks:
     Args:
         fold: gives the blocks that are stored.
         closing: merged summaries of those that this step closes, and which are not stored yet.
+        rules: of which age stored summaries are of how many blocks. Old blocks are read in whole groups of so many,
+            whether they are merged yet or not: when that is done must not be seen in a cause.
+        next_block: blocks below it were closed, and so old ones may be merged, before the blocks are asked for. Of a
+            step of the fold that need not be said: it asks for what it closes.
     """
 
-    def __init__(self, fold: Fold, closing: Mapping[Key, BlockSummary] | None = None) -> None:
+    def __init__(
+        self,
+        fold: Fold,
+        closing: Mapping[Key, BlockSummary] | None = None,
+        *,
+        rules: Sequence[AgeRule] = (),
+        next_block: int = 0,
+    ) -> None:
         self.fold = fold
+        self._rules = rules
+        self._next_block = next_block
         self._closing: dict[tuple[str, str, int], list[tuple[int, BlockSummary]]] = {}
         for (name, segment, block, version), summary in (closing or {}).items():
             self._closing.setdefault((name, segment, version), []).append((block, summary))
@@ -63,9 +77,14 @@ class ClosedBlocks:
         self._whole = lru_cache(MOST_REMEMBERED)(self._read_sums)
         self._kept = lru_cache(MOST_REMEMBERED)(self._read_kept)
 
-    def newest(self, space: Space, *, from_block: int, to_block: int, most: int) -> Sequence[int]:
-        """The newest blocks with records with from_block <= block < to_block, at most so many, ascending."""
-        return self._newest(space.name, space.version, from_block, to_block, most)
+    def group_of(self, block: int, *, now: int) -> tuple[int, int]:
+        """The blocks first <= block < after that can only be read together in block ``now``; of young ones, itself."""
+        return group_of(block, self._rules, max(now, self._next_block))
+
+    def newest(self, space: Space, *, from_block: int, to_block: int, most: int, now: int) -> Sequence[int]:
+        """The newest groups with records with from_block <= block < to_block, at most so many, ascending: their first
+        blocks."""
+        return self._newest(space.name, space.version, from_block, to_block, most, now)
 
     def sums(self, space: Space, segments: Sequence[str], *, from_block: int, to_block: int) -> dict[str, Sums]:
         """Sums over the blocks with from_block <= block < to_block, for each of the segments, in their order.
@@ -80,11 +99,18 @@ class ClosedBlocks:
         """The `MOST_RECORDS` strangest records kept from blocks with from_block <= block < to_block."""
         return self._kept(space.name, space.version, from_block, to_block)
 
-    def _read_newest(self, space: str, version: int, from_block: int, to_block: int, most: int) -> Sequence[int]:
+    def _read_newest(
+        self, space: str, version: int, from_block: int, to_block: int, most: int, now: int
+    ) -> Sequence[int]:
         closing = self._closing.get((space, EVERYTHING, version), [])
         found = {block for block, _ in closing if from_block <= block < to_block}
-        found |= set(self.fold.blocks(space, version, from_block=from_block, to_block=to_block, most=most))
-        return sorted(found)[-most:]
+        while True:
+            blocks = self.fold.blocks(space, version, from_block=from_block, to_block=to_block, most=most)
+            groups = [self.group_of(block, now=now)[0] for block in blocks]
+            found.update(groups)
+            if len(blocks) < most or len(found) >= most:
+                return sorted(found)[-most:]
+            to_block = groups[0]  # several of them were in one group: there may be more groups before
 
     def _read_sums(
         self, space: str, version: int, size: tuple[int, int], segment: str, from_block: int, to_block: int
@@ -117,18 +143,19 @@ def cause_of(
     Returns:
         JSON-compatible; None where no block since the onset is left.
     """
-    onset, end = row.onset_ms // block_ms, last_seen(row) // block_ms
+    onset, end = bounds_of(row, blocks, block_ms=block_ms)
+    now = row.updated_ms // block_ms
     # Of an incident in one segment, only that one is held against the whole: who else changed is the whole's to say.
     names = [EVERYTHING, *segments] if row.segment == EVERYTHING else [EVERYTHING, row.segment]
     most = max(min(MOST_BLOCKS, MOST_SUMMARIES // len(names)), 4)
-    since = blocks.newest(space, from_block=onset, to_block=end, most=most * 3 // 4)
+    since = blocks.newest(space, from_block=onset, to_block=end, most=most * 3 // 4, now=now)
     if not since:
         return None
-    earlier = blocks.newest(space, from_block=0, to_block=onset, most=most // 4)
-    now = blocks.sums(space, names, from_block=since[0], to_block=end)
+    earlier = blocks.newest(space, from_block=0, to_block=onset, most=most // 4, now=now)
+    after = blocks.sums(space, names, from_block=since[0], to_block=end)
     before = blocks.sums(space, names, from_block=earlier[0], to_block=onset) if earlier else {}
     cause = find_cause(
-        space.reference, now, before=before, segment=row.segment, channel=str(row.detail.get("channel", ""))
+        space.reference, after, before=before, segment=row.segment, channel=str(row.detail.get("channel", ""))
     )
     kept = [
         record
@@ -141,6 +168,16 @@ def cause_of(
         **_as_json(cause, space.reference, _prototypes_of(kept, space.reference), kept),
     }
     return {name: _rounded(value) for name, value in detail.items()}
+
+
+def bounds_of(row: IncidentRow, blocks: ClosedBlocks, *, block_ms: int) -> tuple[int, int]:
+    """The blocks first <= block < after from an incident's onset to where it was last seen.
+
+    Old ones as far as they can be told apart: the time begins and ends with a group.
+    """
+    now = row.updated_ms // block_ms
+    onset, end = row.onset_ms // block_ms, last_seen(row) // block_ms
+    return blocks.group_of(onset, now=now)[0], blocks.group_of(end - 1, now=now)[1]
 
 
 def in_segment(record: KeptRecord, segment: str, space: Space) -> bool:

@@ -24,8 +24,9 @@ from detectors.reference import Reference
 from detectors.summary import BlockSummary, score_bins
 from detectors.two_sample import MIN_SAMPLE, PSI_BINS, TestResult
 from monitor import fraud_wording
+from monitor.ageing import age_rules
 from monitor.amounts import percent
-from monitor.causes import ClosedBlocks, cause_of, in_segment, last_seen, vectors_of
+from monitor.causes import ClosedBlocks, bounds_of, cause_of, in_segment, last_seen, vectors_of
 from monitor.folding import alarmed_segments
 from monitor.fraud_explain import tables_of_groups
 from monitor.settings import Settings
@@ -124,13 +125,20 @@ def explain(settings: Settings, store: Store, prefix: str) -> Explanation:
     space = _watched(store, row)
     block_ms = round(model.drift.block * 1000)
     with store.begin_fold(row.model) as fold:
-        blocks = ClosedBlocks(fold)
+        blocks = ClosedBlocks(fold, rules=age_rules(settings, row.model), next_block=fold.next_block or 0)
         segments = alarmed_segments(space.reference, model)
         fresh = cause_of(row, space, blocks, segments=segments, block_ms=block_ms)
         stored = row.detail.get("cause")
         cause: Any = fresh if fresh is not None else stored
         notes = [] if fresh is not None else ["The blocks since the onset are deleted by now (retention)."]
-        onset, end = row.onset_ms // block_ms, last_seen(row) // block_ms
+        onset, end = bounds_of(row, blocks, block_ms=block_ms)
+        if (onset, end) != (row.onset_ms // block_ms, last_seen(row) // block_ms):
+            # What was stored when it was told is of the blocks themselves.
+            cause = fresh if stored is None else stored
+            notes.append(
+                f"Summaries of that time are added up by now (retention.merge_summaries): the comparison of scores is "
+                f"of {text_of(onset * block_ms)} to {text_of(end * block_ms)}."
+            )
         sample, earlier = (
             _sample(blocks, space, row.segment, bounds, share=model.outliers.sample)
             for bounds in ((onset, end), (0, onset))

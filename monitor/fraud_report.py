@@ -243,16 +243,18 @@ def fraud_facts(
 
 
 def _records(store: Store, model: str, block_ms: int, span_ms: int) -> dict[int, int]:
-    """Scored records of the closed blocks of the time, by the beginning of the block."""
+    """Scored records of the closed blocks of the time, by the beginning of the block, or of the first of several."""
     judged = store.judged_ms(model)
     if judged is None:
         return {}
-    rows = store.summaries(model, "", segment=EVERYTHING, from_block=(judged[1] - span_ms) // block_ms)
+    from_block = (judged[1] - span_ms) // block_ms
+    rows = store.summaries(model, "", segment=EVERYTHING, from_block=from_block)
     found: dict[int, int] = {}
     for row in rows:
         counts = RecordCounts.from_bytes(row.blob)
         if counts.fraud is not None:
-            found[row.block * block_ms] = found.get(row.block * block_ms, 0) + counts.fraud.n
+            start_ms = max(row.block, from_block) * block_ms
+            found[start_ms] = found.get(start_ms, 0) + counts.fraud.n
     return found
 
 

@@ -403,12 +403,18 @@ class _Space:
         )
 
     def records_of(self, segment: str, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Records of each block of a segment."""
+        """Records of each block of a segment, ascending. Those of blocks in one row are spread evenly over them."""
         rows = self._store.summaries(
             self._model, self.space, segment=segment, from_block=int(blocks[0]), to_block=int(blocks[-1]) + 1
         )
-        counts = {row.block: BlockSummary.from_bytes(row.blob).n for row in rows}
-        return np.array([counts.get(block, 0) for block in blocks.tolist()], dtype=np.int64)
+        counts = np.zeros(len(blocks), dtype=np.int64)
+        for row in rows:
+            first, after = np.searchsorted(blocks, [row.block, row.block + row.blocks]).tolist()
+            if first < after:
+                each, rest = divmod(BlockSummary.from_bytes(row.blob).n, after - first)
+                counts[first:after] += each
+                counts[first : first + rest] += 1
+        return counts
 
     def histogram(self) -> ScoreHistogram:
         """Scores of the calibration records beside those of the stream, in bars of equal ratio."""

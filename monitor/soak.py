@@ -169,6 +169,7 @@ def soak_settings(
         "references": str(folder / "references"),
         "http": {"bind": "127.0.0.1:0"},
         "incidents": {"resolve_after": 6 * BLOCK_MS / 1000},  # so that incidents also end
+        "retention": {"merge_summaries": {}},  # votes are compared block by block
         "models": {
             MODEL: {
                 "source": dict(source),

@@ -5,6 +5,7 @@ store.py        Store: checkpoints, positions, and the door to everything else
 folding.py      the transaction of the fold
 outbox.py  references.py  reports.py    the parts of Store, by what they are for
 retention.py    deletes what is older or more than settings allow
+ageing.py       adds up summaries of old blocks
 connection.py   URLs, SQLite and PostgreSQL, transactions
 failures.py     what the database's own errors mean
 schema.py       the tables; migrations/ makes them

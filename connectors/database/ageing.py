@@ -47,6 +47,22 @@ class Aged:
     waits_for: str = ""
 
 
+def group_of(block: int, rules: Iterable[AgeRule], next_block: int) -> tuple[int, int]:
+    """The blocks first <= block < after whose summaries may be one row by now, because they are old enough.
+
+    Whoever reads stored blocks from the first of a group, and up to the end of one, reads the same sums whether they
+    have been merged or not.
+
+    Args:
+        next_block: blocks below it are closed.
+    """
+    for rule in sorted(rules, key=lambda rule: rule.width, reverse=True):
+        first = block // rule.width * rule.width
+        if first + rule.width <= next_block - rule.after:
+            return first, first + rule.width
+    return block, block + 1
+
+
 class Ageing:
     """The part of Store that makes old history small."""
 
@@ -190,5 +206,9 @@ def _write(connection: Connection, gone: list[dict[str, Any]], wider: list[dict[
         connection.execute(delete(_TABLE).where(_TABLE.c.id == bindparam("row")), gone)
     if wider:
         change = update(_TABLE).where(_TABLE.c.id == bindparam("row"))
-        columns: dict[str, Any] = {"block": bindparam("first"), "blocks": bindparam("number"), "blob": bindparam("sums")}
+        columns: dict[str, Any] = {
+            "block": bindparam("first"),
+            "blocks": bindparam("number"),
+            "blob": bindparam("sums"),
+        }
         connection.execute(change.values(columns), wider)

@@ -9,6 +9,8 @@ from typing import Literal
 from connectors.notification import Notification
 from connectors.records import DeadLetter, Gap, Partition
 
+MOST_BLOCKS = 4096  # of one stored summary
+
 
 @dataclass(frozen=True, slots=True)
 class Advance:

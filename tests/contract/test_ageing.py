@@ -203,6 +203,43 @@ def test_a_lane_merges_what_is_old_for_it_and_nothing_of_what_is_to_come(store: 
     assert merge(lane) == Aged(waits_for="m~2")
 
 
+def test_a_range_that_begins_inside_a_row_has_the_row(store: Store) -> None:
+    close(store, 150, [summary(block, 1) for block in range(150)])
+    merge(store)
+
+    def firsts(from_block: int | None, to_block: int | None) -> list[int]:
+        return [
+            row.block for row in store.summaries("m", "input", segment="", from_block=from_block, to_block=to_block)
+        ]
+
+    assert firsts(17, 50) == [16, 32, 48]
+    assert firsts(32, 48) == [32]
+    assert firsts(47, 48) == [32]
+    assert firsts(125, 130) == [124, 128, 129]
+    assert firsts(None, 1) == [0]
+
+
+def test_a_group_of_blocks_is_named_before_and_after_it_is_merged(store: Store) -> None:
+    """Whoever reads whole groups reads the same sums, whenever they were merged."""
+    close(store, 150, [summary(block, block) for block in range(150)])
+
+    def read() -> dict[int, int]:
+        found: dict[int, int] = {}
+        for block, _, _, amount in rows_of(store):
+            first = ageing.group_of(block, RULES, 150)[0]
+            found[first] = found.get(first, 0) + amount
+        return found
+
+    before = read()
+    assert ageing.group_of(47, RULES, 150) == (32, 48)
+    assert ageing.group_of(48, RULES, 150) == (48, 52)
+    assert ageing.group_of(127, RULES, 150) == (124, 128)
+    assert ageing.group_of(128, RULES, 150) == (128, 129)
+    merge(store)
+    assert read() == before
+    assert set(before) == {row[0] for row in rows_of(store)}
+
+
 def test_transactions_are_small_and_a_call_ends_after_so_many_rows(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from dashboards.report_data import Cause, Excerpt, Growth, Header, Incident, Par
 from detectors.errors import InvalidInput
 from detectors.reference import STANDARD, Reference
 from detectors.two_sample import TestResult
+from monitor.ageing import merge_old_summaries
 from monitor.causes import ClosedBlocks, cause_of, in_segment
 from monitor.cli import app
 from monitor.decode import Decoder
@@ -69,7 +70,7 @@ def stream() -> list[bytes]:
     ]
 
 
-def settings_for(folder: Path) -> Settings:
+def settings_for(folder: Path, merge_summaries: dict[str, int] | None = None) -> Settings:
     return Settings(
         database=f"sqlite:///{folder}/driftd.db",
         references=folder / "references",
@@ -83,13 +84,26 @@ def settings_for(folder: Path) -> Settings:
             }
         },
         incidents={"resolve_after": 5},
+        retention={} if merge_summaries is None else {"merge_summaries": merge_summaries},
         sinks={"log": {"kind": "jsonl", "path": str(folder / "log.jsonl")}},
     )
 
 
-def run(folder: Path, reference: Reference, stream: Sequence[bytes], cuts: Sequence[int]) -> tuple[Settings, Store]:
-    """Take the stream through the pipeline and the fold, with a checkpoint and a fold after each piece."""
-    settings = settings_for(folder)
+def run(
+    folder: Path,
+    reference: Reference,
+    stream: Sequence[bytes],
+    cuts: Sequence[int],
+    *,
+    merge_summaries: dict[str, int] | None = None,
+    ages: bool = False,
+) -> tuple[Settings, Store]:
+    """Take the stream through the pipeline and the fold, with a checkpoint and a fold after each piece.
+
+    Args:
+        ages: old summaries are merged after each fold.
+    """
+    settings = settings_for(folder, merge_summaries)
     store = Store.open(settings.database)
     store.migrate()
     path = folder / "references" / "1"
@@ -106,6 +120,8 @@ def run(folder: Path, reference: Reference, stream: Sequence[bytes], cuts: Seque
         store.commit(pipeline.checkpoint())
         pipeline.written()
         folder_of_model.step(store, 0, partitions=frozenset([ORDERS]))
+        if ages:
+            merge_old_summaries(store, settings, "orders")
     folder_of_model.close_all(store, 0)
     return settings, store
 
@@ -156,6 +172,34 @@ def test_the_cause_has_the_same_bytes_however_the_fold_is_cut(
     sent, expected = (one.outbox_due(0, 99) for one in (store, ran[1]))
     assert [row.notification for row in sent] == [row.notification for row in expected]
     assert any("The change comes from shop=b" in row.notification.text for row in sent)
+
+
+def test_when_old_blocks_are_merged_is_not_seen_in_a_cause(
+    ran: tuple[Settings, Store], reference: Reference, stream: list[bytes], tmp_path: Path
+) -> None:
+    steps, cuts = {"3s": 2, "8s": 8}, list(range(50, 3_200, 150))
+    incidents = []
+    for name, ages in (("kept", False), ("merged", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings, store = run(folder, reference, stream, cuts, merge_summaries=steps, ages=ages)
+        incidents.append([asdict(row) for row in store.incidents()])
+        widths = {row.blocks for row in store.summaries("orders", "input", segment="shop=b")}
+        assert widths == ({1, 2, 8} if ages else {1})
+    assert incidents[0] == incidents[1]
+    assert cause_in(drift_of(store))["from_ms"] < cause_in(drift_of(ran[1]))["from_ms"], "a whole group is read"
+    merge_old_summaries(store, settings, "orders")
+    later = explain(settings, store, drift_of(store).id)
+    assert later.cause == cause_in(drift_of(store)), "what was stored when it was told says more"
+    assert any("retention.merge_summaries" in note for note in later.notes)
+
+
+def test_the_report_spreads_records_of_merged_blocks(reference: Reference, stream: list[bytes], tmp_path: Path) -> None:
+    steps = {"3s": 2, "8s": 8}
+    settings, store = run(tmp_path, reference, stream, [1_000, 2_000], merge_summaries=steps, ages=True)
+    timeline = next(line for line in report_of(settings, store, "orders").timelines if line.segment == "shop=b")
+    assert int(timeline.n.sum()) == (CLEAN + CHANGED) * BLOCK // 2
+    assert set(timeline.n.tolist()) == {BLOCK // 2}
 
 
 def test_a_segments_incident_is_about_its_own_records(ran: tuple[Settings, Store]) -> None:
