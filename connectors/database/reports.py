@@ -20,6 +20,7 @@ from connectors.database.columns import (
 )
 from connectors.database.connection import Database
 from connectors.database.rows import (
+    MOST_BLOCKS,
     Closure,
     DeploymentRow,
     IncidentRow,
@@ -129,14 +130,18 @@ class Reports:
     def summaries(
         self, model: str, space: str, *, segment: str, from_block: int | None = None, to_block: int | None = None
     ) -> list[SummaryDelta]:
-        """Merged summaries of closed blocks with from_block <= block < to_block, in the order of block and reference.
+        """Summaries that hold closed blocks with from_block <= block < to_block, in the order of block and reference.
+
+        A row of several blocks is there if one of its blocks is: the first row may begin before ``from_block``, and the
+        last one end after ``to_block``.
 
         They come from all partitions, so their partition is ("", -1) and their first offset -1.
         """
         table = schema.summaries
         query = select(table).where(table.c.model == model, table.c.space == space, table.c.segment == clean(segment))
         if from_block is not None:
-            query = query.where(table.c.block >= from_block)
+            # The first condition is what an index can tell; the second one leaves out what ends before.
+            query = query.where(table.c.block > from_block - MOST_BLOCKS, table.c.block + table.c.blocks > from_block)
         if to_block is not None:
             query = query.where(table.c.block < to_block)
         return self._all(query.order_by(table.c.block, table.c.reference), summary_row)
