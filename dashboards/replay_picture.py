@@ -114,13 +114,8 @@ def write_replay(path: Path, picture: ReplayPicture) -> None:
     Raises:
         InvalidInput: another ending, or the file cannot be written.
     """
-    ending = path.suffix.lower()
-    if ending not in (".png", ".html"):
-        raise InvalidInput(
-            f"A picture of a replay is a PNG or an HTML file, not {path.name}.",
-            hint="--picture replay.png or replay.html",
-        )
-    drawn = replay_png(picture) if ending == ".png" else replay_html(picture).encode()
+    check_name(path)
+    drawn = replay_png(picture) if path.suffix.lower() == ".png" else replay_html(picture).encode()
     unfinished = path.with_name(path.name + ".part")
     try:
         unfinished.write_bytes(drawn)
@@ -130,6 +125,19 @@ def write_replay(path: Path, picture: ReplayPicture) -> None:
             f"The picture cannot be written to {path}: {error.strerror or error}.",
             hint="Name a file in a directory that exists and may be written.",
         ) from error
+
+
+def check_name(path: Path) -> None:
+    """See that a picture of a replay can have this name.
+
+    Raises:
+        InvalidInput: it ends neither with .png nor with .html.
+    """
+    if path.suffix.lower() not in (".png", ".html"):
+        raise InvalidInput(
+            f"A picture of a replay is a PNG or an HTML file, not {path.name}.",
+            hint="--picture replay.png or replay.html",
+        )
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_js
 
 if TYPE_CHECKING:
     from connectors.database.rows import IncidentRow
+    from connectors.database.store import Store
     from monitor.replay import Replayed, Variant
     from monitor.replay_choice import Suggestion
     from monitor.replay_truth import Judgement, TrueIncident
@@ -39,13 +40,16 @@ def replay(
         Path | None, typer.Option("--truth", metavar="CSV", help="what really happened: start,end[,name,space,segment]")
     ] = None,
     suggest: Annotated[bool, typer.Option("--suggest", help="look for better settings, with what happened")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="draw it, into a .png or .html file")
+    ] = None,
     database: Annotated[str | None, typer.Option("--database", metavar="URL", help="of another history")] = None,
     json: AsJson = False,
 ) -> None:
     """What other settings would have done: the stored history again, in memory, without reading records.
 
     Examples: driftd replay --try alarms.page_every_days=30 --try "drift.tolerance=.1, incidents.min_duration=2m";
-    driftd replay --truth incidents.csv --suggest
+    driftd replay --truth incidents.csv --suggest --picture replay.html
     """
     from monitor.app import open_store
     from monitor.progress import bar
@@ -57,6 +61,10 @@ def replay(
 
     loaded = load_settings(settings)
     name = _model_of(loaded, model)
+    if picture is not None:
+        from dashboards.replay_picture import check_name
+
+        check_name(picture)
     period = [None if text is None else parse_time(text) for text in (start, end)]
     variants = variants_of(loaded, name, tried or [], files or [])
     for variant in variants[1:]:
@@ -79,14 +87,15 @@ def replay(
 
             with bar("suggest") as progress:
                 better = look_for(store, name, loaded, happened, from_ms=period[0], to_ms=period[1], progress=progress)
-    known = [one for one in happened if one.known]
-    columns = [
-        _Column(one, name, judge(one, happened) if known or truth is not None else judge(one, [])) for one in done
-    ]
+        labelled = truth is not None or any(one.known for one in happened)
+        span = loaded.incidents.resolve_after  # the same for all, also where they try another one
+        columns = [_Column(one, name, judge(one, happened if labelled else [], tolerance=span)) for one in done]
+        if picture is not None:
+            _draw(picture, store, name, loaded, columns, happened if labelled else [], better)
     if json:
-        put_json(_data(name, columns, happened, better, labelled=bool(known)))
+        put_json(_data(name, columns, happened, better, labelled=labelled))
     else:
-        _show(columns, labelled=bool(known))
+        _show(columns, labelled=labelled)
         if better is not None:
             _show_suggestion(better)
 
@@ -229,6 +238,27 @@ def _show_suggestion(better: Suggestion) -> None:
         put(sentence)
     if better.chosen is not None and better.holds is not False:
         put(f"To take it over, in the settings file:\n{yaml_of(better.chosen.candidate)}")
+
+
+def _draw(
+    path: Path,
+    store: Store,
+    model: str,
+    settings: Settings,
+    columns: Sequence[_Column],
+    happened: Sequence[TrueIncident],
+    better: Suggestion | None,
+) -> None:
+    from dashboards.replay_picture import write_replay
+    from monitor.replay_choice import in_words as of_suggestion
+    from monitor.replay_drawing import picture_of
+
+    labelled = bool(columns[0].judgement.of)
+    said = [in_words(columns[0].judgement, one.judgement, one.replayed.name, labelled=labelled) for one in columns[1:]]
+    said += [] if better is None else of_suggestion(better)
+    replays = [(one.replayed, one.judgement) for one in columns]
+    write_replay(path, picture_of(store, model, settings, replays, happened, said=said, suggestion=better))
+    say(f"{path} shows it.")
 
 
 # --- incidents --------------------------------------------------------------------------------------------------------
