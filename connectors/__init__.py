@@ -16,9 +16,10 @@ from connectors.kafka_alerts import KafkaAlertsSettings
 from connectors.kafka_scores import KafkaScoresSettings
 from connectors.mail import EmailSettings
 from connectors.parquet_scores import ParquetScoresSettings
+from connectors.query import QuerySettings
 from connectors.webhook import WebhookSettings
 
-SourceSettings = Annotated[KafkaSettings | FilesSettings, Field(discriminator="kind")]
+SourceSettings = Annotated[KafkaSettings | FilesSettings | QuerySettings, Field(discriminator="kind")]
 SinkSettings = Annotated[
     ConsoleSettings
     | JsonlSettings

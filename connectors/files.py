@@ -26,11 +26,11 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
-from connectors.file_lines import FileBytes, LineReader, PipeBytes, after_last_line
+from connectors.file_lines import FileBytes, LineReader, PipeBytes, after_last_line, line_start
 from connectors.file_range import FilesRange
 from connectors.file_reader import Int64s, Reader, Rows, cannot_be_read, listed, nearest_name
 from connectors.file_tables import NpyReader, ParquetReader
-from connectors.objectstore import Object, ObjectBytes, ObjectFile, ObjectStore, is_url, replaced
+from connectors.objectstore import ANSWER_S, Object, ObjectBytes, ObjectFile, ObjectStore, is_url, replaced
 from connectors.records import Partition, RawBatch, Source, SourceState, Span, StoredPositions, StoredTopicIds
 from detectors.errors import OffsetGap, SourceError, UnknownTopic
 
@@ -93,6 +93,16 @@ class FilesSettings(BaseModel, frozen=True, extra="forbid"):
             if "@" in host or "?" in self.path:
                 raise ValueError("an address must not hold credentials or a signature: it is stored, and shown")
         return self
+
+    @property
+    def ends(self) -> bool:
+        """Reading comes to an end by itself."""
+        return not self.follow
+
+    @property
+    def answer_s(self) -> float:
+        """How long one question may take, in seconds."""
+        return ANSWER_S if is_url(self.path) else 0.0
 
     def build(self, *, client_id: str, group: str = "driftd") -> FilesSource:
         """Make the source. Nothing is opened yet. The names are for sources that tell their server who they are."""
@@ -250,6 +260,20 @@ class FilesSource:
     def between(self, spans: Mapping[Partition, Span]) -> Source:
         """See `connectors.records.Source.between`."""
         return FilesRange(spans, read=self._reader_of, batch=self._batch, verify=self._verify, whole=self)
+
+    def next_start(self, partition: Partition, offset: int) -> int:
+        """See `connectors.records.Cuttable.next_start`: any row of a table, the begin of a line."""
+        path = partition.topic
+        if offset <= 0 or self._format(path) != "jsonl":
+            return max(0, offset)
+        try:
+            stream = ObjectBytes(self._store, path) if is_url(path) else FileBytes(path, end=None, follow=False)
+        except OSError as error:
+            raise cannot_be_read(path, error) from error
+        try:
+            return line_start(stream, offset)
+        finally:
+            stream.close()
 
     def read_at(self, positions: Sequence[tuple[Partition, int]]) -> Iterator[RawBatch]:
         """The records at these offsets, file after file, each read once from the first wanted offset on.

@@ -125,6 +125,16 @@ class KafkaSettings(BaseModel, frozen=True, extra="forbid"):
     def addresses(self) -> list[str]:
         return broker_addresses(self.brokers)
 
+    @property
+    def ends(self) -> bool:
+        """Reading comes to an end by itself."""
+        return False
+
+    @property
+    def answer_s(self) -> float:
+        """How long one question may take, in seconds."""
+        return self.connect_timeout_s
+
     def build(self, *, client_id: str, group: str = "driftd") -> KafkaSource:
         """The source.
 

@@ -24,6 +24,7 @@ _Answer = TypeVar("_Answer")
 CHUNK: Final = 4 << 20  # bytes asked for at a time: a request costs about as much as a megabyte
 _TRIES: Final = 4
 _BACK_OFF_S: Final = 0.2  # doubled with each try
+ANSWER_S: Final = 35.0  # of a store
 _S3: Final = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 1}}
 _VERSIONS: Final = ("ETag", "etag", "generation")  # times differ between a list and a single answer
 _EXTRAS: Final = {

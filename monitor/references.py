@@ -15,7 +15,7 @@ from detectors.errors import InvalidInput
 from detectors.reference import ANGULAR, STANDARD, Reference
 from detectors.seasons import MIN_CYCLES, Trial
 from detectors.segments import constants_of, measured_segments
-from monitor.app import build_source, check_references_folder, open_store
+from monitor.app import build_history, check_references_folder, open_store
 from monitor.budget import why_only_warns
 from monitor.collect import Collector, next_version
 from monitor.decode import Decoder
@@ -137,7 +137,7 @@ def from_source(
         fraud=chosen.fraud,
         fraud_space=chosen.fraud_space,
     )
-    source = build_source(name, chosen)
+    source = build_history(name, chosen)
     for batch in source.read_range(start_ms, end_ms):
         collector.take(batch, now_ms())
         progress("reading", min(collector.collected / collector.wanted, 1.0))

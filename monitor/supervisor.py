@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from connectors.files import FilesSettings
+from connectors.kafka import KafkaSettings
 from detectors.errors import InvalidInput
 from monitor.app import check_references_folder, http_address
 from monitor.label_requests import PassedOnLabels
@@ -74,10 +74,10 @@ class Supervisor:
         workers: int,
         command: Sequence[str] = (sys.executable, "-m", "monitor"),
     ) -> None:
-        of_files = [name for name, model in settings.models.items() if isinstance(model.source, FilesSettings)]
-        if of_files:
+        alone = [name for name, model in settings.models.items() if not isinstance(model.source, KafkaSettings)]
+        if alone:
             raise InvalidInput(
-                f"Model {of_files[0]} reads files, and one process reads a file: "
+                f"Model {alone[0]} reads files or a query, and only the partitions of a topic are shared out: "
                 f"--workers {workers} would count its records {workers} times.",
                 hint="Leave out --workers, or give the model a Kafka source.",
             )

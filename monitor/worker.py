@@ -15,7 +15,6 @@ from functools import partial
 
 from connectors.database.rows import Checkpoint, HalfRow, IncidentRow, PartitionState, ReferenceRow, ThinnedKeys
 from connectors.database.store import Store
-from connectors.files import FilesSettings
 from connectors.records import Gap, Partition, RawBatch, Source
 from detectors.errors import DriftdError, OwnershipLost, SinkError, SourceError, StoreBusy, StoreError, StoreFull
 from monitor.collect import Collector
@@ -187,8 +186,7 @@ class Worker:
         self._store = store
         self._watchdog = watchdog or Watchdog()
         source_settings = self.model.source
-        answer_s = 0.0 if isinstance(source_settings, FilesSettings) else source_settings.connect_timeout_s
-        self._poll_limit_s = max(POLL_LIMIT_S, 6 * answer_s)  # one poll may ask the brokers several things
+        self._poll_limit_s = max(POLL_LIMIT_S, 6 * source_settings.answer_s)  # one poll may ask several things
         self._reader = Reader(
             source,
             most_records=settings.checkpoint.poll_records,
@@ -204,7 +202,7 @@ class Worker:
             after_s=self.model.drift.wait,
             page_every_days=settings.page_every_days,
             most_bad=self.model.dead_letters.alert_ratio,
-            live=not isinstance(source_settings, FilesSettings) or source_settings.follow,
+            live=not source_settings.ends,
         )
         self._checkpoint_began: float | None = None
         self._next_fold = float("-inf")
@@ -606,7 +604,7 @@ class Worker:
         hint = (
             "Look at them: driftd deadletters list. Mend models.*.record and start again, or raise dead_letters.stop_*."
         )
-        if isinstance(self.model.source, FilesSettings) and not self.model.source.follow:
+        if self.model.source.ends:
             raise DeadLetterWave(f"Model {self.name}: {why}.", hint=hint)
         self.halted = f"reading stopped: {why}. {hint}"
         self._reader.rewind()
