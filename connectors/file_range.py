@@ -1,13 +1,14 @@
 """Reads parts of files, each from a first offset to a last: history, and the pieces of it that workers share.
 
-Files are opened in the order of their names, a few at a time, which take turns: the files of a day lie beside each
-other where a directory holds many days, and a block of event time stays open until all of its files have passed it.
+Files are opened in the order in which their spans are given, a few at a time, which take turns: a block of event time
+stays open until all files that may hold records of it have passed it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from connectors.file_reader import Reader, Rows
@@ -22,7 +23,7 @@ class FilesRange:
     """A bounded source (`connectors.records.Source.between`) of files.
 
     Args:
-        spans: what to read of each file, in the file's own offsets.
+        spans: what to read of each file, in the file's own offsets; the oldest records first, where that is known.
         read: opens a file for reading up to an offset; raises SourceError.
         batch: rows of a file as records.
         verify: raises SourceError where a file that was read is not the one any more that its span is of.
@@ -38,7 +39,7 @@ class FilesRange:
         verify: Callable[[Partition, Span], None],
         whole: Source,
     ) -> None:
-        self._spans = dict(sorted(spans.items()))
+        self._spans = dict(spans)
         self._read = read
         self._batch = batch
         self._verify = verify
@@ -76,7 +77,7 @@ class FilesRange:
         Raises:
             SourceError: a file is gone, or not what it was when the span was fixed.
         """
-        chosen = [partition for partition in self._left if partition not in self._held][:_OPEN]
+        chosen = [partition for partition in islice(self._left, _OPEN) if partition not in self._held]
         if self._postponed is not None:
             error, self._postponed = self._postponed, None
             raise error

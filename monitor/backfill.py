@@ -18,7 +18,7 @@ from connectors.database.lane import LaneStore
 from connectors.database.rows import BackfillRow, Checkpoint, ReferenceRow
 from connectors.database.store import Store
 from connectors.grafana_annotations import GrafanaSettings
-from connectors.records import Source, Span
+from connectors.records import Partition, Source, Span
 from detectors.errors import InvalidInput, OwnershipLost, StoreError
 from monitor.app import build_sinks
 from monitor.backfill_plan import Plan, references_of
@@ -91,7 +91,12 @@ def job_of(row: BackfillRow, settings: Settings, store: Store, *, live: Store | 
     versions = row.detail["references"]
     assert isinstance(versions, dict)
     references = references_of(settings, name, store, versions)
-    spans = {place: Span(first, after, topic_id) for place, (first, after, topic_id) in row.spans.items()}
+    begins = row.detail.get("first_ms", [])
+    assert isinstance(begins, list)
+    first_ms = {Partition(topic, number): moment for topic, number, moment in begins}
+    # The oldest first: where there are many files, blocks are over before all of them have been begun.
+    ordered = sorted(row.spans.items(), key=lambda item: (first_ms.get(item[0], -1), item[0]))
+    spans = {place: Span(first, after, topic_id) for place, (first, after, topic_id) in ordered}
     labels = HistoryLabels(int(str(row.detail["labels"])), store)
     if live is not None:
         labels = HistoryLabels(0, store, live.label_spans(name))
@@ -104,6 +109,7 @@ def job_of(row: BackfillRow, settings: Settings, store: Store, *, live: Store | 
         HistoryRange(
             spans,
             read_to_ms=read_to_ms if isinstance(read_to_ms, int) else None,
+            first_ms={place: moment for place, moment in first_ms.items() if moment >= 0},
             lane=row.lane if in_lane else "",
             live_from_block=live_from if isinstance(live_from, int) else None,
             joins=not isinstance(live_from, int) or not store.merged_since(name, live_from),

@@ -78,8 +78,11 @@ def plan_backfill(
         )
     chosen = references_of(settings, name, store, references or {})
     spans = source.extents(from_ms, to_ms)
-    if not _has_times(model.history or model.source) and (from_ms is not None or to_ms is not None):
-        spans = narrowed(source, model, spans, from_ms, to_ms)
+    firsts: dict[Partition, int] = {}
+    if not _has_times(model.history or model.source):
+        if from_ms is not None or to_ms is not None:
+            spans = narrowed(source, model, spans, from_ms, to_ms)
+        firsts = {place: _first_ms(source, model, place, span) for place, span in spans.items()}
     if not spans:
         raise InvalidInput(
             f"The history of {name} holds no record between these times.",
@@ -87,7 +90,7 @@ def plan_backfill(
         )
     jobs = store.backfills(name)
     unfinished = [job for job in jobs if job.status == "scoring"]
-    before, after, counted, notes = _uncounted(name, model, store, source, spans, jobs)
+    before, after, counted, notes = _uncounted(name, model, store, source, spans, jobs, firsts)
     detail: dict[str, object] = {
         "references": {row.space: row.version for row in chosen},
         "labels": store.label_version(name),
@@ -96,15 +99,20 @@ def plan_backfill(
     read_to_ms = None if ends else min(now_ms if to_ms is None else to_ms, now_ms)
     rows: list[BackfillRow] = []
 
+    def first_of(place: Partition, span: Span) -> int:
+        if place in firsts and span.first == spans[place].first:
+            return firsts[place]
+        return _first_ms(source, model, place, span)
+
     def add(lane: bool, found: Mapping[Partition, Span]) -> None:
         number = f"{name}-{len(jobs) + len(rows) + 1}"
         more: dict[str, object] = {"read_to_ms": read_to_ms}
+        begins = {place: first_of(place, span) for place, span in found.items() if lane or firsts}
         if lane:
-            first_ms = min(
-                (moment for place, span in found.items() if (moment := _first_ms(source, model, place, span)) >= 0),
-                default=0,
-            )
-            more = {"live_from_block": store.first_block(name, first_ms // round(model.drift.block * 1000))}
+            oldest_ms = min((moment for moment in begins.values() if moment >= 0), default=0)
+            more = {"live_from_block": store.first_block(name, oldest_ms // round(model.drift.block * 1000))}
+        if firsts:
+            more["first_ms"] = [[*place, moment] for place, moment in sorted(begins.items())]
         rows.append(
             BackfillRow(
                 id=number,
@@ -199,13 +207,16 @@ def _uncounted(
     source: Source,
     spans: Mapping[Partition, Span],
     jobs: Sequence[BackfillRow],
+    firsts: Mapping[Partition, int],
 ) -> tuple[list[dict[Partition, Span]], dict[Partition, Span], int, list[str]]:
     """What does not count yet: before the records that do (one stretch a partition each), and after them.
 
     Returns also how many offsets count already, and notes.
     """
     live = {state.partition: state for state in store.partition_states(name)}
+    topics = {partition.topic for partition in live}  # a new partition of a topic that is read is a daemon's work
     next_block = store.next_block(name)
+    closed_ms = -1 if next_block is None or not live else next_block * round(model.drift.block * 1000)
     before: dict[Partition, list[Span]] = {}
     after: dict[Partition, Span] = {}
     unknown, counted = 0, 0
@@ -219,7 +230,7 @@ def _uncounted(
             piece = replace(span, first=first, after=end)
             if state is not None and first >= state.next_offset:
                 after[place] = replace(piece, first=state.next_offset)
-            elif state is not None or _is_older(source, model, place, piece, live, next_block):
+            elif state is not None or (place.topic not in topics and firsts.get(place, -1) < closed_ms):
                 before.setdefault(place, []).append(piece)
             else:
                 after[place] = piece
@@ -236,21 +247,6 @@ def _uncounted(
         {place: pieces[number] for place, pieces in before.items() if number < len(pieces)} for number in range(rounds)
     ]
     return stretches, after, counted, notes
-
-
-def _is_older(
-    source: Source,
-    model: ModelSettings,
-    place: Partition,
-    span: Span,
-    live: Mapping[Partition, object],
-    next_block: int | None,
-) -> bool:
-    """Whether records of a partition that nobody has read belong before blocks that are closed."""
-    if not live or next_block is None:
-        return False
-    first_ms = _first_ms(source, model, place, span)
-    return first_ms < next_block * round(model.drift.block * 1000)
 
 
 def _without(span: Span, taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -35,6 +35,8 @@ class HistoryRange:
         spans: the offsets of each partition; each span holds at least one.
         read_to_ms: every record up to this time of the broker lies in the spans or before them, so that a partition
             that was read to its end holds no older block open. None where no more records are to come at all.
+        first_ms: event time of the first usable record of a partition, as far as known: a partition holds no block open
+            that lies so far before it that its records would be late.
         lane: positions and blocks are kept under this name; "" where they are the model's own.
         live_from_block: in a lane, the first block that the model had before; what people were told of blocks from
             there on stays as it is.
@@ -44,6 +46,7 @@ class HistoryRange:
 
     spans: Mapping[Partition, Span]
     read_to_ms: int | None
+    first_ms: Mapping[Partition, int] = field(default_factory=dict)
     lane: str = ""
     live_from_block: int | None = None
     joins: bool = True
@@ -96,7 +99,9 @@ class HistoryRange:
         passed_ms: list[int] = []
         for partition, span in self.spans.items():
             state = by_partition.get(partition)
-            newest_ms = -1 if state is None else state.max_time_ms
+            newest_ms = self.first_ms.get(partition, -1)
+            if state is not None:
+                newest_ms = max(newest_ms, state.max_time_ms)
             over = finished or (state is not None and state.next_offset >= span.after)
             if not over:
                 if newest_ms < 0:

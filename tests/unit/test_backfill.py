@@ -282,6 +282,43 @@ def test_a_backfill_that_was_stopped_goes_on(baseline: Path, tmp_path: Path) -> 
     assert contents(at_once) == contents(database)
 
 
+def test_of_many_files_the_oldest_come_first_and_their_blocks_are_closed_before_the_last_is_begun(
+    baseline: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "days"
+    folder.mkdir()
+    for day in range(60):  # the names say nothing of the order
+        write_records(folder / f"{(day * 37) % 60:02d}.jsonl", day * 500, (day + 1) * 500)
+    database = copy_of(baseline, tmp_path)
+    settings = settings_of(baseline, folder, database=database)
+    most_open = 0
+    with open_store(settings) as store:
+        source = build_history("shop", settings.models["shop"])
+        plan = plan_backfill(settings, "shop", store, source, from_ms=None, to_ms=None, now_ms=START_MS)
+        begin(plan, store)
+        job = job_of(plan.rows[0], settings, store)
+        runner = local_runner(job, settings, store, source)
+
+        def look(_: object) -> None:
+            nonlocal most_open
+            runner.folder.step(store, START_MS, partitions=frozenset(job.range.spans))
+            with sqlite3.connect(database) as connection:
+                open_blocks = connection.execute("SELECT COUNT(DISTINCT block) FROM summary_deltas").fetchone()
+            most_open = max(most_open, int(open_blocks[0]))
+
+        assert run_job(job, runner, store, stopping=threading.Event(), progress=look)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    write_records(whole / "all.jsonl", 0, 30_000)
+    settings = settings_of(baseline, whole / "all.jsonl", database=copy_of(baseline, whole))
+    with open_store(settings) as store:
+        run_backfill(settings, store)
+    assert counts(database) == (30_000, 0, 0)
+    # 150 blocks in all; a file holds 2.5 of them.
+    assert most_open < 75
+    assert contents(database, "summaries") == contents(whole / "driftd.db", "summaries")
+
+
 def test_what_cannot_be_scored_is_said_before_anything_is_written(baseline: Path, tmp_path: Path) -> None:
     write_records(tmp_path / "records.jsonl", 0, 100)
     settings = settings_of(tmp_path, tmp_path / "records.jsonl")
