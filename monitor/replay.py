@@ -29,7 +29,7 @@ from monitor.fraud_settings import FRAUD_SPACE
 from monitor.fraud_wording import WAVE
 from monitor.pipeline import EVERYTHING, Space
 from monitor.record_counts import RecordCounts
-from monitor.settings import ModelSettings, Settings
+from monitor.settings import DAY_S, ModelSettings, Settings
 from monitor.spaces import load_fraud_of, load_past_spaces
 from monitor.times import text_of
 
@@ -138,7 +138,7 @@ def replay(
                 done += len(batch.counts)
                 progress(done, len(timeline))
         resolution = _resolution(judged, block_ms)
-        notes = _notes(store, history, model, timeline, judged, block_s, variants[0].settings)
+        notes = _notes(history, model, timeline, judged, block_s, variants[0].settings)
     return [
         Replayed(
             variant.name,
@@ -403,7 +403,6 @@ def _resolution(entries: Sequence[tuple[int, int]], block_ms: int) -> list[tuple
 
 
 def _notes(
-    store: Store,
     history: History,
     model: str,
     timeline: Sequence[tuple[int, int]],
@@ -412,16 +411,18 @@ def _notes(
     settings: Settings,
 ) -> list[str]:
     block_ms = round(block_s * 1000)
+    start, day = timeline[0][0], round(DAY_S / block_s)
     notes = []
-    longest_h = WARM_UP_BLOCKS * block_s / 3600
-    if judged[0][0] - timeline[0][0] < WARM_UP_BLOCKS:
+    # What retention may have taken away, nobody knows; before that, live alarms began here, too.
+    whole = start == history.first_block() and sum(timeline[-1]) - start < 0.9 * settings.retention.summaries_days * day
+    if not whole and judged[0][0] - start < WARM_UP_BLOCKS:
         notes.append(
-            f"Alarms begin anew at {text_of(timeline[0][0] * block_ms)}: in the {longest_h:.3g} hours from then on, "
-            "what came before is not held against the stream."
+            f"Alarms begin anew at {text_of(start * block_ms)}: what came before is not held against the stream, which "
+            f"may differ from live for up to {WARM_UP_BLOCKS * block_s / 3600:.3g} hours."
         )
     if settings.models[model].fraud is not None:
         kept = history.first_kept(FRAUD_SPACE)
-        if kept is None or kept > judged[0][0]:
+        if kept is None or kept > judged[0][0] + day:
             since = "are kept" if kept is None else f"from before {text_of(kept * block_ms)} are kept"
             notes.append(f"No fraud candidates {since}: waves are judged all the same, alerts are not counted there.")
     return notes

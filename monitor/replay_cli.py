@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from monitor.settings import Settings
 
 MOST_SHOWN = 30  # incidents of the list
+ENOUGH_DAYS = 7.0  # from which on a number of pages is said by the month
 DAY_MS = 86_400_000
 
 
@@ -172,9 +173,9 @@ def _show(columns: Sequence[_Column], *, labelled: bool) -> None:
     first = columns[0].replayed
     say(f"{text_of(first.judged_ms[0])} to {text_of(first.judged_ms[1])}, in {resolution_in_words(first.resolution)}.")
     heads = ["settings", "pages", "warnings"]
-    heads += ["caught", "missed", "false pages a month"] if labelled else []
+    heads += ["caught", "missed", "false pages"] if labelled else []
     fraud = any(one.replayed.alerts or one.replayed.unlisted for one in columns)
-    heads += ["expected at most", "page open", *(["fraud alerts"] if fraud else [])]
+    heads += ["false expected at most", "page open", *(["fraud alerts"] if fraud else [])]
     put_table(heads, [_line(one, labelled=labelled, fraud=fraud) for one in columns])
     put("")
     _show_incidents(columns)
@@ -185,18 +186,14 @@ def _show(columns: Sequence[_Column], *, labelled: bool) -> None:
 
 
 def _line(column: _Column, *, labelled: bool, fraud: bool) -> list[str]:
-    from monitor.amounts import duration
+    from monitor.amounts import duration, percent
 
     found = column.judgement
     cells = [column.replayed.name, str(found.pages), str(found.warnings)]
     if labelled:
-        low, high = found.false_a_month_interval
-        cells += [
-            f"{found.caught} of {found.of}",
-            duration(found.missed_s),
-            f"{found.false_a_month:.2g} ({low:.2g} to {high:.2g})",
-        ]
-    cells += [f"{column.expected_a_month:.2g} false a month", f"{100 * column.open_share:.2g} %"]
+        monthly = f", {found.false_a_month:.2g} a month" if column.days >= ENOUGH_DAYS else ""
+        cells += [f"{found.caught} of {found.of}", duration(found.missed_s), f"{found.false_pages}{monthly}"]
+    cells += [f"{column.expected_a_month:.2g} a month", percent(column.open_share)]
     return [*cells, *([f"{column.replayed.alerts:,}"] if fraud else [])]
 
 
@@ -274,8 +271,8 @@ def _show_incidents(columns: Sequence[_Column]) -> None:
         return
     lines = []
     for group in groups[:MOST_SHOWN]:
-        row = next(row for row in group if row is not None)
-        said = [_said(found) for found in group]
+        row = min((row for row in group if row is not None), key=lambda row: row.opened_ms)
+        said = [_said(found, row.opened_ms) for found in group]
         marks = [mark_of(group[0], found) for found in group[1:]]
         cells = [said[0], *(f"{text} ({mark})" if mark else text for text, mark in zip(said[1:], marks, strict=True))]
         lines.append([text_of(row.opened_ms), row.kind, "/".join(filter(None, (row.space, row.segment))), *cells])
@@ -330,14 +327,16 @@ def _pages(row: IncidentRow) -> bool:
     return row.severity == "page"
 
 
-def _said(row: IncidentRow | None) -> str:
-    from monitor.times import text_of
+def _said(row: IncidentRow | None, opened_ms: int) -> str:
+    """How urgent an incident was, when it was opened after the first one of its group, and how long it was open."""
+    from monitor.amounts import duration
 
     if row is None:
         return "-"
-    begin = text_of(row.opened_ms)[11:]
-    end = "open" if row.resolved_ms is None else text_of(row.resolved_ms)[11:]
-    return f"{row.severity} {begin} to {end}"
+    later_s = (row.opened_ms - opened_ms) / 1000
+    open_s = None if row.resolved_ms is None else (row.resolved_ms - row.opened_ms) / 1000
+    after = f" {duration(later_s)} later" if later_s else ""
+    return f"{row.severity}{after}, {'still open' if open_s is None else f'for {duration(open_s)}'}"
 
 
 # --- for programs -----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 from connectors.database.rows import IncidentRow
 from detectors.errors import InvalidInput
 from monitor.fraud_settings import FRAUD_SPACE
+from monitor.fraud_wording import FLOOD, WAVE
 from monitor.incidents import OPERATIONAL
 from monitor.times import text_of
 
@@ -275,7 +276,7 @@ def _cut(truth: TrueIncident, judged_ms: tuple[int, int]) -> TrueIncident | None
 def _begins_in(page: Stretch, truth: TrueIncident, tolerance_ms: int) -> bool:
     assert truth.end_ms is not None
     near = truth.start_ms - tolerance_ms <= page.start_ms <= truth.end_ms + tolerance_ms
-    return near and truth.concerns(page.row.space, page.row.segment)
+    return near and truth.concerns(_space_of(page.row), page.row.segment)
 
 
 def _found(truth: TrueIncident, first: Stretch | None, right: Sequence[Stretch], stray: Sequence[Stretch]) -> Found:
@@ -297,10 +298,15 @@ def _found(truth: TrueIncident, first: Stretch | None, right: Sequence[Stretch],
     return Found(truth, delay_s, alone_s, alone_s)
 
 
+def _space_of(row: IncidentRow) -> str:
+    """What an incident is about; those of fraud name no space."""
+    return FRAUD_SPACE if row.kind in (WAVE, FLOOD) else row.space
+
+
 def _stands_at(page: Stretch, truth: TrueIncident) -> bool:
     """Whether a page stands when a true incident begins."""
     before = page.start_ms <= truth.start_ms and (page.end_ms is None or page.end_ms > truth.start_ms)
-    return before and truth.concerns(page.row.space, page.row.segment)
+    return before and truth.concerns(_space_of(page.row), page.row.segment)
 
 
 def share_interval(successes: int, of: int) -> tuple[float, float]:
@@ -358,7 +364,7 @@ def _as_truth(row: IncidentRow, *, known: bool) -> TrueIncident:
     end_ms = None if row.resolved_ms is None else last if isinstance(last, int) else row.resolved_ms
     if end_ms is not None:
         end_ms = max(end_ms, row.opened_ms, row.onset_ms + 1)
-    return TrueIncident(row.onset_ms, end_ms, row.title, row.space, "", known)
+    return TrueIncident(row.onset_ms, end_ms, row.title, _space_of(row), "", known)
 
 
 def _overlap(one: TrueIncident, other: TrueIncident) -> bool:

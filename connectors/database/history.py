@@ -49,6 +49,13 @@ class History:
             query = query.where(_SUMMARIES.c.block < to_block)
         return [(row.block, row.blocks) for row in self._snapshot.execute(query.order_by(_SUMMARIES.c.block))]
 
+    def first_block(self) -> int | None:
+        """The lowest block that is stored; None where none is."""
+        query = select(func.min(_SUMMARIES.c.block)).where(
+            _SUMMARIES.c.model == self._model, _SUMMARIES.c.space == "", _SUMMARIES.c.segment == ""
+        )
+        return self._snapshot.execute(query).scalar()
+
     def references(self, space: str) -> list[int]:
         """The versions of a space's reference that stored summaries of its whole traffic are of, ascending."""
         query = (
