@@ -25,13 +25,14 @@ _WIDTHS = (1, 2, 4, 8)  # bytes
 _UNSIGNED: dict[int, np.dtype[Any]] = {width: np.dtype(f"<u{width}") for width in _WIDTHS}
 
 
-def _spread(bits: int, shift: int = 0) -> npt.NDArray[Any]:
+def _spread(bits: int, *, shift: int = 0, more: int = 0) -> npt.NDArray[Any]:
     """For every byte, the ``8 / bits`` numbers in it, each a byte of one wide number: one look-up, not four steps."""
     numbers = np.arange(256, dtype=np.int64)[:, None] >> np.arange(0, 8, bits) & (1 << bits) - 1
-    return (numbers << shift).astype(np.uint8).reshape(256, -1).view(_UNSIGNED[8 // bits]).ravel()
+    return ((numbers << shift) + more).astype(np.uint8).reshape(256, -1).view(_UNSIGNED[8 // bits]).ravel()
 
 
-_SPREAD = {(bits, shift): _spread(bits, shift) for bits in (1, 2, 4) for shift in range(8)}
+_SPREAD = {(bits, shift): _spread(bits, shift=shift) for bits in (1, 2, 4) for shift in range(8)}
+_COUNTED = {bits: _spread(bits, more=1) for bits in (1, 2, 4)}
 
 
 def narrowest(largest: int) -> np.dtype[Any]:
@@ -94,23 +95,23 @@ def counts_to_bytes(counts: Int64s) -> bytes:
     """Counts, int64 (m,), none of them negative."""
     marks = counts != 0
     places = marks.nonzero()[0]
-    values = counts[places] - 1
-    gaps = _gaps(places)
+    values = counts[places]
+    values -= 1
+    largest = int(values.max()) if len(values) else 0
+    values = values.astype(narrowest(largest))
+    gaps = b"" if len(counts) <= 8 * len(places) else _gaps(places)
     if len(counts) <= 8 * len(gaps):
-        gaps, first = b"", np.packbits(marks, bitorder="little").tobytes()
-    else:
-        first = gaps
-    bits = _cheapest_bits(values)
-    if bits == 8:
-        parts = [first, values.astype(np.uint8).tobytes()]
-    else:
-        parts = [first, _packed(values.astype(np.uint8) & np.uint8((1 << bits) - 1), bits)]
-    high = values >> bits
-    where = high.nonzero()[0]
-    where_gaps = b""
-    if len(where):
+        gaps = b""
+    parts = [gaps or np.packbits(marks, bitorder="little").tobytes() if len(places) else b""]
+    bits = _cheapest_bits(values, largest)
+    small = values.astype(np.uint8)
+    parts.append(small.tobytes() if bits == 8 else _packed(small & np.uint8((1 << bits) - 1), bits))
+    where, where_gaps = places[:0], b""
+    if largest >> bits:
+        high = values >> bits
+        where = high.nonzero()[0]
         high = high[where]
-        kind = narrowest(int(high.max()))
+        kind = narrowest(largest >> bits)
         where_gaps = _gaps(where)
         parts += [where_gaps, bytes([kind.itemsize]), high.astype(kind).tobytes()]
     return _COUNTS.pack(bits, len(places), len(gaps), len(where), len(where_gaps)) + b"".join(parts)
@@ -128,7 +129,10 @@ def counts_from_bytes(data: bytes, position: int, length: int) -> tuple[Int64s, 
     if bits not in (1, 2, 4, 8):
         raise InvalidInput(f"a count of {bits} bits.")
     position += _COUNTS.size
-    if gaps or not found:
+    counts = np.zeros(length, np.int64)
+    if found == 0:
+        return counts, position
+    if gaps:
         places = _from_gaps(data, position, gaps)
         position += gaps
     else:
@@ -137,7 +141,7 @@ def counts_from_bytes(data: bytes, position: int, length: int) -> tuple[Int64s, 
         position += size
     size = -(-found * bits // 8)
     raw = _octets(data, position, size)
-    values = (raw if bits == 8 else _SPREAD[bits, 0].take(raw).view(np.uint8)[:found]).astype(np.int64)
+    values: npt.NDArray[Any] = raw + np.int64(1) if bits == 8 else _COUNTED[bits].take(raw).view(np.uint8)[:found]
     position += size
     if exceptions:
         where = _from_gaps(data, position, where_gaps)
@@ -149,18 +153,16 @@ def counts_from_bytes(data: bytes, position: int, length: int) -> tuple[Int64s, 
         position += 1 + exceptions * width
         if len(where) != exceptions or where[-1] >= found:
             raise InvalidInput("a large count has no place.")
+        values = values.astype(np.int64)
         values[where] += high.astype(np.int64) << bits
-    if len(places) != found or (found and places[-1] >= length):
+    if len(places) != found or places[-1] >= length:
         raise InvalidInput(f"a histogram of {length} bins has a count outside them.")
-    counts = np.zeros(length, np.int64)
-    values += 1
     counts[places] = values
     return counts, position
 
 
-def _cheapest_bits(values: Int64s) -> int:
+def _cheapest_bits(values: npt.NDArray[Any], largest: int) -> int:
     """Bits of each value; about the fewest bytes, where what does not fit takes two."""
-    largest = int(values.max(initial=0))
     best, cost = 8, len(values)
     if largest > 255:
         cost += 2 * int(np.count_nonzero(values > 255))

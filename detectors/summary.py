@@ -42,6 +42,7 @@ FORMAT_VERSION = 2
 _MAGIC = b"driftd.B"
 _HEADER = struct.Struct("<8sBBQII")  # magic, format version, flags, n, dimensions, prototypes
 _LABELS = struct.Struct("<IQBB")  # labels, records with another one, bytes of a count, bytes of a length
+_LETTERS = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of `struct`, for whole numbers of so many bytes
 _SPARSE = struct.Struct("<IBB")  # of version 1: entries, bytes of a place, bytes of a count
 
 
@@ -360,8 +361,8 @@ def _read(body: bytes, flags: int, n: int, dimension: int, prototypes: int) -> t
     if flags & 4:
         reader = _Reader(body, position)
         found, others, count_width, length_width = reader.unpack(_LABELS.format)
-        numbers = reader.array(_unsigned(count_width), found).tolist()
-        lengths = reader.array(_unsigned(length_width), found).tolist()
+        numbers = reader.unpack(f"<{found}{_LETTERS[_known(count_width)]}")
+        lengths = reader.unpack(f"<{found}{_LETTERS[_known(length_width)]}")
         labels = {
             reader.take(length).decode("utf-8", "surrogatepass"): number
             for number, length in zip(numbers, lengths, strict=True)
@@ -401,10 +402,10 @@ def _read_first_version(body: bytes, flags: int, n: int, dimension: int, prototy
     return summary, reader.position
 
 
-def _unsigned(width: int) -> str:
-    if width not in (1, 2, 4, 8):
+def _known(width: int) -> int:
+    if width not in _LETTERS:
         raise InvalidInput("its numbers have an unknown width.")
-    return f"<u{width}"
+    return width
 
 
 class _Reader:
@@ -429,8 +430,8 @@ class _Reader:
 
     def sparse(self, size: int) -> Int64s:
         length, *widths = self.unpack(_SPARSE.format)
-        places = self.array(_unsigned(widths[0]), length).astype(np.int64)
-        values = self.array(_unsigned(widths[1]), length).astype(np.int64)
+        places = self.array(f"<u{_known(widths[0])}", length).astype(np.int64)
+        values = self.array(f"<u{_known(widths[1])}", length).astype(np.int64)
         if length and (places[-1] >= size or (np.diff(places) <= 0).any() or (values <= 0).any()):
             raise InvalidInput(f"a histogram of {size} bins has a count outside them.")
         counts = np.zeros(size, np.int64)
