@@ -272,6 +272,17 @@ class LineReader:
         self._stream.close()
 
 
+def line_start(stream: _Bytes, offset: int) -> int:
+    """Where the first line begins that begins at ``offset`` > 0 or later; the end of the bytes where none does."""
+    at = offset - 1
+    stream.seek(at)
+    while data := stream.read():
+        if (end := data.find(b"\n")) >= 0:
+            return at + end + 1
+        at += len(data)
+    return at
+
+
 def after_last_line(path: str, size: int) -> int:
     """What follows the last complete line within the first ``size`` bytes of a file; 0 where no line is complete."""
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -267,3 +267,15 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Leave within 5 seconds, whatever the outside system does."""
+
+
+@runtime_checkable
+class Cuttable(Protocol):
+    """A source in which not every offset begins a record, so that a span can be cut in two at some of them only."""
+
+    def next_start(self, partition: Partition, offset: int) -> int:
+        """The first offset from this one on at which a record may begin; the end where none begins any more.
+
+        Raises:
+            SourceError: it cannot be read.
+        """

@@ -16,6 +16,7 @@
     │   ├── StoreBusy              another process holds the database's lock
     │   ├── StoreFull              no space left, or a read-only file
     │   └── OwnershipLost          another owner moved the offsets or the fold first
+    ├── ClusterError               the workers of another cluster do not do their part
     ├── SinkError                  retryable: bool, retry_after_s
     └── GrafanaError               retryable: bool, retry_after_s, status
 
@@ -121,6 +122,10 @@ class StoreFull(StoreError):
 
 class OwnershipLost(StoreError):
     """A compare-and-set matched no row: another owner was here first, and nothing of ours was written."""
+
+
+class ClusterError(DriftdError):
+    """A Dask cluster cannot be reached, or its workers cannot score."""
 
 
 class SinkError(RetryableError):

@@ -11,16 +11,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
-from connectors.database.rows import IncidentRow, LabelSpan, PartitionState, ReferenceRow
+from connectors.database.rows import HalfRow, IncidentRow, LabelSpan, PartitionState, ReferenceRow, ThinnedKeys
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, Source
 from detectors.errors import OwnershipLost, SourceError, StoreBusy, StoreError, StoreFull
 from monitor.dead_letters import DeadLetterLimit
 from monitor.decode import Decoder
 from monitor.folding import Folder, Outcome
-from monitor.fraud import FraudStage
-from monitor.fraud_learner import Fitted, Learner
+from monitor.fraud import FraudStage, StoredStates
+from monitor.fraud_learner import Fitted, Learner, StoredLabels
 from monitor.history_range import HistoryRange
 from monitor.pipeline import Pipeline
 from monitor.reader import Reader
@@ -73,6 +74,22 @@ class _OneVersion:
         return self._learner.at(version)
 
 
+class StoredWork(StoredStates, StoredLabels, Protocol):
+    """What scoring asks of the database before it begins: `connectors.database.store.Store`."""
+
+    def pin_format(self, model: str, topic: str, found: str, now_ms: int) -> str:
+        """The format of the topic's records: ``found``, unless another one was pinned before."""
+
+    def partition_states(self, model: str) -> list[PartitionState]:
+        """How far partitions are."""
+
+    def thinned_keys(self, model: str, partition: Partition) -> list[ThinnedKeys]:
+        """Keys of open blocks."""
+
+    def halves(self, model: str, partition: Partition) -> list[HalfRow]:
+        """Halves of pairs that wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryLabels:
     """Which labels score records of history as fraud.
@@ -84,7 +101,7 @@ class HistoryLabels:
     """
 
     version: int
-    store: Store
+    store: StoredLabels
     spans: Sequence[LabelSpan] | None = None
 
 
@@ -93,7 +110,7 @@ def history_pipeline(
     settings: Settings,
     references: Sequence[ReferenceRow],
     *,
-    store: Store,
+    store: StoredWork,
     labels: HistoryLabels,
     scores: Scores | None = None,
     writes: bool = True,

@@ -584,6 +584,18 @@ def with_changes(settings: Settings, changes: Mapping[tuple[str, ...], object], 
             inner = place.get(name)
             place[name] = place = dict(inner) if isinstance(inner, Mapping) else {}
         place[path[-1]] = value
+    return as_given(content, named=named)
+
+
+def as_given(content: Mapping[str, Any], *, named: str) -> Settings:
+    """Settings of this content. The environment changes nothing of it.
+
+    Args:
+        named: what problems are said to be in.
+
+    Raises:
+        InvalidSettings: as `load_settings`.
+    """
     try:
         return _AsGiven(**content)
     except ValidationError as error:

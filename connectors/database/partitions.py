@@ -110,6 +110,13 @@ class Partitions:
             connection.execute(schema.insert_ignoring(table, dialect=self._database.dialect), [row])
             return str(connection.execute(query).scalar_one())
 
+    def formats(self, model: str) -> dict[str, str]:
+        """The formats that are pinned, by topic."""
+        table = schema.formats
+        with self._database.reading() as connection:
+            found = connection.execute(select(table.c.topic, table.c.format).where(table.c.model == model))
+            return {row.topic: row.format for row in found}
+
     def _rows(self, model: str, partitions: Sequence[Partition]) -> Iterator[Any]:
         columns = (_TABLE.c.topic, _TABLE.c.number, _TABLE.c.next_offset, _TABLE.c.topic_id)
         with self._database.reading() as connection:

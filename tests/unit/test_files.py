@@ -638,3 +638,18 @@ def test_nothing_of_a_file_is_read_again_where_no_wanted_record_begins(tmp_path:
     np.save(tmp_path / "b.npy", np.arange(6.0).reshape(3, 2))
     found = list(source(tmp_path / "b.npy").read_at([(Partition(str(tmp_path / "b.npy"), 0), 2)]))
     assert [batch.offsets.tolist() for batch in found] == [[2]]
+
+
+def test_a_file_of_lines_can_be_cut_where_a_line_begins_and_a_table_at_every_row(tmp_path: Path) -> None:
+    lines, table = tmp_path / "a.jsonl", tmp_path / "b.npy"
+    lines.write_bytes(b"{}\n{12}\r\n\n{3}")
+    np.save(table, np.zeros((5, 2), np.float32))
+    source = FilesSource(FilesSettings(path=str(tmp_path)))
+    assert [source.next_start(Partition(str(lines), 0), offset) for offset in range(13)] == [
+        *(0, 3, 3, 3),
+        *(9, 9, 9, 9, 9, 9),
+        *(10, 13, 13),
+    ]
+    assert [source.next_start(Partition(str(table), 0), row) for row in (0, 3)] == [0, 3]
+    with pytest.raises(SourceError, match="gone"):
+        source.next_start(Partition(str(tmp_path / "c.jsonl"), 0), 1)
