@@ -12,7 +12,7 @@ from detectors.summary import BlockSummary
 from monitor.record_counts import RecordCounts
 from monitor.settings import Settings
 
-MOST_ROWS = 4_000  # merged at once, a few tenths of a second
+MOST_ROWS = 2_000  # merged at once, a few tenths of a second
 
 
 def merge_old_summaries(store: Store, settings: Settings, model: str, *, most: int = MOST_ROWS) -> Aged:
