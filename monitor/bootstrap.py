@@ -305,21 +305,22 @@ def _folded(name: str, settings: Settings, store: Store, test: Test, progress: P
             store,
             name,
             variants,
-            causes=True,
             progress=lambda done, total: progress(f"what it would have paged, {test.where}", done / max(total, 1)),
         )
     except InvalidInput as error:
         return replace(test, note=test.note or f"No block could be folded: {error.message}")
     pages: dict[float, int] = {}
     warnings: dict[float, int] = {}
-    chosen: list[IncidentRow] = []
     for one in replayed:
         days = one.settings.page_every_days
         told = [row for row in one.incidents if stretches_of(row)]
         pages[days] = sum(row.severity == "page" for row in told)
         warnings[days] = len(told) - pages[days]
-        if days == settings.page_every_days:
-            chosen = sorted(told, key=lambda row: (row.severity != "page", row.opened_ms))
+    # As they were stored while the test was scored: with their causes, which a replay would have to look for anew.
+    chosen = sorted(
+        (row for row in store.incidents(model=name) if stretches_of(row)),
+        key=lambda row: (row.severity != "page", row.opened_ms),
+    )
     return replace(test, pages=pages, warnings=warnings, incidents=chosen)
 
 

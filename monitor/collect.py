@@ -72,7 +72,7 @@ class Collector:
     ``fraud`` are the settings of fraud scores: what they need to know of the baseline is built with the reference of
     ``fraud_space``.
 
-    ``chosen`` says of event times, int64 (n,), whether their records shall be in the baseline, bool (n,): by default all.
+    ``chosen`` says of event times, int64 (n,), whether their records belong in the baseline, bool (n,); by default all.
 
     ``seasons`` are periods to look for, in blocks. ``stored_halves`` looks up the halves of pairs that wait in a
     partition; what waits when the collection ends is in ``pairings``.
