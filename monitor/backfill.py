@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 from connectors.database.connection import wall_clock_ms
 from connectors.database.lane import LaneStore
@@ -19,7 +19,7 @@ from connectors.database.rows import BackfillRow, Checkpoint, ReferenceRow
 from connectors.database.store import Store
 from connectors.grafana_annotations import GrafanaSettings
 from connectors.records import Partition, Source, Span
-from detectors.errors import InvalidInput, OwnershipLost, StoreError
+from detectors.errors import InvalidInput, OffsetGap, OwnershipLost, StoreError
 from monitor.app import build_sinks
 from monitor.backfill_plan import Plan, references_of
 from monitor.history import Found, HistoryLabels, HistoryWorker, history_pipeline
@@ -160,11 +160,12 @@ def run_job(
     Raises:
         TakenOver: a daemon reads on from where this one stood; nothing is lost or counted twice.
         OwnershipLost: another process works on the same job.
+        OffsetGap: records of it are gone. What was scored before counts, and the rest is to be planned anew.
         SourceError, StoreError: what does not mend, or has not for 5 minutes; what was scored stays.
     """
     began, records, failing_since = time.monotonic(), 0, None
-    runner.start()
     try:
+        runner.start()
         while not runner.finished:
             clock_s = time.monotonic()
             records += runner.step(wall_clock_ms(), clock_s)
@@ -185,16 +186,25 @@ def run_job(
             if rate is not None and (ahead_s := records / rate - (time.monotonic() - began)) > 0:
                 stopping.wait(ahead_s)
         _finish(job, runner, store, stopping)
+    except OffsetGap as error:
+        runner.drain(wall_clock_ms())
+        _finish(job, runner, store, stopping, cut_short=True)
+        hint = "What was scored counts. Type the same command again for what is left of the range."
+        if not job.range.lane:
+            hint = "What was scored counts. What is gone can be passed over by a daemon alone, which takes note of it: "
+            hint += "driftd run, with source.on_gap: skip."
+        raise OffsetGap(error.message, hint=hint) from error
     except OwnershipLost as error:
         if job.range.lane:
             raise OwnershipLost(
                 f"Another process works on backfill {job.row.id}: {error.message}",
                 hint="Let it run, or stop it first. Nothing was counted twice.",
             ) from error
-        store.end_backfill(job.row.id, "taken over", wall_clock_ms())
+        store.end_backfill(job.row, "taken over", wall_clock_ms())
         raise TakenOver(
-            f"A daemon has taken over {job.row.model}: it reads on from where the backfill stood, and counts the rest.",
-            hint="Nothing is lost, and nothing counts twice. How far it is: the status page of driftd run.",
+            f"A daemon, or another backfill, has taken over {job.row.model}: it reads on from where this one stood, "
+            "and counts the rest.",
+            hint="Nothing is lost, and nothing counts twice. How far it is says the status page.",
         ) from error
     finally:
         runner.close()
@@ -205,20 +215,33 @@ class TakenOver(OwnershipLost):
     """A daemon reads what was to be scored as history."""
 
 
-def _finish(job: Job, runner: Runner, store: Store, stopping: threading.Event) -> None:
-    row = job.row
+def _finish(job: Job, runner: Runner, store: Store, stopping: threading.Event, *, cut_short: bool = False) -> None:
+    row, work = job.row, store_of(job, store)
+    status: Literal["done", "cut short"] = "cut short" if cut_short else "done"
+    if cut_short:
+        row = replace(row, spans=_read_of(row, work))
     while True:
         try:
             runner.end(wall_clock_ms())
             if not job.range.lane:
-                store.end_backfill(row.id, "done", wall_clock_ms())
+                store.end_backfill(row, status, wall_clock_ms())
                 return
-            newest_ms = max(state.max_time_ms for state in store_of(job, store).partition_states(row.model))
-            if store.hand_over(row, wall_clock_ms(), joins=job.range.joins, end_ms=newest_ms):
+            newest_ms = max((state.max_time_ms for state in work.partition_states(row.model)), default=-1)
+            if store.hand_over(row, wall_clock_ms(), joins=job.range.joins, end_ms=newest_ms, status=status):
                 return
         except StoreError as error:
             if not error.retryable or isinstance(error, OwnershipLost) or stopping.wait(_RETRY_S):
                 raise
+
+
+def _read_of(row: BackfillRow, work: Store) -> dict[Partition, tuple[int, int, str | None]]:
+    """The spans of a backfill as far as they were read."""
+    positions = work.positions(row.model, list(row.spans))
+    return {
+        place: (first, min(positions[place], after), topic_id)
+        for place, (first, after, topic_id) in row.spans.items()
+        if positions.get(place, first) > first
+    }
 
 
 def sinks_of_history(settings: Settings) -> list[str]:
@@ -256,8 +279,13 @@ def prepare_trial(settings: Settings, name: str, live: Store, trial: Store, refe
         references: by space, the version; those in use where not named.
 
     Raises:
-        InvalidInput: it holds other references of the model, or the model has none.
+        InvalidInput: it holds live records, or other references of the model; or the model has none.
     """
+    if trial.is_same(live) or (trial.partition_states(name) and not trial.backfills(name)):
+        raise InvalidInput(
+            f"That database holds the live records of {name}; a trial needs one of its own.",
+            hint="Name a new one: --into sqlite:///trial.db",
+        )
     rows = references_of(settings, name, live, references)
     for row in rows:
         there = {known.version for known in trial.references(name, row.space)}

@@ -129,21 +129,31 @@ def _run(
     from monitor import backfill as jobs
 
     founds: list[Found] = []
+    taken_over = False
     began = time.monotonic()
     with _stopping() as stopping:
         for row in plan.rows:
             if row.id in plan.known:
                 say(f"Backfill {row.id} was begun before: it goes on.")
             job = jobs.job_of(row, settings, store, live=live)
+            if not job.range.joins:
+                say(
+                    "Note: blocks of live records that follow were added up since (retention.merge_summaries), so "
+                    "alarms do not go on from this history into them, and records that belong into them count as late."
+                )
             with _runner(job, settings, store, source, dask) as runner:
                 founds.append(runner.found)
-                with _progress(job) as progress:
-                    finished = jobs.run_job(job, runner, store, stopping=stopping, progress=progress, rate=rate)
+                try:
+                    with _progress(job) as progress:
+                        finished = jobs.run_job(job, runner, store, stopping=stopping, progress=progress, rate=rate)
+                except jobs.TakenOver as error:
+                    say(f"{error.message} {error.hint}")
+                    finished = taken_over = True
             if not finished:
                 say("Stopped. What was scored stays, and counts. The same command goes on from here.")
                 raise typer.Exit(130)
         left = jobs.tell(settings, store, stopping)
-    _say_found(plan, founds, time.monotonic() - began, json=json)
+    _say_found(plan, founds, time.monotonic() - began, taken_over=taken_over, json=json)
     if left:
         say(f"{left} incidents wait to be shown in Grafana: driftd run sends them.")
 
@@ -178,7 +188,7 @@ def _rehearse(plan: Plan, settings: Settings, store: Store, source: Source, *, j
     say("Nothing was written. Without --dry-run it begins.")
 
 
-def _say_found(plan: Plan, founds: list[Found], seconds: float, *, json: bool) -> None:
+def _say_found(plan: Plan, founds: list[Found], seconds: float, *, taken_over: bool, json: bool) -> None:
     from monitor.times import text_of
 
     incidents = sorted(
@@ -195,6 +205,7 @@ def _say_found(plan: Plan, founds: list[Found], seconds: float, *, json: bool) -
                 "counted": plan.counted,
                 "dead": dead,
                 "late": late,
+                "taken_over": taken_over,
                 "seconds": round(seconds, 3),
                 "incidents": [
                     {"id": row.id, "kind": row.kind, "severity": row.severity, "onset_ms": row.onset_ms}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,12 +34,14 @@ class Plan:
         known: ids of all backfills that are stored.
         counted: offsets in the range that count already, or that somebody is about to count.
         notes: what people should know of it.
+        shared: the history is of the source that a daemon reads.
     """
 
     rows: list[BackfillRow]
     known: list[str]
     counted: int
     notes: list[str]
+    shared: bool
 
     @property
     def offsets(self) -> int:
@@ -90,7 +92,13 @@ def plan_backfill(
         )
     jobs = store.backfills(name)
     unfinished = [job for job in jobs if job.status == "scoring"]
-    before, after, counted, notes = _uncounted(name, model, store, source, spans, jobs, firsts)
+
+    def first_of(place: Partition, span: Span) -> int:
+        if place in firsts and span.first == spans[place].first:
+            return firsts[place]
+        return _first_ms(source, model, place, span)
+
+    before, after, counted, notes = _uncounted(name, model, store, spans, jobs, first_of)
     detail: dict[str, object] = {
         "references": {row.space: row.version for row in chosen},
         "labels": store.label_version(name),
@@ -98,11 +106,6 @@ def plan_backfill(
     ends = not isinstance(model.history or model.source, KafkaSettings)
     read_to_ms = None if ends else min(now_ms if to_ms is None else to_ms, now_ms)
     rows: list[BackfillRow] = []
-
-    def first_of(place: Partition, span: Span) -> int:
-        if place in firsts and span.first == spans[place].first:
-            return firsts[place]
-        return _first_ms(source, model, place, span)
 
     def add(lane: bool, found: Mapping[Partition, Span]) -> None:
         number = f"{name}-{len(jobs) + len(rows) + 1}"
@@ -131,7 +134,7 @@ def plan_backfill(
         add(True, found)
     if after:
         add(False, after)
-    return Plan([*unfinished, *rows], [job.id for job in jobs], counted, notes)
+    return Plan([*unfinished, *rows], [job.id for job in jobs], counted, notes, model.history is None)
 
 
 def begin(plan: Plan, store: Store) -> None:
@@ -143,7 +146,7 @@ def begin(plan: Plan, store: Store) -> None:
     known = list(plan.known)
     for row in plan.rows:
         if row.id not in known:
-            store.plan_backfill(row, known)
+            store.plan_backfill(row, known, shared=plan.shared)
             known.append(row.id)
 
 
@@ -204,25 +207,42 @@ def _uncounted(
     name: str,
     model: ModelSettings,
     store: Store,
-    source: Source,
     spans: Mapping[Partition, Span],
     jobs: Sequence[BackfillRow],
-    firsts: Mapping[Partition, int],
+    first_of: Callable[[Partition, Span], int],
 ) -> tuple[list[dict[Partition, Span]], dict[Partition, Span], int, list[str]]:
     """What does not count yet: before the records that do (one stretch a partition each), and after them.
 
+    Args:
+        first_of: event time of the first usable record of a span.
+
     Returns also how many offsets count already, and notes.
+
+    Raises:
+        InvalidInput: a topic was made anew, and the model has not taken note of that.
     """
     live = {state.partition: state for state in store.partition_states(name)}
-    topics = {partition.topic for partition in live}  # a new partition of a topic that is read is a daemon's work
-    next_block = store.next_block(name)
-    closed_ms = -1 if next_block is None or not live else next_block * round(model.drift.block * 1000)
+    edge = store.next_block(name)
+    if edge is None:
+        edge = store.first_block(name, 0)
+    edge_ms = -1 if edge is None or not live else edge * round(model.drift.block * 1000)
     before: dict[Partition, list[Span]] = {}
     after: dict[Partition, Span] = {}
     unknown, counted = 0, 0
     for place, span in sorted(spans.items()):
-        taken = [job.spans[place][:2] for job in jobs if place in job.spans and job.status != "taken over"]
+        taken = [
+            (first, after)
+            for job in jobs
+            if place in job.spans and job.status != "taken over"
+            for first, after, topic_id in [job.spans[place]]
+            if not _another(topic_id, span.topic_id)
+        ]
         state = live.get(place)
+        if state is not None and _another(state.topic_id, span.topic_id):
+            raise InvalidInput(
+                f"Topic {place.topic} was deleted and made anew since {name} read it last.",
+                hint="Let the daemon take note of that first: driftd run, with source.on_gap: skip.",
+            )
         if state is not None:
             unknown += state.from_offset is None
             taken.append((state.from_offset or 0, state.next_offset))
@@ -230,7 +250,7 @@ def _uncounted(
             piece = replace(span, first=first, after=end)
             if state is not None and first >= state.next_offset:
                 after[place] = replace(piece, first=state.next_offset)
-            elif state is not None or (place.topic not in topics and firsts.get(place, -1) < closed_ms):
+            elif state is not None or first_of(place, piece) < edge_ms:
                 before.setdefault(place, []).append(piece)
             else:
                 after[place] = piece
@@ -247,6 +267,11 @@ def _uncounted(
         {place: pieces[number] for place, pieces in before.items() if number < len(pieces)} for number in range(rounds)
     ]
     return stretches, after, counted, notes
+
+
+def _another(before: str | None, now: str | None) -> bool:
+    """Whether two ids of a topic, as far as known, say that it was made anew."""
+    return None not in (before, now) and before != now
 
 
 def _without(span: Span, taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -30,14 +30,16 @@ class Backfills:
         with self._database.reading() as connection:
             return rows_of(connection.execute(_jobs(model)), backfill_row)
 
-    def plan_backfill(self, row: BackfillRow, known: Sequence[str]) -> None:
+    def plan_backfill(self, row: BackfillRow, known: Sequence[str], *, shared: bool = False) -> None:
         """Store a backfill before its first record is read, so that its offsets are nobody else's.
 
         Args:
             known: ids of the model's backfills that were there when it was planned.
+            shared: a daemon reads the same source. It begins after the spans of a lane where it has read nothing yet.
 
         Raises:
-            OwnershipLost: another one was planned meanwhile; nothing is written.
+            OwnershipLost: another one was planned meanwhile, or a daemon has begun to read what a lane was to score;
+                nothing is written.
         """
         with self._database.writing() as connection:
             if self._database.dialect == "postgresql":  # a transaction of SQLite is alone anyway
@@ -47,12 +49,53 @@ class Backfills:
                 raise OwnershipLost(
                     f"Another backfill of {row.model} was started at the same moment.", hint="Type the command again."
                 )
+            if shared and row.lane != row.model:
+                self._claim(connection, row)
             connection.execute(insert(_TABLE), [_columns(row)])
 
-    def end_backfill(self, number: str, status: Literal["done", "taken over"], now_ms: int) -> None:
-        """A backfill that wrote to the model's own rows is over."""
+    def _claim(self, connection: Connection, row: BackfillRow) -> None:
+        table = schema.partitions
+        claims = [
+            {
+                "model": row.model,
+                "topic": place.topic,
+                "number": place.number,
+                "topic_id": topic_id,
+                "next_offset": after,
+                "from_offset": after,
+                "max_time_ms": -1,
+                "records": 0,
+                "dead": 0,
+                "late": 0,
+            }
+            for place, (_, after, topic_id) in sorted(row.spans.items())
+        ]
+        connection.execute(schema.insert_ignoring(table, dialect=self._database.dialect), claims)
+        for place, (_, after, _) in sorted(row.spans.items()):
+            of_place = (table.c.topic == place.topic) & (table.c.number == place.number)
+            query = select(table.c.from_offset).where(table.c.model == row.model, of_place)
+            begun = connection.execute(query).scalar()
+            if begun is None or begun < after:
+                raise OwnershipLost(
+                    f"A daemon has begun to read partition {place.number} of {place.topic} from an offset of history.",
+                    hint="Type the command again: it takes what is left.",
+                )
+
+    def end_backfill(self, row: BackfillRow, status: Literal["done", "taken over", "cut short"], now_ms: int) -> None:
+        """A backfill that wrote to the model's own rows is over, with the spans that ``row`` has."""
         with self._database.writing() as connection:
-            _finish(connection, number, status, now_ms)
+            _finish(connection, row, status, now_ms)
+
+    def is_same(self, other: Backfills) -> bool:
+        """Whether both are one database, by whatever addresses."""
+        return self._identity() == other._identity()
+
+    def _identity(self) -> tuple[object, ...]:
+        if self._database.path is not None:
+            return (self._database.path.resolve(),)
+        with self._database.reading() as connection:
+            query = text("SELECT current_database(), pg_postmaster_start_time(), inet_server_port()")
+            return tuple(connection.execute(query).one())
 
     def first_block(self, model: str, from_block: int) -> int | None:
         """The first block from this one on, open or closed, that has records of the model; None where none has."""
@@ -93,7 +136,15 @@ class Backfills:
                     with self._database.writing() as writing:
                         writing.execute(insert_new, [dict(row) for row in part])
 
-    def hand_over(self, row: BackfillRow, now_ms: int, *, joins: bool, end_ms: int) -> bool:
+    def hand_over(
+        self,
+        row: BackfillRow,
+        now_ms: int,
+        *,
+        joins: bool,
+        end_ms: int,
+        status: Literal["done", "cut short"] = "done",
+    ) -> bool:
         """A lane is at its end: what it found is the model's.
 
         Incidents that are still open in the lane go on in the model. Where the model has had one of the same reason
@@ -129,7 +180,7 @@ class Backfills:
             )
             for table in leftovers:
                 connection.execute(delete(table).where(table.c.model == lane))
-            _finish(connection, row.id, "done", now_ms)
+            _finish(connection, row, status, now_ms)
             return True
 
     def _hand_over_state(self, connection: Connection, model: str, lane: str, ours: Any, live: Any) -> None:
@@ -181,8 +232,9 @@ def _hand_over_incidents(connection: Connection, model: str, lane: str, end_ms: 
     connection.execute(update(table).where(mine).values(model=model))
 
 
-def _finish(connection: Connection, number: str, status: str, now_ms: int) -> None:
-    connection.execute(update(_TABLE).where(_TABLE.c.id == number).values(status=status, finished_ms=now_ms))
+def _finish(connection: Connection, row: BackfillRow, status: str, now_ms: int) -> None:
+    values = {"status": status, "spans": _columns(row)["spans"], "finished_ms": now_ms}
+    connection.execute(update(_TABLE).where(_TABLE.c.id == row.id).values(values))
 
 
 def _jobs(model: str) -> Any:

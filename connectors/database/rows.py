@@ -430,7 +430,8 @@ class BackfillRow:
 
     Attributes:
         lane: the name under which its unfinished work is stored; the model's where it goes on from what counts already.
-        status: "scoring", "done", or "taken over": a daemon reads on from where it stood.
+        status: "scoring", "done", "taken over" (a daemon reads on from where it stood), or "cut short" (records of its
+            spans are gone).
         spans: offsets first <= offset < after of each partition, with the broker's id of the topic.
         detail: settings that hold for the whole of it, JSON-compatible.
         from_ms, to_ms: what was asked for, milliseconds since 1970; None: from the first record, up to the last.
@@ -439,7 +440,7 @@ class BackfillRow:
     id: str
     model: str
     lane: str
-    status: Literal["scoring", "done", "taken over"]
+    status: Literal["scoring", "done", "taken over", "cut short"]
     spans: Mapping[Partition, tuple[int, int, str | None]]
     detail: dict[str, object]
     created_ms: int

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, inspect, null, text, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, inspect, null, text, update
 
 from connectors.database import retention, schema
 from connectors.database.ageing import Ageing
@@ -263,6 +263,11 @@ class Store(
                     dead=_TABLE.c.dead + bindparam("more_dead"),
                     late=_TABLE.c.late + bindparam("more_late"),
                     topic_id=func.coalesce(bindparam("of_topic_id"), _TABLE.c.topic_id),
+                    # Offsets of a topic that was made anew are other records: its counting begins here.
+                    from_offset=case(
+                        (_TABLE.c.topic_id != bindparam("of_topic_id"), bindparam("to_offset")),
+                        else_=_TABLE.c.from_offset,
+                    ),
                     scores=func.coalesce(func.nullif(bindparam("new_scores"), ""), _TABLE.c.scores),
                     advanced_ms=now_ms,
                     # Not only outdated: after a topic was made anew the partition may come to this offset again.

@@ -185,7 +185,7 @@ def test_history_that_is_being_scored_beside_keeps_the_summaries_as_they_are(sto
     close(store, 200, [summary(block, 1) for block in range(100, 200)])
     store.plan_backfill(backfill("b1", lane_name("m", 1)), [])
     assert merge(store) == Aged(waits_for="m~1")
-    store.end_backfill("b1", "done", 0)
+    store.end_backfill(backfill("b1", lane_name("m", 1)), "done", 0)
     store.plan_backfill(backfill("b2", "m"), ["b1"])
     assert merge(store).rows == 80, "what goes on from what is there adds to no old block"
 

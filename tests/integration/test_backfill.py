@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ import pytest
 
 from connectors.database.store import Store
 from monitor.soak import MODEL, WorkerProcess, all_closed
-from monitor.soak_records import BLOCK_MS, OUTLIER, LabelledRecords
-from tests.conftest import _missing
+from tests.conftest import _missing, running_postgres
 from tests.servers.kafka import KafkaServer, missing_kafka
+from tests.servers.postgres import PostgresServer
+from tests.soak.beside import clean_joint, history_of, run_beside, text_of
 from tests.soak.fingerprint import Fingerprint, first_difference
 from tests.soak.harness import Content, Deployment, produce
 
@@ -43,63 +43,23 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 
 @pytest.fixture(scope="module")
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL for this file, which kills it."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def content(broker: KafkaServer, tmp_path_factory: pytest.TempPathFactory) -> Content:
     return produce(broker, tmp_path_factory.mktemp("content") / "topic", records=RECORDS, partitions=4, seed=1)
 
 
 @pytest.fixture(scope="module")
 def live(content: Content, tmp_path_factory: pytest.TempPathFactory) -> Fingerprint:
-    """What one worker leaves behind that reads everything as it comes, with one vote for each key."""
-    return run_live(Deployment(tmp_path_factory.mktemp("live") / "run", content))
-
-
-@pytest.fixture(scope="module")
-def live_without_keys(content: Content, tmp_path_factory: pytest.TempPathFactory) -> Fingerprint:
-    return run_live(Deployment(tmp_path_factory.mktemp("keyless") / "run", content, thins=False))
-
-
-def run_live(deployment: Deployment) -> Fingerprint:
+    """What one worker leaves behind that reads everything as it comes."""
+    deployment = Deployment(tmp_path_factory.mktemp("live") / "run", content, thins=False)
     deployment.run(workers=1)
     return deployment.fingerprint()
-
-
-def history(found: Fingerprint, *, incidents: bool = True) -> Fingerprint:
-    """What must be the same: rows of lanes count for their model, and nobody was told of the past."""
-    seen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for (model, topic, number), row in found["partitions"]:
-        before = seen.get((MODEL, topic, number))
-        assert model.partition("~")[0] == MODEL
-        if before is not None:
-            row = {
-                "next_offset": max(row["next_offset"], before["next_offset"]),
-                "max_time_ms": max(row["max_time_ms"], before["max_time_ms"]),
-                "topic_id": row["topic_id"],
-                **{name: row[name] + before[name] for name in ("records", "dead", "late", "closed_late")},
-            }
-        seen[MODEL, topic, number] = row
-    left_out = {"outbox": []} if incidents else {"outbox": [], "incidents": []}
-    return {**found, "partitions": sorted(seen.items()), **left_out}
-
-
-def clean_joint(records: LabelledRecords, near: float) -> int:
-    """A time such that the first record of each partition from then on is usable: counting begins anew with it.
-
-    What comes first is in a daemon's eyes never late, and a dead letter before it has no time but the broker's.
-    """
-    start = int(records.time_ms.min())
-    length = int(records.time_ms.max()) - start
-    for moment in range(start + round(near * length), int(records.time_ms.max()), 777):
-        firsts = [
-            np.flatnonzero((records.partition == number) & (records.time_ms >= moment))[0]
-            for number in range(records.partitions)
-        ]
-        if all(records.label[row] <= OUTLIER for row in firsts) and moment % BLOCK_MS > 1_000:
-            return moment
-    raise AssertionError("no such time")
-
-
-def text_of(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, tz=UTC).isoformat()
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -144,11 +104,11 @@ def finish(deployment: Deployment, *words: str, code: int = 0) -> tuple[dict[str
 def test_history_in_one_go_is_what_live_records_would_have_left(
     content: Content, live: Fingerprint, tmp_path: Path
 ) -> None:
-    past = Deployment(tmp_path / "run", content)
+    past = Deployment(tmp_path / "run", content, thins=False)
     printed, _ = finish(past)
     assert printed["records"] == RECORDS
     assert [row["kind"] for row in printed["incidents"]] == [row["kind"] for _, row in live["incidents"]]
-    assert first_difference(history(live), history(past.fingerprint())) == ""
+    assert first_difference(history_of(live), history_of(past.fingerprint())) == ""
     assert past.fingerprint()["outbox"] == [], "nobody is called because of the past"
     printed, said = finish(past)
     assert (printed["records"], printed["counted"]) == (0, RECORDS)
@@ -158,17 +118,17 @@ def test_history_in_one_go_is_what_live_records_would_have_left(
 @pytest.mark.kafka
 def test_a_daemon_goes_on_where_history_ends(content: Content, live: Fingerprint, tmp_path: Path) -> None:
     joint = clean_joint(content.records, 0.78)  # in the middle of the change
-    both = Deployment(tmp_path / "run", content)
+    both = Deployment(tmp_path / "run", content, thins=False)
     printed, _ = finish(both, "--to", text_of(joint))
     assert 0 < printed["records"] < RECORDS
     both.run(workers=1)
-    assert first_difference(history(live), history(both.fingerprint())) == ""
+    assert first_difference(history_of(live), history_of(both.fingerprint())) == ""
 
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("near", [0.4, 0.78])
 def test_history_from_before_the_first_live_record_joins_it_without_a_seam(
-    near: float, content: Content, live_without_keys: Fingerprint, tmp_path: Path
+    near: float, content: Content, live: Fingerprint, tmp_path: Path
 ) -> None:
     joint = clean_joint(content.records, near)
     both = Deployment(tmp_path / "run", content, start=text_of(joint), thins=False)
@@ -178,8 +138,24 @@ def test_history_from_before_the_first_live_record_joins_it_without_a_seam(
         live_alone = both.fingerprint()
         printed, _ = finish(both)
         assert printed["records"] == RECORDS - counted(both)
-    expected = history(live_without_keys, incidents=False)
-    assert first_difference(expected, history(both.fingerprint(), incidents=False)) == ""
+    expected = history_of(live, incidents=False)
+    assert first_difference(expected, history_of(both.fingerprint(), incidents=False)) == ""
     # What people were told of stays, to the byte; what history adds began before.
     told, found = dict(live_alone["incidents"]), dict(both.fingerprint()["incidents"])
     assert {number: found.get(number) for number in told} == told
+
+
+@pytest.mark.kafka
+@pytest.mark.postgres
+def test_kills_of_a_backfill_and_of_the_daemon_beside_it_change_no_byte(
+    content: Content, live: Fingerprint, own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    joint = clean_joint(content.records, 0.5)
+    both = Deployment(
+        tmp_path / "run", content, database=own_postgres.new_database(), start=text_of(joint), thins=False
+    )
+    kills = {"backfill": 6, "daemon": 3, "database": 1}
+    report = run_beside(both, joint, kills=kills, seed=3, postgres=own_postgres)
+    assert report.kills == kills
+    expected = history_of(live, incidents=False)
+    assert first_difference(expected, history_of(both.fingerprint(), incidents=False)) == ""

@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 from sqlalchemy import create_engine, text
@@ -246,14 +246,14 @@ class Deployment:
         assert not due, f"the records were over before {len(due)} of {len(disturbances)} disturbances"
         return report
 
-    def backfill(self, *words: str) -> subprocess.Popen[str]:
+    def backfill(self, *words: str, log: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
         """`driftd backfill` as a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "monitor", "backfill", "-s", str(self.folder / "driftd.yaml"), *words],
             env=clean_environment(),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
             text=True,
             start_new_session=True,
         )

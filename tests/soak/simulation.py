@@ -9,7 +9,7 @@ partition only some turns later, so that two owners are at work on it at once, a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from connectors.database.rows import ReferenceRow
 from connectors.database.store import Store
-from connectors.records import Partition, RawBatch, SourceState
+from connectors.records import Partition, RawBatch, SourceState, Span
 from monitor.app import build_scores
 from monitor.collect import Collector
 from monitor.decode import Decoder
@@ -76,6 +76,11 @@ class Group:
 
     log: Mapping[Partition, RawBatch]
     owner: dict[Partition, int] = field(default_factory=dict)
+    there: dict[Partition, int] = field(default_factory=dict)  # so many records have come so far; all where not named
+
+    def length(self, partition: Partition) -> int:
+        """How many records of a partition there are now."""
+        return min(self.there.get(partition, len(self.log[partition])), len(self.log[partition]))
 
     def share_out(self, members: Sequence[int], chance: random.Random) -> None:
         """Give every partition to one of the members."""
@@ -114,13 +119,16 @@ class PlayedSource:
         missing = [partition for partition in sorted(self._mine) if partition not in self._next]
         if missing:
             stored = self._positions(missing)
-            self._next.update({partition: stored.get(partition, 0) for partition in missing})
+            for partition in missing:  # a place in the list, which may have holes between its offsets
+                offsets = self._group.log[partition].offsets
+                self._next[partition] = int(np.searchsorted(offsets, stored.get(partition, 0)))
         found, left = [], max_records
         order = sorted(self._mine - self._held)
         self._cuts.shuffle(order)
         for partition in order:
             whole, first = self._group.log[partition], self._next[partition]
-            after = min(len(whole), first + (left if max_records < 10 else self._cuts.randint(1, left)))
+            there = self._group.length(partition)
+            after = min(there, first + (left if max_records < 10 else self._cuts.randint(1, left)))
             if after > first:
                 found.append(whole.rows(first, after))
                 self._next[partition] = after
@@ -148,7 +156,7 @@ class PlayedSource:
         pass
 
     def lag(self) -> Mapping[Partition, int]:
-        return {partition: len(self._group.log[partition]) - self._next.get(partition, 0) for partition in self._mine}
+        return {partition: self._group.length(partition) - self._next.get(partition, 0) for partition in self._mine}
 
     def read_range(self, start_ms: int | None, end_ms: int | None) -> Iterator[RawBatch]:
         yield from self._group.log.values()
@@ -159,6 +167,33 @@ class PlayedSource:
 
     def close(self) -> None:
         pass
+
+
+class PlayedHistory(PlayedSource):
+    """The same lists as history: offsets that are assigned, and an end."""
+
+    def __init__(self, log: Mapping[Partition, RawBatch], spans: Mapping[Partition, Span] | None = None) -> None:
+        whole = {place: Span(int(batch.offsets[0]), batch.next_offset, TOPIC_ID) for place, batch in log.items()}
+        self._log, self._spans = log, whole if spans is None else dict(spans)
+        pieces = {place: _piece(log[place], span) for place, span in self._spans.items()}
+        super().__init__(Group(pieces, dict.fromkeys(pieces, 0)), 0, random.Random(0))
+        self.learn()
+
+    def extents(self, start_ms: int | None, end_ms: int | None) -> dict[Partition, Span]:
+        assert (start_ms, end_ms) == (None, None)
+        return dict(self._spans)
+
+    def between(self, spans: Mapping[Partition, Span]) -> PlayedHistory:
+        return PlayedHistory(self._log, spans)
+
+    @property
+    def finished(self) -> bool:  # type: ignore[override]
+        return all(left == 0 for left in self.lag().values())
+
+
+def _piece(batch: RawBatch, span: Span) -> RawBatch:
+    first, after = np.searchsorted(batch.offsets, (span.first, span.after)).tolist()
+    return batch.rows(first, after)
 
 
 @dataclass
@@ -181,6 +216,7 @@ def simulate(
     crashes: float = 0.01,
     moves: float = 0.02,
     hears: float = 0.7,
+    during: Callable[[Group, int], None] | None = None,
 ) -> Played:
     """Let ``workers`` read everything. Returns when all is counted and every block is closed.
 
@@ -189,6 +225,7 @@ def simulate(
         poll_records: most records of one poll.
         crashes, moves: chance of each at a turn.
         hears: chance that a worker knows of a move at its next turn.
+        during: told at each turn how many records are counted.
 
     Raises:
         AssertionError: they stand still.
@@ -215,6 +252,8 @@ def simulate(
         quiet = 0
         while True:
             clock_s += chance.uniform(0.0, TURN_S)
+            if during is not None:
+                during(group, counted(stores[0]))
             number, draw = chance.choice(members), chance.random()
             if draw < crashes:
                 played.crashes += 1
