@@ -25,8 +25,8 @@ from monitor.ageing import age_rules
 from monitor.budget import OUTLIER_RATE
 from monitor.causes import ClosedBlocks, Key
 from monitor.folding import Folder, alarmed_segments
+from monitor.fraud_build import fraud_row_of
 from monitor.fraud_settings import FRAUD_SPACE
-from monitor.fraud_wording import WAVE
 from monitor.pipeline import EVERYTHING, Space
 from monitor.record_counts import RecordCounts
 from monitor.settings import DAY_S, ModelSettings, Settings
@@ -165,7 +165,7 @@ class _Era:
 
     Attributes:
         entries: first block and number of blocks of each stored step.
-        versions: of each space that is judged, and of "fraud".
+        versions: of each space that is judged.
         judged: by space, the first blocks of its summaries that are judged; None: all are.
     """
 
@@ -186,10 +186,8 @@ def _eras(
     judged: dict[str, frozenset[int] | None] = {}
     for name in chosen.spaces:
         versions[name], judged[name] = _versions(history, name, timeline)
-    if chosen.fraud is not None:
-        versions[FRAUD_SPACE] = _fraud_versions(history, timeline, known[FRAUD_SPACE])
     starts: list[int] = []
-    current: dict[str, int] = {}
+    current = {name: found[min(found)] for name, found in versions.items() if found}
     maps: list[dict[str, int]] = []
     for place, (first, _) in enumerate(timeline):
         following = current | {name: found[first] for name, found in versions.items() if first in found}
@@ -199,14 +197,19 @@ def _eras(
         current = following
     loaded: dict[tuple[str, int], Space] = {}
     for (begin, end), of_era in zip(pairwise([*starts, len(timeline)]), maps, strict=True):
-        wanted = [known[name][version] for name, version in sorted(of_era.items()) if version in known.get(name, {})]
+        wanted = [known[name][version] for name, version in sorted(of_era.items())]
         for row in wanted:
-            if row.space != FRAUD_SPACE and (row.space, row.version) not in loaded:
+            if (row.space, row.version) not in loaded:
                 loaded.update(
                     {(space.name, space.version): space for space in load_past_spaces([row], chosen, embedders)}
                 )
-        spaces = [loaded[name, of_era[name]] for name in chosen.spaces if (name, of_era.get(name, -1)) in loaded]
-        yield _Era(timeline[begin:end], of_era, judged, spaces, wanted)
+        spaces = [loaded[name, of_era[name]] for name in chosen.spaces if name in of_era]
+        of_fraud = None
+        if chosen.fraud is not None and chosen.fraud_space in of_era:
+            scored = known[chosen.fraud_space][of_era[chosen.fraud_space]]
+            of_fraud = fraud_row_of(list(known[FRAUD_SPACE].values()), scored)
+        references = wanted if of_fraud is None else [*wanted, of_fraud]
+        yield _Era(timeline[begin:end], of_era, judged, spaces, references)
 
 
 def _versions(
@@ -225,29 +228,22 @@ def _versions(
     read = dict(history.judged(space, OUTLIER_RATE, from_block=low, to_block=sum(timeline[-1])))
     oldest = min(read, default=None)
     versions: dict[int, int] = {}
+    passed_over: list[int] = []
     for first, blocks, reference in history.blocks_of(space, from_block=low, to_block=high):
         last = first + blocks - 1
         if oldest is None or last < oldest:
             versions[first] = max(versions.get(first, 0), reference)
         elif any(read.get(block) == reference for block in range(max(first, oldest), last + 1)):
             versions[first] = reference
-    return versions, frozenset(versions)
-
-
-def _fraud_versions(
-    history: History, timeline: Sequence[tuple[int, int]], known: Mapping[int, ReferenceRow]
-) -> dict[int, int]:
-    """By first block, the fraud baseline from then on, as the readings say; the active one where they say nothing."""
-    read = history.judged(FRAUD_SPACE, WAVE, from_block=timeline[0][0], to_block=sum(timeline[-1]))
-    firsts = [first for first, _ in timeline]
-    versions: dict[int, int] = {}
-    before = None
-    for block, reference in read:
-        if reference != before:
-            place = max((first for first in firsts if first <= block), default=firsts[0])
-            versions[place if versions else firsts[0]] = before = reference
-    active = next((row.version for row in known.values() if row.active), None)
-    return versions or ({} if active is None else {firsts[0]: active})
+        else:
+            passed_over.append(first)
+    judged = frozenset(versions)
+    # Open when the next reference took over, which passed over what had been scored against the one before.
+    for first in sorted({*passed_over} - judged, reverse=True):
+        following = min((later for later in versions if later > first), default=None)
+        if following is not None:
+            versions[first] = versions[following]
+    return versions, judged
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------
