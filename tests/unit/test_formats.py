@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from connectors.files import FilesSettings
+from connectors import SourceSettings
 from connectors.records import Partition, RawBatch
 from monitor.decode import DEAD_LETTER_REASONS, Decoder, RecordSettings
 from monitor.embedders import EmbedderSettings
@@ -24,14 +24,14 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
 @pytest.mark.parametrize("text", BLOCKS)
 def test_settings_in_the_document_are_valid(text: str) -> None:
     block: dict[str, Any] = yaml.safe_load(text)
-    assert block.keys() <= {"record", "spaces", "source"}
+    assert block.keys() <= {"record", "spaces", "source", "history"}
     record = RecordSettings.model_validate(block.get("record", {}))
     for space in block.get("spaces", {}).values():
         settings: Any = TypeAdapter(EmbedderSettings).validate_python(space["embedder"])
         fields = [settings.field] if hasattr(settings, "field") else [*settings.numbers.values()]
         Decoder(record, fields)
-    if "source" in block:
-        FilesSettings.model_validate(block["source"])
+    for place in block.keys() & {"source", "history"}:
+        TypeAdapter(SourceSettings).validate_python(block[place])
 
 
 # Settings, a record, and the rows that become of it.
