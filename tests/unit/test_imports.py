@@ -19,6 +19,8 @@ ALLOWED = {
 }
 # Outside libraries that only one file may import.
 ONLY_IN = {
+    "dask": {"monitor/cluster.py"},
+    "distributed": {"monitor/cluster.py"},
     "faiss": {"detectors/index.py"},
     "fastavro": {"monitor/formats/confluent.py"},
     "fsspec": {"connectors/objectstore.py"},
@@ -70,7 +72,7 @@ def test_outside_libraries_stay_in_their_file(path: Path) -> None:
 
 def test_the_command_line_loads_no_heavy_library() -> None:
     heavy = ("faiss", "pyod", "river", "kafka", "sqlalchemy", "alembic", "scipy", "sklearn", "pyarrow", "matplotlib")
-    heavy += ("uvicorn", "starlette", "requests", "onnxruntime", "fastavro")
+    heavy += ("uvicorn", "starlette", "requests", "onnxruntime", "fastavro", "distributed")
     program = "import sys, monitor.cli; print(*[name for name in sys.argv[1:] if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program, *heavy], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
