@@ -17,6 +17,7 @@ from connectors.database.rows import HalfRow, IncidentRow, LabelSpan, PartitionS
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, Source
 from detectors.errors import OwnershipLost, SourceError, StoreBusy, StoreError, StoreFull
+from monitor.ageing import HistoryAgeing
 from monitor.dead_letters import DeadLetterLimit
 from monitor.decode import Decoder
 from monitor.folding import Folder, Outcome
@@ -237,6 +238,7 @@ class HistoryWorker:
         self._limit = DeadLetterLimit(self._model.dead_letters)
         self._began: float | None = None  # monotonic clock of the first record that no checkpoint has written
         self._next_fold = float("-inf")
+        self._ageing = HistoryAgeing(store, settings, name)
         self._halves_went = False
 
     def start(self) -> None:
@@ -385,6 +387,7 @@ class HistoryWorker:
         folded = self.folder.step(self._store, now_ms, clock_s, partitions=frozenset(self._history.spans))
         self._next_fold = clock_s + FOLD_S
         self.found.add_fold(folded)
+        self._ageing.step(clock_s)
         spans = self._history.spans
         unfinished = [
             state

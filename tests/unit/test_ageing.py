@@ -6,12 +6,18 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.database.ageing import AgeRule
+from connectors.database.lane import LaneStore, lane_name
+from connectors.database.rows import BackfillRow, FoldResult, SummaryDelta
+from connectors.database.store import Store
+from connectors.records import Partition
 from detectors.summary import BlockSummary
-from monitor.ageing import age_rules, sum_of_summaries
+from monitor.ageing import HistoryAgeing, age_rules, sum_of_summaries
+from monitor.daemon import Daemon
 from monitor.record_counts import FraudCounts, RecordCounts
 from monitor.settings import load_settings
 
@@ -89,3 +95,62 @@ def test_settings_take_the_place_of_the_default_widths(tmp_path: Path) -> None:
     ):
         path.write_text(text + retention)
         assert list(load_settings(path).retention.merge_summaries.values()) == widths
+
+
+def test_a_daemon_merges_a_little_at_a_time_and_says_what_it_waits_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "driftd.yaml"
+    path.write_text(
+        f"database: sqlite:///{tmp_path}/driftd.db\nretention: {{merge_summaries: {{10s: 4}}}}\nmodels:\n"
+        "  m:\n    source: {kind: files, path: x}\n    drift: {block: 1}\n"
+        "    spaces: {a: {embedder: {kind: vector, field: /v, encoding: list}}}\n"
+    )
+    chosen = load_settings(path)
+    daemon = Daemon(chosen)
+    with Store.open(chosen.database) as store:
+        store.migrate()
+        blobs = [counts(number).to_bytes() for number in range(60)]
+        rows = [SummaryDelta("", "", number, 0, Partition("", -1), 0, blobs[number]) for number in range(60)]
+        with store.begin_fold("m") as step:
+            step.commit(FoldResult(60, rows, [], [], [], []))
+        job = BackfillRow("b1", "m", lane_name("m", 1), "scoring", {}, {}, 0)
+        store.plan_backfill(job, [])
+        with caplog.at_level("INFO"):
+            daemon._merge_summaries(store)
+            assert "not merged before the backfill m~1 is finished" in caplog.text
+            assert len(store.summaries("m", "", segment="")) == 60
+            store.end_backfill(job, "done", 0)
+            monkeypatch.setattr("monitor.daemon.MERGE_EVERY_S", 0.0)
+            daemon._next_merge = 0.0
+            daemon._merge_summaries(store)
+        found = store.summaries("m", "", segment="")
+        assert [row.blocks for row in found] == [4] * 12 + [1] * 12
+        assert "old summaries merged" in caplog.text
+        assert found[0].blob == sum_of_summaries("", blobs[:4])
+
+
+def test_a_backfill_ages_what_it_writes_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monitor.ageing.MOST_ROWS_OF_HISTORY", 8)
+    path = tmp_path / "driftd.yaml"
+    path.write_text(
+        f"database: sqlite:///{tmp_path}/driftd.db\nretention: {{merge_summaries: {{10s: 4}}}}\nmodels:\n"
+        "  m:\n    source: {kind: files, path: x}\n    drift: {block: 1}\n"
+        "    spaces: {a: {embedder: {kind: vector, field: /v, encoding: list}}}\n"
+    )
+    chosen = load_settings(path)
+    with Store.open(chosen.database) as store:
+        store.migrate()
+        lane = LaneStore.beside(store, "m", lane_name("m", 1))
+        store.plan_backfill(BackfillRow("b1", "m", lane_name("m", 1), "scoring", {}, {}, 0), [])
+        blob = counts(1).to_bytes()
+        with lane.begin_fold("m") as step:
+            rows = [SummaryDelta("", "", number, 0, Partition("", -1), 0, blob) for number in range(60)]
+            step.commit(FoldResult(60, rows, [], [], [], []))
+        old = HistoryAgeing(lane, chosen, "m")
+        merged = []
+        for clock_s in (0.0, 1.0, 2.0, 3.0, 30.0):
+            monkeypatch.setattr("connectors.database.ageing._BLOCKS", 4)
+            old.step(clock_s)
+            merged.append(sum(row.blocks == 4 for row in store.summaries("m", "", segment="")))
+        assert merged == [2, 4, 6, 8, 10], "a little at each step, as long as more is left"
