@@ -35,8 +35,6 @@ from monitor.settings import Settings
 BLOCK_S, RECORDS, DIMENSION, DAYS = 600, 256, 16, 10
 BASELINE = 110_000  # records, so that half of them may page
 FIRST_BLOCK = 1_767_225_600 // BLOCK_S  # 2026-01-01
-BLOCKS = DAYS * 86_400 // BLOCK_S
-TRUTHS = 12
 NOWHERE = Partition("", -1)
 
 
@@ -46,6 +44,7 @@ class Kind:
 
     Attributes:
         harmless: changes that nobody wants to know of, so many in all.
+        truths: true changes.
         tolerance: drift.tolerance as it is set now.
     """
 
@@ -54,6 +53,7 @@ class Kind:
     harmless: int
     harmless_size: tuple[tuple[float, float], tuple[float, float]]
     tolerance: float = 0.05
+    truths: int = 12
 
 
 KINDS = {
@@ -83,22 +83,23 @@ def settings_of(kind: Kind, folder: Path) -> Settings:
     )
 
 
-def changes(kind: Kind, random: np.random.Generator) -> Iterator[tuple[int, int, float, bool]]:
+def changes(kind: Kind, blocks: int, random: np.random.Generator) -> Iterator[tuple[int, int, float, bool]]:
     """First block, length, size and whether it is true; no two overlap, and hours lie between them."""
-    places = random.permutation(np.linspace(24, BLOCKS - 40, TRUTHS + kind.harmless).astype(int))
-    room = (BLOCKS - 64) // (TRUTHS + kind.harmless)
+    places = random.permutation(np.linspace(24, blocks - 40, kind.truths + kind.harmless).astype(int))
+    room = (blocks - 64) // (kind.truths + kind.harmless)
     for at, place in enumerate(places.tolist()):
-        part = int(place >= 0.6 * BLOCKS)
-        true = at < TRUTHS
+        part = int(place >= 0.6 * blocks)
+        true = at < kind.truths
         low, high = (kind.true if true else kind.harmless_size)[part]
         length = min(int(random.integers(12, 30)), room - 10)
         yield place, length, float(random.uniform(low, high)), true
 
 
-def history(kind: Kind, seed: int, folder: Path) -> tuple[Settings, list[TrueIncident]]:
+def history(kind: Kind, seed: int, folder: Path, *, days: int = DAYS) -> tuple[Settings, list[TrueIncident]]:
     """Store the summaries of one history; what truly happened in it."""
     random = np.random.default_rng((seed, len(kind.said)))
     settings = settings_of(kind, folder)
+    blocks = days * 86_400 // BLOCK_S
     baseline = random.standard_normal((BASELINE, DIMENSION)).astype(np.float32)
     reference = Reference.build(
         baseline,
@@ -113,9 +114,9 @@ def history(kind: Kind, seed: int, folder: Path) -> tuple[Settings, list[TrueInc
     path = folder / "references" / "m" / "x" / "1"
     path.parent.mkdir(parents=True)
     checksum = reference.save(path)
-    shift = np.zeros((BLOCKS, DIMENSION), dtype=np.float32)
+    shift = np.zeros((blocks, DIMENSION), dtype=np.float32)
     truth = []
-    for first, length, size, true in changes(kind, random):
+    for first, length, size, true in changes(kind, blocks, random):
         direction = random.standard_normal(DIMENSION)
         shift[first : first + length] += (size * direction / np.linalg.norm(direction)).astype(np.float32)
         if true:
@@ -126,14 +127,14 @@ def history(kind: Kind, seed: int, folder: Path) -> tuple[Settings, list[TrueInc
         row = ReferenceRow("m", "x", 1, str(path), BASELINE, DIMENSION, str(checksum), 0, True)
         store.commit(Checkpoint("m", [], references=[row]))
         with store.begin_fold("m") as step:
-            step.commit(FoldResult(FIRST_BLOCK + BLOCKS, list(_summaries(reference, shift, random)), [], [], [], []))
+            step.commit(FoldResult(FIRST_BLOCK + blocks, list(_summaries(reference, shift, random)), [], [], [], []))
     return settings, truth
 
 
 def _summaries(
     reference: Reference, shift: npt.NDArray[np.float32], random: np.random.Generator
 ) -> Iterator[SummaryDelta]:
-    for start in range(0, BLOCKS, 32):
+    for start in range(0, len(shift), 32):
         part = shift[start : start + 32]
         vectors = random.standard_normal((len(part), RECORDS, DIMENSION), dtype=np.float32) + part[:, None, :]
         blocks = FIRST_BLOCK + start + np.repeat(np.arange(len(part)), RECORDS)
@@ -188,7 +189,7 @@ def main() -> None:
         for name, one, seconds in pool.map(run, tasks):
             found[name].append(one)
             told = one.chosen.candidate.name if one.chosen else one.why
-            print(f"# {name} {len(found[name])}: {seconds:.0f} s, holds {one.holds}: {told}", flush=True)
+            print(f"# {report(name, [one])} {seconds:.0f} s: {told}", flush=True)
     print("| history | suggested | false pages | caught | missed time | holds | more false pages | caught fewer |")
     print("|---|---|---|---|---|---|---|---|")
     for name in names:

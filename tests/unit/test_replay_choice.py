@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
+from connectors.database.store import Store
 from detectors.errors import InvalidInput
 from monitor.replay import Replayed
 from monitor.replay_choice import (
@@ -19,11 +22,13 @@ from monitor.replay_choice import (
     front_of,
     in_words,
     split_of,
+    suggest,
     table_of,
     yaml_of,
 )
 from monitor.replay_truth import TrueIncident, share_interval
 from monitor.settings import Settings
+from tests.benchmarks.replay_suggestions import Kind, history
 from tests.unit.test_replay_truth import END, HOUR, START, at, row, truth
 
 Pages = list[tuple[float, float]]
@@ -247,9 +252,19 @@ def test_the_numbers_of_the_rule_are_what_they_are_said_to_be() -> None:
 
 
 def test_without_a_known_true_incident_it_is_said_how_to_give_one() -> None:
-    from monitor.replay_choice import suggest
-
     for known in ([], [truth(10, 13, known=False)]):
         with pytest.raises(InvalidInput) as raised:
             suggest(None, "triage", NOW, known)  # type: ignore[arg-type]
         assert "driftd incidents --real ID" in (raised.value.hint or "") and "--truth" in (raised.value.hint or "")
+
+
+def test_settings_are_suggested_from_a_stored_history(tmp_path: Path) -> None:
+    # Nobody wants to know of ten changes of 0.2 standard deviations, and everybody of six that are much larger.
+    kind = Kind("strong", ((0.6, 0.7),) * 2, 10, ((0.19, 0.2),) * 2, truths=6)
+    known, happened = history(kind, 1, tmp_path, days=3)
+    with Store.open(known.database) as store:
+        found = suggest(store, "m", known, happened)
+    assert len(found.scored) == 13 and found.judged_ms[0] < found.split_ms < found.judged_ms[1]
+    assert found.now.first.false_pages >= 5 and found.now.first.caught == found.now.first.of >= 1
+    assert found.chosen is not None and found.chosen.first.false_pages < found.now.first.false_pages
+    assert found.chosen.candidate.settings.models["m"].drift.tolerance > 0.05
