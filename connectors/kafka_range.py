@@ -207,8 +207,8 @@ class KafkaRange(KafkaSource):
             for tp, records in came.items():
                 polled[tp] += records
                 left -= len(records)
-                newest = max(record.timestamp for record in records)
-                self._times[Partition(*tp)] = max(newest, self._times.get(Partition(*tp), newest))
+                partition, newest = Partition(*tp), records[-1].timestamp
+                self._times[partition] = max(newest, self._times.get(partition, newest))
             timeout_ms = 1
         return polled
 
