@@ -36,6 +36,7 @@ from monitor.times import text_of
 MODEL = "digit_reader"
 BASELINE_RECORDS = 100_000
 SETTINGS_FILE = "driftd.yaml"
+TRUTH_FILE = "truth.csv"
 DISPUTED = 5  # of the altered scans, so many are known to be fraud before the ring begins
 LOOKED_AT = 3  # alerts that the analyst has answered by then
 
@@ -110,6 +111,7 @@ def run_demo(folder: Path, *, seed: int, say: Callable[[str], None]) -> DemoResu
     settings = demo_settings(folder, truth.stream)
     store = open_store(settings)
     scoring_s = _score(settings, store, truth)
+    _write_truth(folder / TRUTH_FILE, truth)
     say("4/4  The report ...")
     facts = _compare(store, truth)
     unknown = truth.unknown_digit
@@ -131,6 +133,16 @@ def run_demo(folder: Path, *, seed: int, say: Callable[[str], None]) -> DemoResu
     pages = [row for row in store.incidents(model=MODEL) if row.kind == "drift" and row.severity == "page"]
     incident = min(pages, key=lambda row: row.opened_ms).id if pages else ""
     return DemoResult(_as_text(facts, folder, truth.stream_records / scoring_s, took, incident), data)
+
+
+def _write_truth(path: Path, truth: DemoTruth) -> None:
+    """What really happened, as `driftd replay` reads it."""
+    happened = [
+        (truth.unknown_digit.start_ms, truth.unknown_digit.end_ms, "an unknown digit", ""),
+        (truth.ring.start_ms, truth.ring.end_ms, "a ring alters digits", FRAUD_SPACE),
+    ]
+    lines = [f"{start_ms},{end_ms},{name},{space}" for start_ms, end_ms, name, space in happened]
+    path.write_text("\n".join(["start,end,name,space", *lines, ""]), encoding="utf-8")
 
 
 def _prepare(folder: Path) -> None:
@@ -352,5 +364,8 @@ def _as_text(facts: list[dict[str, Any]], folder: Path, rate: float, took: float
     lines += ["", f"{rate:,.0f} records/s through the whole path, {took:.0f} s in all. Look at it: {shown}"]
     named = f"--settings {shown.parent / SETTINGS_FILE}"
     lines += [f"Ask on: driftd explain {incident} {named}"] if incident else []
-    lines += [f"        driftd fraud {named}"]
+    lines += [
+        f"        driftd fraud {named}",
+        f"        driftd replay {named} --truth {shown.parent / TRUTH_FILE} --try incidents.min_duration=2m",
+    ]
     return "\n".join(lines)

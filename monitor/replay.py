@@ -121,7 +121,7 @@ def replay(
         if not judged:
             raise InvalidInput(
                 f"No summaries of {model} are stored of that time.",
-                hint="Score it first: driftd backfill --from T --to T" if timeline else "They begin with driftd run.",
+                hint="Summaries come of driftd run, and of history by driftd backfill --from T --to T.",
             )
         judged_ms = judged[0][0] * block_ms, sum(judged[-1]) * block_ms
         rules = age_rules(variants[0].settings, model)
