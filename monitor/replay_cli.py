@@ -181,8 +181,23 @@ def _show(columns: Sequence[_Column], *, labelled: bool) -> None:
     _show_incidents(columns)
     for one in columns[1:]:
         put(in_words(columns[0].judgement, one.judgement, one.replayed.name, labelled=labelled))
-    for note in first.notes:
+    for note in (*first.notes, *_left_out(columns[0].judgement)):
         say(f"Note: {note}")
+
+
+def _left_out(found: Judgement) -> list[str]:
+    """What the numbers are not about."""
+    notes = []
+    if found.outside:
+        lie = "true incident lies" if found.outside == 1 else "true incidents lie"
+        notes.append(f"{found.outside} {lie} outside of the replayed time, and count for nothing.")
+    if found.unsaid:
+        pages = "page is" if found.unsaid == 1 else "pages are"
+        notes.append(
+            f"{found.unsaid} {pages} neither right nor false as now, because nobody said whether the incident was real: "
+            "driftd incidents --real ID, --false ID."
+        )
+    return notes
 
 
 def _line(column: _Column, *, labelled: bool, fraud: bool) -> list[str]:

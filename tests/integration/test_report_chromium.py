@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dashboards.replay_picture import Choice, Lane, ReplayPicture, Told, write_replay
 from dashboards.report import write_report
 from dashboards.report_data import (
     Channel,
     Excerpt,
     Header,
     Mark,
+    Period,
     ReferenceIdentity,
     Report,
     ScoreHistogram,
@@ -115,6 +117,27 @@ def test_the_page_renders_and_its_script_runs_without_a_complaint(chromium: str,
     assert 'data-ready="yes"' in done.stdout, "the script did not reach its end"
     assert _console(done) == []
     assert "<title>x</title>" not in done.stdout
+
+
+def test_the_picture_of_replays_renders_in_the_same_frame_without_a_complaint(chromium: str, tmp_path: Path) -> None:
+    text = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    lane = Lane(text, text, (Told(START + 100_000, START + 200_000, "page"),))
+    picture = ReplayPicture(
+        title=text,
+        start_ms=START,
+        end_ms=START + 2_000_000,
+        said=(text, text),
+        lanes=(lane, lane),
+        truth=(Period(START, START + 300_000, text),),
+        strength=_report("x").timelines[0],
+        choices=(Choice(text, 1.0, 60.0, "now", True), Choice(text, 0.0, 90.0, "suggested", True)),
+        split_ms=START + 1_200_000,
+    )
+    page = tmp_path / "replay.html"
+    write_replay(page, picture)
+    done = _run(chromium, tmp_path, "--dump-dom", page.as_uri())
+    assert 'data-ready="yes"' in done.stdout and _console(done) == []
+    assert "<title>x</title>" not in done.stdout and done.stdout.count('class="open page"') == 2
 
 
 def test_a_script_that_is_not_ours_is_refused_by_the_page(chromium: str, tmp_path: Path) -> None:
