@@ -190,11 +190,11 @@ def _left_out(found: Judgement) -> list[str]:
     notes = []
     if found.outside:
         lie = "true incident lies" if found.outside == 1 else "true incidents lie"
-        notes.append(f"{found.outside} {lie} outside of the replayed time, and count for nothing.")
+        notes.append(f"{found.outside} {lie} outside of the replayed time: not counted.")
     if found.unsaid:
         pages = "page is" if found.unsaid == 1 else "pages are"
         notes.append(
-            f"{found.unsaid} {pages} neither right nor false as now, because nobody said whether the incident was real: "
+            f"{found.unsaid} {pages} neither right nor false as now, because nobody said whether they were real: "
             "driftd incidents --real ID, --false ID."
         )
     return notes
