@@ -12,7 +12,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -75,22 +75,6 @@ class StoredStates(Protocol):
 
     def flood_counts(self, model: str, partition: Partition) -> list[FloodRow]:
         """The counts of its open blocks."""
-
-
-class NothingStored:
-    """Where no former checkpoint counts: history that is scored from its first record on, and written nowhere."""
-
-    def label_spans(self, model: str, partition: Partition | None = None) -> list[LabelSpan]:
-        """None."""
-        return []
-
-    def entity_states(self, model: str, partition: Partition) -> list[EntityRow]:
-        """None."""
-        return []
-
-    def flood_counts(self, model: str, partition: Partition) -> list[FloodRow]:
-        """None."""
-        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +158,7 @@ class FraudStage:
         parts: what was fitted on the baseline.
         versions: the scorers.
         stored: what former checkpoints wrote.
-        history: which versions were in force where; None for live records, which get the newest one that is ready.
-        labels: of history, "then": those that were in force; "all": the newest version everywhere.
+        history: which versions were in force where; None for records that get the newest one that is ready.
 
     Attributes:
         space: as given.
@@ -193,7 +176,6 @@ class FraudStage:
         versions: FittedVersions,
         stored: StoredStates,
         history: Sequence[LabelSpan] | None = None,
-        labels: Literal["then", "all"] = "then",
     ) -> None:
         self.space = space
         self.parts = parts
@@ -202,7 +184,6 @@ class FraudStage:
         self._settings = settings
         self._versions = versions
         self._stored = stored
-        self._all_labels = labels == "all"
         self._history: dict[Partition, list[LabelSpan]] | None = None
         if history is not None:
             self._history = {}
@@ -236,7 +217,7 @@ class FraudStage:
 
     def of_one_version(self, batch: RawBatch) -> RawBatch:
         """The first records of a batch that are scored with one version: all of them, unless this is history."""
-        if self._history is None or self._all_labels or len(batch) == 0:
+        if self._history is None or len(batch) == 0:
             return batch
         spans = self._history.get(batch.partition, [])
         after = bisect_right(spans, int(batch.offsets[0]), key=lambda span: span.from_offset)
@@ -399,7 +380,7 @@ class FraudStage:
 
     def _fitted(self, partition: Partition, place: _Partition, at: int) -> Fitted:
         """The scorer in force at an offset; of live records the same one within a checkpoint."""
-        if self._history is not None and not self._all_labels:
+        if self._history is not None:
             spans = self._history.get(partition, [])
             index = bisect_right(spans, at, key=lambda span: span.from_offset) - 1
             version = spans[index].version if index >= 0 else 0
@@ -409,7 +390,7 @@ class FraudStage:
         if self._in_force is None or not self._began:
             self._in_force = self._versions.latest()
             self._began = True
-        if place.new is None and self._history is None:
+        if place.new is None:
             in_force = (self._in_force.version, self.parts.version)
             if place.span is None or (place.span.version, place.span.reference) != in_force:
                 place.new = LabelSpan(partition, at, *in_force)

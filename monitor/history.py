@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from connectors.database.rows import HalfRow, IncidentRow, LabelSpan, PartitionState, ReferenceRow, ThinnedKeys
+from connectors.database.rows import (
+    EntityRow,
+    FloodRow,
+    HalfRow,
+    IncidentRow,
+    LabelSpan,
+    PartitionState,
+    ReferenceRow,
+    ThinnedKeys,
+)
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, Source
 from detectors.errors import OwnershipLost, SourceError, StoreBusy, StoreError, StoreFull
@@ -26,7 +35,7 @@ from monitor.fraud_learner import Fitted, Learner, StoredLabels
 from monitor.history_range import HistoryRange
 from monitor.pipeline import Pipeline
 from monitor.reader import Reader
-from monitor.scores import Scores
+from monitor.scores import Scores, TakenScores
 from monitor.settings import Settings
 from monitor.spaces import load_fraud_of, load_spaces
 from monitor.worker import DeadLetterWave
@@ -61,7 +70,7 @@ class Found:
         self.incidents |= {row.id: row for row in folded.incidents}
 
 
-class _OneVersion:
+class OneVersion:
     """The fraud scorer of one version of the labels, whatever labels come."""
 
     def __init__(self, learner: Learner, version: int) -> None:
@@ -69,13 +78,15 @@ class _OneVersion:
         self._version = version
 
     def latest(self) -> Fitted:
+        """That of the version."""
         return self.at(self._version)
 
     def at(self, version: int) -> Fitted:
+        """That of any version."""
         return self._learner.at(version)
 
 
-class StoredWork(StoredStates, StoredLabels, Protocol):
+class StoredWork(StoredStates, Protocol):
     """What scoring asks of the database before it begins: `connectors.database.store.Store`."""
 
     def pin_format(self, model: str, topic: str, found: str, now_ms: int) -> str:
@@ -89,6 +100,38 @@ class StoredWork(StoredStates, StoredLabels, Protocol):
 
     def halves(self, model: str, partition: Partition) -> list[HalfRow]:
         """Halves of pairs that wait."""
+
+
+class NothingStored:
+    """Where no former checkpoint counts: history that is scored from its first record on, and written nowhere."""
+
+    def pin_format(self, model: str, topic: str, found: str, now_ms: int) -> str:
+        """What was found."""
+        return found
+
+    def partition_states(self, model: str) -> list[PartitionState]:
+        """None."""
+        return []
+
+    def thinned_keys(self, model: str, partition: Partition) -> list[ThinnedKeys]:
+        """None."""
+        return []
+
+    def halves(self, model: str, partition: Partition) -> list[HalfRow]:
+        """None."""
+        return []
+
+    def label_spans(self, model: str, partition: Partition | None = None) -> list[LabelSpan]:
+        """None."""
+        return []
+
+    def entity_states(self, model: str, partition: Partition) -> list[EntityRow]:
+        """None."""
+        return []
+
+    def flood_counts(self, model: str, partition: Partition) -> list[FloodRow]:
+        """None."""
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +156,7 @@ def history_pipeline(
     *,
     store: StoredWork,
     labels: HistoryLabels,
-    scores: Scores | None = None,
+    scores: TakenScores | None = None,
     writes: bool = True,
 ) -> Pipeline:
     """What scores the records of a model as live records are scored.
@@ -146,7 +189,7 @@ def history_pipeline(
             model.fraud,
             space=model.fraud_space,
             parts=parts,
-            versions=_OneVersion(learner, labels.version) if labels.spans is None else learner,
+            versions=OneVersion(learner, labels.version) if labels.spans is None else learner,
             stored=store,
             history=labels.spans,
         )

@@ -14,16 +14,11 @@ import numpy as np
 from connectors.database.store import Store
 from connectors.records import Partition
 from connectors.scores import ScoredRecords
-from detectors.errors import InvalidInput
 from monitor.app import build_source
-from monitor.decode import Decoder
-from monitor.first_reference import FirstReference
-from monitor.fraud import FraudStage, NothingStored
-from monitor.fraud_learner import Learner
-from monitor.pipeline import Pipeline
+from monitor.backfill_plan import references_of
+from monitor.history import HistoryLabels, NothingStored, history_pipeline
 from monitor.scores import TakenScores
 from monitor.settings import Settings
-from monitor.spaces import load_fraud_of, load_spaces
 
 Labels = Literal["then", "all"]
 
@@ -44,10 +39,14 @@ def scored_again(name: str, settings: Settings, store: Store, *, labels: Labels 
         SourceError: the records cannot be read.
         StoreError: the database refuses.
     """
-    scores = TakenScores()
-    pipeline = _pipeline(name, settings, store, labels, scores)
+    spans, scores = store.label_spans(name), TakenScores()
+    in_force = HistoryLabels(store.label_version(name), store, spans if labels == "then" else None)
+    rows = references_of(settings, name, store, {})
+    pipeline = history_pipeline(
+        name, settings, rows, store=NothingStored(), labels=in_force, scores=scores, writes=False
+    )
     first: dict[Partition, int] = {}
-    for span in store.label_spans(name):
+    for span in spans:
         first[span.partition] = min(span.from_offset, first.get(span.partition, span.from_offset))
     source = build_source(name, settings.models[name])
     try:
@@ -62,46 +61,3 @@ def scored_again(name: str, settings: Settings, store: Store, *, labels: Labels 
                 pipeline.written()
     finally:
         source.close()
-
-
-def _pipeline(name: str, settings: Settings, store: Store, labels: Labels, scores: TakenScores) -> Pipeline:
-    """One that scores records against the references in use, from whatever offset it is given."""
-    model = settings.models[name]
-    embedders = {space: entry.embedder.build() for space, entry in model.spaces.items()}
-    fields = [field for embedder in embedders.values() for field in embedder.fields]
-    decoder = Decoder(
-        model.watched_record,
-        fields=[*fields, *model.extra_fields],
-        payload_bytes=model.dead_letters.payload_bytes,
-    )
-    rows = FirstReference(name, settings, store=store, decoder=decoder, embedders=embedders).built(0.0)
-    if not rows:
-        raise InvalidInput(f"Model {name} has no reference yet.", hint="Build it: driftd reference build")
-    spaces = load_spaces(rows, model, embedders)
-    stage = None
-    parts = load_fraud_of(rows, model, spaces)
-    if parts is not None and model.fraud is not None:
-        stage = FraudStage(
-            name,
-            model.fraud,
-            space=model.fraud_space,
-            parts=parts,
-            versions=Learner(name, store=store, parts=parts, prevalence=model.fraud.prevalence),
-            stored=NothingStored(),
-            history=store.label_spans(name),
-            labels=labels,
-        )
-    return Pipeline(
-        name,
-        decoder=decoder,
-        spaces=spaces,
-        block_ms=round(model.drift.block * 1000),
-        lateness_ms=model.lateness_ms,
-        alpha=model.outliers.alpha,
-        sample=model.outliers.sample,
-        keep_vectors=False,
-        stored=lambda partitions: {},
-        stored_keys=(lambda partition: ()) if model.thins_by_key else None,
-        scores=scores,
-        fraud=stage,
-    )

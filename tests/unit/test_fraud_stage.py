@@ -32,12 +32,13 @@ from detectors.reference import Reference
 from monitor.decode import Decoder, RecordSettings
 from monitor.embedders import Embedder
 from monitor.embedders.vector import VectorSettings
-from monitor.fraud import FraudStage, NothingStored
+from monitor.fraud import FraudStage
 from monitor.fraud_build import FraudColumns as BaselineColumns
 from monitor.fraud_build import FraudParts, build_fraud, load_fraud
 from monitor.fraud_learner import MOST_WEIGHT, Learner, fit_scorer, in_force, weight_of
 from monitor.fraud_settings import EntitySettings, FraudSettings, RelationSettings
 from monitor.fraud_signals import made_anew, made_with, surprise_of
+from monitor.history import NothingStored, OneVersion
 from monitor.pipeline import Pipeline, Space
 from monitor.record_counts import RecordCounts
 from monitor.remembered import Remembered, hashes_of
@@ -164,10 +165,9 @@ class Watched:
             settings,
             space="input",
             parts=parts,
-            versions=self.learner,
+            versions=OneVersion(self.learner, store.label_version("cards")) if labels == "all" else self.learner,
             stored=NothingStored() if history else store,
-            history=store.label_spans("cards") if history else None,
-            labels=labels,
+            history=store.label_spans("cards") if history and labels == "then" else None,
         )
         self.stage = stage
         self.columns: list[ScoredRecords] = []
