@@ -297,6 +297,9 @@ def _why(now: Judgement, best: Scored | None) -> str:
     if now.of == 0:
         return "Nothing is suggested: no true incident lies in the first part, so missed time cannot be compared."
     few = " Fewer than 5 can be no better by more than chance." if now.false_pages < 5 else ""
+    if now.unsaid:
+        few += f" Of {now.unsaid} of its {now.pages} pages nobody said whether they were real:"
+        few += " driftd incidents --false ID."
     return (
         f"Nothing is suggested: in the first part no candidate is better beyond chance than what is set now, which had "
         f"{_pages(now.false_pages)}, caught {now.caught} of {now.of} and missed {duration(now.missed_alone_s)}.{few}"

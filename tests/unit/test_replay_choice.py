@@ -182,6 +182,13 @@ def test_too_few_false_pages_to_differ_beyond_chance_suggest_nothing() -> None:
     assert chosen_of(CAUGHT + FALSE_FIRST[:5] + FALSE_SECOND, CAUGHT, TRUE).chosen is not None
 
 
+def test_pages_of_which_nobody_said_anything_are_asked_for() -> None:
+    unsaid = [truth(start, end, known=False) for start, end in FALSE_FIRST]
+    found = chosen_of(CAUGHT + FALSE_FIRST, CAUGHT, [*TRUE, *unsaid])
+    assert found.chosen is None
+    assert "Of 6 of its 8 pages nobody said whether they were real: driftd incidents --false ID." in found.why
+
+
 def test_fewer_false_pages_are_not_worth_a_true_incident() -> None:
     assert chosen_of(CAUGHT + FALSE_FIRST, CAUGHT[1:], TRUE).chosen is None
 
