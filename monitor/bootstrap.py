@@ -25,7 +25,7 @@ from connectors.database.store import Store
 from connectors.records import Partition, Source, Span
 from detectors.errors import InvalidInput, SourceError
 from detectors.reference import Reference
-from monitor.app import build_source, check_references_folder, open_store
+from monitor.app import build_history, check_references_folder, open_store
 from monitor.bootstrap_baseline import MOST_RECORDS, Baseline, Interval, choose_baseline
 from monitor.bootstrap_look import Decoded, Looked, Progress, batches_of, decode
 from monitor.collect import Collector, next_version
@@ -129,7 +129,7 @@ def bootstrap(
     sample = sample.rows(recent)
     baseline = choose_baseline(sample, model, records=records, without=without, progress=progress)
     with ExitStack() as opened:
-        source = build_source(name, model)
+        source = build_history(name, model)
         opened.callback(source.close)
         rows, collected, notes = _build(name, model, source, looked, sample, baseline, folder, versions, progress)
         tests = [
@@ -187,12 +187,13 @@ def _build(
         now_ms=_now_ms(),
         progress=progress,
     )
-    notes = []
+    said: dict[str, list[str]] = {}
     for row in rows:
         if row.space != FRAUD_SPACE:
             made = Reference.load(row.path)
-            said = [seasons_in_days(made, model.drift), small_in_words(made)]
-            notes += [f"{row.space}: {words}." for words in said if words]
+            for words in filter(None, [seasons_in_days(made, model.drift), small_in_words(made)]):
+                said.setdefault(words, []).append(row.space)
+    notes = [f"{', '.join(spaces)}: {words}." for words, spaces in said.items()]
     return rows, collector.collected, notes
 
 
@@ -344,7 +345,8 @@ def next_versions(name: str, settings: Settings, store: Store) -> dict[str, int]
 def take_over(found: Bootstrapped, settings: Settings) -> list[ReferenceRow]:
     """Make the references the active ones, and let `driftd run` begin where this look at the history ended.
 
-    Positions that are stored already stay as they are.
+    Positions that are stored already stay as they are. Where history lies in a source of its own, the live one begins
+    where its settings say.
 
     Raises:
         InvalidInput: the folder of the references cannot be written.
@@ -377,7 +379,7 @@ def take_over(found: Bootstrapped, settings: Settings) -> list[ReferenceRow]:
                 from_offset=span.after,
             )
             for partition, span in sorted(found.looked.spans.items())
-            if not known
+            if not known and settings.models[found.model].history is None
         ]
         store.commit(Checkpoint(found.model, advances, references=rows))
     return rows

@@ -202,16 +202,17 @@ def _sniffed(parts: dict[str, Any]) -> Sniffed:
 
 def _looked(settings: Settings, name: str, days: float, progress: Progress, *, paired: bool = False) -> Looked:
     from connectors.kafka import KafkaSettings
-    from monitor.app import build_source
+    from monitor.app import build_history
     from monitor.bootstrap_look import look
 
     model = settings.models[name]
     # By the broker's time: a topic goes back from now. Files go back from their newest record, which is in them.
     now_ms = int(time.time() * 1000)
-    start_ms = now_ms - round(days * _DAY_MS) if isinstance(model.source, KafkaSettings) else None
-    source = build_source(name, model)
+    where = model.history or model.source
+    start_ms = now_ms - round(days * _DAY_MS) if isinstance(where, KafkaSettings) else None
+    source = build_history(name, model)
     try:
-        return look(source, model.source, start_ms=start_ms, progress=progress, paired=paired)
+        return look(source, where, start_ms=start_ms, progress=progress, paired=paired)
     finally:
         source.close()
 
@@ -307,7 +308,8 @@ def _tell(
         say(f"{dead:,} records of the test would be dead letters: driftd deadletters list says why, once driftd runs.")
     if found is not None:
         say(f"Wrote {settings_file}; what speaks for each key stands beside it.")
-    say(f"next: driftd run --settings {settings_file}   (it begins where this look ended)")
+    begins = "" if result.settings.models[result.model].history else "   (it begins where this look ended)"
+    say(f"next: driftd run --settings {settings_file}{begins}")
 
 
 def _embedder(entry: dict[str, Any]) -> str:
