@@ -154,9 +154,11 @@ class Reports:
     def incidents(
         self, model: str | None = None, status: Literal["open", "resolved"] | None = None
     ) -> list[IncidentRow]:
-        """Incidents in the order of their opening."""
+        """Incidents in the order of their opening; without those of history that is still being scored in a lane."""
         table = schema.incidents
         query = _equal(select(table), table, model=model, status=status)
+        if model is None:
+            query = query.where(table.c.model.not_like("%~%"))
         return self._all(query.order_by(table.c.opened_ms, table.c.id), incident_row)
 
     def deployments(self, model: str) -> list[DeploymentRow]:

@@ -6,7 +6,7 @@ from dashboards.grafana.choices import ALL_MODELS, TO_EVIDENCE
 from dashboards.grafana.dashboard import Dashboard
 from dashboards.grafana.panels import CAUTION, FINE, NEUTRAL, PAGE, WARN, Column, Row, Stat, Table, Text, TimeSeries
 from dashboards.grafana.sql import ALL_MODELS as KNOWN
-from dashboards.grafana.sql import DEPLOYMENT, MODELS, bucket, loudest, moment, next_step, within
+from dashboards.grafana.sql import COUNTED, DEPLOYMENT, MODELS, bucket, loudest, moment, next_step, within
 from dashboards.grafana.targets import PromQL, Sql
 from dashboards.grafana.verdicts import (
     FRESH,
@@ -108,7 +108,7 @@ MODEL_TABLE = Table(
             WITH {_STATES},
             read AS (
               SELECT model, max(max_time_ms) AS newest_ms, sum(records)::bigint AS records, sum(dead)::bigint AS dead
-              FROM partitions WHERE {MODELS} GROUP BY model
+              FROM {COUNTED} WHERE {MODELS} GROUP BY model
             )
             SELECT {word_of("rank")} AS verdict, model, coalesce(title, '') AS why, incidents,
                    {moment("onset_ms")} AS since,

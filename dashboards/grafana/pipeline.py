@@ -5,7 +5,7 @@ from __future__ import annotations
 from dashboards.grafana.choices import ALL_MODELS
 from dashboards.grafana.dashboard import Dashboard
 from dashboards.grafana.panels import CAUTION, FINE, NEUTRAL, PAGE, WARN, Column, Row, Stat, Table, TimeSeries
-from dashboards.grafana.sql import MODELS, moment
+from dashboards.grafana.sql import COUNTED, MODELS, moment
 from dashboards.grafana.targets import PromQL, Sql
 
 _OF = '{model=~"$model"}'
@@ -271,7 +271,7 @@ DEAD_LETTER_TABLE = Table(
             SELECT model, reason, dead, dead / nullif(records, 0)::double precision AS share
             FROM (SELECT model, reason, sum(count)::bigint AS dead FROM dead_letter_counts
                   WHERE {MODELS} GROUP BY 1, 2) AS counted
-            JOIN (SELECT model, sum(records)::bigint AS records FROM partitions
+            JOIN (SELECT model, sum(records)::bigint AS records FROM {COUNTED}
                   WHERE {MODELS} GROUP BY 1) AS read USING (model)
             ORDER BY share DESC NULLS LAST, model, reason LIMIT 200
             """

@@ -31,12 +31,18 @@ MODEL_IF_SEVERAL = f"CASE WHEN cardinality({choice_of('model')}) > 1 THEN model 
 # Stands for the model in incidents that are about none, such as a sink that takes nothing.
 DEPLOYMENT = "driftd"
 
+# History is scored in a lane of the model, "support~1" of "support": what is known of one belongs to the other.
+OF_LANE = "split_part(model, '~', 1)"
+
 # Every model that driftd knows of, also one whose source was never read.
 ALL_MODELS = f"""
-SELECT model FROM partitions
+SELECT {OF_LANE} AS model FROM partitions
 UNION SELECT model FROM reference_versions
-UNION SELECT model FROM incidents WHERE status = 'open' AND model <> '{DEPLOYMENT}'
+UNION SELECT {OF_LANE} FROM incidents WHERE status = 'open' AND model <> '{DEPLOYMENT}'
 """.strip()
+
+# The partitions with the names of their models.
+COUNTED = f"(SELECT {OF_LANE} AS model, max_time_ms, records, dead FROM partitions) AS counted_in"
 
 # The model in the worst state first: it is what a detail dashboard opens with.
 MODELS_BY_STATE = f"""
