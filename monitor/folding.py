@@ -383,6 +383,7 @@ class Folder:
         cut = [] if history is None else [delta for delta in deltas if history.came_late(delta)]
         if history is not None:
             # Blocks in which live records lie, too, are judged with both.
+            step.leave_out(cut)
             deltas = [delta for delta in deltas if not history.came_late(delta)] + step.closed_before(first, below)
         counts, merged = _merge(deltas)
         result, unlisted = self.judge(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, bindparam, delete, false, func, insert, or_, select, true, update
+from sqlalchemy import Connection, Row, bindparam, delete, false, func, insert, not_, or_, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from connectors.database import schema
@@ -74,6 +74,7 @@ class Fold:
         self._work = lane or model
         # Deltas handed out, with their blocks: only these may be deleted.
         self._handed_out: dict[int, int] = {}
+        self._left_out: dict[tuple[int, Partition], int] = {}
         self._committed = False
         row = connection.execute(select(_FOLDS).where(_FOLDS.c.model == self._work)).one_or_none()
         self.version: int = 0 if row is None else row.version
@@ -139,6 +140,24 @@ class Fold:
         if self.next_block is None:
             return []
         return self._hand_out(select(_DELTAS).where(_DELTAS.c.model == self._work, _DELTAS.c.block < self.next_block))
+
+    def leave_out(self, came_late: Iterable[SummaryDelta]) -> None:
+        """Records of these blocks, from the offsets of these deltas on, came after their block had been closed.
+
+        Of those that are kept, none is flagged, and none is an alert.
+        """
+        for delta in came_late:
+            place = delta.block, delta.partition
+            self._left_out[place] = min(delta.first_offset, self._left_out.get(place, delta.first_offset))
+
+    def _came_late(self, block: int) -> list[Any]:
+        """The kept records of a block that are left out, as conditions."""
+        kept = schema.kept.c
+        return [
+            (kept.topic == topic) & (kept.number == number) & (kept.position >= offset)
+            for (of_block, (topic, number)), offset in sorted(self._left_out.items())
+            if of_block == block
+        ]
 
     def _hand_out(self, query: Any) -> list[SummaryDelta]:
         order = (
@@ -225,7 +244,7 @@ class Fold:
         query = (
             select(*(table.c[name] for name in names))
             .where(table.c.model == self._model, table.c.space == space, table.c.block == block)
-            .where(table.c.reason == "fraud", table.c.score >= at_least)
+            .where(table.c.reason == "fraud", table.c.score >= at_least, *map(not_, self._came_late(block)))
             .order_by(table.c.score.desc(), table.c.topic, table.c.number, table.c.position, table.c.row)
             .limit(most)
         )
@@ -361,6 +380,9 @@ class Fold:
                 before = of_block & (kept.c.flagged == true())
                 connection.execute(update(kept).where(before).values(flagged=false()), values)
             flagged[space] += connection.execute(flag, values).rowcount
+            for late in self._came_late(block):
+                undone = update(kept).where(of_block, late, kept.c.flagged == true()).values(flagged=false())
+                flagged[space] -= connection.execute(undone, values).rowcount
         if result.hits:
             place = ("space", "topic", "number", "position", "row")
             found_by = (kept.c[name] == bindparam(f"of_{name}") for name in place)

@@ -270,7 +270,7 @@ def simulate(
             quiet = 0 if step.records else quiet + 1
             if quiet > 20 * workers:
                 clock_s += 1.0  # nothing to read any more: wait for the blocks to close
-                if counted(stores[0]) == total and all_closed(stores[0]):
+                if _all_read(stores[0], log) and all_closed(stores[0]):
                     break
             assert quiet < 400 * workers, f"{counted(stores[0])} of {total} records counted, then nothing"
         for number in members:
@@ -279,3 +279,7 @@ def simulate(
         for store in stores:
             store.close()
     return played
+
+
+def _all_read(store: Store, log: Mapping[Partition, RawBatch]) -> bool:
+    return store.positions(MODEL, list(log)) == {place: batch.next_offset for place, batch in log.items()}
