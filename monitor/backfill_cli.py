@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,17 +79,19 @@ def backfill(
     from monitor import backfill as jobs
     from monitor.backfill_plan import begin, plan_backfill
 
-    live = open_store(loaded)
-    store, acting = live, loaded
-    if into is not None:
-        acting = jobs.trial_settings(loaded, into)
-        store = open_store(acting)
-        jobs.prepare_trial(acting, name, live, store, versions)
-    if listed:
-        _list(store, name, json=json)
-        return
-    source = build_history(name, acting.models[name])
-    try:
+    with ExitStack() as stack:
+        store, acting, live = stack.enter_context(open_store(loaded)), loaded, None
+        if into is not None:
+            if dry_run:  # it writes nothing, so its trial is thrown away
+                into = f"sqlite:///{stack.enter_context(TemporaryDirectory(prefix='driftd-'))}/trial.db"
+            acting, live = jobs.trial_settings(loaded, into), store
+            store = stack.enter_context(open_store(acting))
+            jobs.prepare_trial(acting, name, live, store, versions)
+        if listed:
+            _list(store, name, json=json)
+            return
+        source = build_history(name, acting.models[name])
+        stack.callback(source.close)
         plan = plan_backfill(
             acting,
             name,
@@ -110,9 +113,7 @@ def backfill(
             return
         begin(plan, store)
         os.nice(NICE)
-        _run(plan, acting, store, source, live=live if into is not None else None, rate=rate, dask=dask, json=json)
-    finally:
-        source.close()
+        _run(plan, acting, store, source, live=live, rate=rate, dask=dask, json=json)
 
 
 def _run(
