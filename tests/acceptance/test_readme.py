@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -35,6 +36,7 @@ def words_of(command: str) -> list[list[str]]:
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
     ran_here = {"init", "check", "run", "incidents", "reference", "score", "dashboards", "mute", "label", "fraud"}
+    ran_here |= {"bootstrap", "backfill", "replay"}
     assert {words[1] for words in COMMANDS if words[0] == "driftd"} == ran_here
     assert {words[1] for words in COMMANDS if words[0] == "make"} == {"demo"}
     makefile = (ROOT / "Makefile").read_text()
@@ -155,3 +157,17 @@ def test_five_minutes_with_kafka(
     report = driftd("report", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     assert (tmp_path / "driftd-report.html").stat().st_size > 10_000
+
+    (backfill,), (replay,), (bootstrap,) = words_of("backfill"), words_of("replay"), words_of("bootstrap")
+    counted = driftd(*backfill, cwd=tmp_path)
+    assert counted.returncode == 0, counted.stderr
+    assert "3,000 offsets in that range count already" in counted.stdout
+    replayed = driftd(*replay, cwd=tmp_path)
+    assert replayed.returncode == 0, replayed.stderr
+    assert (tmp_path / replay[-1]).stat().st_size > 10_000
+    for key in [key for key in os.environ if key.startswith("DRIFTD_MODELS__")]:
+        monkeypatch.delenv(key)
+    anew = [name if word == "support-triage" else word for word in bootstrap]
+    booted = driftd(*anew, "--brokers", kafka.brokers, "--output", "booted.yaml", cwd=tmp_path)
+    assert booted.returncode == 0, booted.stderr
+    assert name in (tmp_path / "booted.yaml").read_text()
