@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from connectors.database.ageing import AgeRule
 from connectors.database.rows import BackfillRow, LabelledRecord, NewLabel, ReferenceRow
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch
+from monitor.ageing import sum_of_summaries
 from monitor.backfill import job_of, local_runner, prepare_trial, run_job, trial_settings
+from monitor.backfill_plan import begin, plan_backfill
 from monitor.collect import Collector
 from monitor.decode import Decoder
 from monitor.settings import Settings
@@ -254,3 +257,38 @@ def difference(expected: Fingerprint, found: Fingerprint) -> str:
     assert len(expected["pending_halves"]) > 0
     assert found["pending_halves"] == expected["pending_halves"]
     return first_difference(expected | {"outbox": []}, found | waiting)
+
+
+def test_history_before_blocks_that_were_added_up_ends_before_them(
+    log: dict[Partition, RawBatch], references: list[ReferenceRow], tmp_path: Path
+) -> None:
+    settings = settings_of(tmp_path)
+    joint_ms = START_MS + CALLS * 60 * 74 // 100  # in the middle of the change
+    firsts = {place: int(np.argmax(batch.timestamps_ms >= joint_ms)) for place, batch in log.items()}
+    with Store.open(settings.database) as store:
+        store.migrate()
+        for row in references:
+            store.add_reference(row)
+        newer = {place: batch.rows(firsts[place], len(batch)) for place, batch in log.items()}
+        simulate(settings, newer, workers=1, poll_records=300, seed=2, crashes=0.0, moves=0.0)
+        assert store.merge_summaries(MODEL, [AgeRule(0, 2)], sum_of_summaries, most=100_000).rows > 0
+        before = fingerprint(settings.database)
+        source = PlayedHistory(log)
+        plan = plan_backfill(settings, MODEL, store, source, from_ms=None, to_ms=None, now_ms=NOW_MS)
+        assert [row.lane for row in plan.rows] == [f"{MODEL}~1"]
+        begin(plan, store)
+        job = job_of(plan.rows[0], settings, store)
+        assert not job.range.joins
+        assert run_job(job, local_runner(job, settings, store, source), store, stopping=threading.Event())
+        after = fingerprint(settings.database)
+        lane = {state.partition: state for state in store.partition_states(f"{MODEL}~1")}
+        assert {place: state.next_offset for place, state in lane.items()} == {
+            place: int(log[place].offsets[first]) for place, first in firsts.items()
+        }
+        assert {row.status for row in store.incidents(model=MODEL) if row.opened_ms < joint_ms} == {"resolved"}
+        assert plan_backfill(settings, MODEL, store, source, from_ms=None, to_ms=None, now_ms=NOW_MS).rows == []
+    joint = joint_ms // (BLOCK_S * 1000)
+    for table in ("readings", "fold_states", "folds"):
+        assert set(map(str, before[table])) <= set(map(str, after[table])), "as it was"
+    assert min(key[3] for key, _ in before["readings"]) >= joint - 1
+    assert min(key[3] for key, _ in after["readings"]) < joint - 30, "and what was before it"

@@ -1,10 +1,10 @@
 """The long form of tests/integration/test_exactly_once.py: `make soak`. One JSON line for each scenario.
 
-    python tests/soak/run.py [--records 2000000] [--kills 50] [--servers 5] [--seed 1]
+    python tests/soak/run.py [--records 2000000] [--kills 50] [--servers 5] [--beside 100] [--seed 1]
 
 Every scenario reads the same topic with three workers, and must leave the bytes of one undisturbed worker in every
-table, the same notifications at the receiver, and the counts that the labels of the records say. Exit code 1 where one
-does not.
+table, the same notifications at the receiver, and the counts that the labels of the records say. The last one scores
+the first half of the topic as history, beside a daemon that reads the second. Exit code 1 where one does not.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.servers.kafka import KafkaServer, missing_kafka
 from tests.servers.postgres import PostgresServer
 from tests.servers.receiver import Receiver
+from tests.soak.beside import clean_joint, history_of, run_beside, text_of
 from tests.soak.fingerprint import Fingerprint, first_difference
 from tests.soak.harness import Content, Deployment, Disturbance, plan, produce
 
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=2_000_000)
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs of workers, with a join or leave for every ten")
     parser.add_argument("--servers", type=int, default=5, help="SIGKILLs of the broker, and as many of the database")
+    parser.add_argument("--beside", type=int, default=100, help="SIGKILLs while history is scored beside a daemon")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     if reason := missing_kafka():
@@ -65,7 +67,40 @@ def _scenarios(folder: Path, broker: KafkaServer, postgres: PostgresServer, aske
         _run(folder / name, content, postgres, due, workers=WORKERS, seed=asked.seed, quiet=quiet) is quiet
         for name, due in shaken.items()
     ]
-    return 0 if all(same) else 1
+    return 0 if all(same) and beside(folder, content, postgres, kills=asked.beside, seed=asked.seed) else 1
+
+
+def beside(folder: Path, content: Content, postgres: PostgresServer, *, kills: int, seed: int) -> bool:
+    """A backfill and a daemon, most of the kills for the former; whether the bytes are those of one quiet worker.
+
+    Incidents are compared no further than that there are some: what a daemon has told of stays, and it knew no history.
+    """
+    quiet = Deployment(folder / "quiet", content, database=postgres.new_database(), poll_records=1_000, thins=False)
+    quiet.run(workers=1)
+    expected = quiet.fingerprint()
+    quiet.delete()
+    joint_ms = clean_joint(content.records, 0.5)
+    both = Deployment(
+        folder / "beside", content, database=postgres.new_database(), start=text_of(joint_ms), thins=False
+    )
+    few = max(1, kills // 50)
+    victims = {"backfill": kills - kills // 6 - 2 * few, "daemon": kills // 6, "database": few, "broker": few}
+    report = run_beside(both, joint_ms, kills=victims, seed=seed, postgres=postgres)
+    found = both.fingerprint()
+    wrong = first_difference(history_of(expected, incidents=False), history_of(found, incidents=False))
+    wrong = wrong or ("" if found["incidents"] else "no incident")
+    _say(
+        {
+            "soak": "beside",
+            "records": len(content.records),
+            "disturbed": report.kills,
+            "seconds": round(report.seconds, 1),
+            "identical": not wrong,
+            **({"wrong": wrong} if wrong else {}),
+        }
+    )
+    both.delete()
+    return not wrong and sum(report.kills.values()) == kills
 
 
 Left = tuple[Fingerprint, dict[str, Any]]
