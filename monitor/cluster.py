@@ -11,6 +11,7 @@ import queue
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ class Cluster:
         self.name = name
         self._client = client
         self._over: queue.SimpleQueue[tuple[Task[Any], Any]] = queue.SimpleQueue()
+        self._workers: dict[str, Any] = {}
+        self._looked = float("-inf")
 
     @property
     def workers(self) -> int:
@@ -78,13 +81,30 @@ class Cluster:
         """The scheduler answers."""
         return self._client.status == "running" and self._client.scheduler is not None
 
-    def threads(self) -> dict[str, int]:
-        """By worker, how many tasks it would run at once."""
-        return {address: int(known["nthreads"]) for address, known in self._known().items()}
+    @property
+    def addresses(self) -> list[str]:
+        """Of the workers."""
+        return list(self._known())
 
-    def submit(self, call: Callable[..., T], *arguments: object, first: bool = False) -> Task[T]:
-        """Have a worker make a call. ``first``: before others that wait."""
-        future = self._client.submit(call, *arguments, pure=False, priority=10 if first else 0)
+    def submit(
+        self, call: Callable[..., T], *arguments: object, first: bool = False, worker: str | None = None
+    ) -> Task[T]:
+        """Have a worker make a call.
+
+        Args:
+            first: before others that wait.
+            worker: the address of the one that is to do it.
+
+        Raises:
+            ClusterError: the connection to the scheduler is closed.
+        """
+        try:
+            future = self._client.submit(call, *arguments, pure=False, priority=10 if first else 0, workers=worker)
+        except Exception as error:
+            raise ClusterError(
+                f"The connection to the Dask scheduler at {self.name} is closed.",
+                hint="What was scored stays. Start the scheduler, and type the same command again to go on.",
+            ) from error
         task: Task[T] = Task(future)
         future.add_done_callback(lambda done: self._over.put((task, done)))
         return task
@@ -124,10 +144,13 @@ class Cluster:
         return Done(task, None, _in_words(error))
 
     def _known(self) -> Mapping[str, Any]:
-        try:
-            return dict(self._client.scheduler_info(n_workers=-1)["workers"])
-        except Exception:  # not connected now
-            return {}
+        if time.monotonic() - self._looked >= _LOOK_S:
+            try:
+                self._workers = dict(self._client.scheduler_info(n_workers=-1)["workers"])
+            except Exception:  # not connected now
+                self._workers = {}
+            self._looked = time.monotonic()
+        return self._workers
 
 
 @contextmanager
@@ -158,8 +181,13 @@ def cluster_of(wanted: str, *, secrets: Mapping[str, str]) -> Iterator[Cluster]:
     if wanted.isdecimal() and not 1 <= int(wanted) <= 1024:
         raise InvalidInput(f"--dask {wanted}: there must be at least one process.", hint="For example: --dask 2")
     # What is sent with a task are halves of pairs and keys, at most; they are bounded elsewhere.
-    chosen = {"distributed.admin.large-graph-warning-threshold": "1GB", "distributed.comm.timeouts.connect": CONNECT_S}
+    chosen: dict[str, Any] = {
+        "distributed.admin.large-graph-warning-threshold": "1GB",
+        "distributed.comm.timeouts.connect": CONNECT_S,
+    }
     with ExitStack() as stack:
+        if wanted.isdecimal():  # its web servers, which cannot be left out, have nothing to show
+            chosen |= {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}
         stack.enter_context(dask.config.set(chosen))
         address: Any = wanted
         if wanted.isdecimal():
@@ -195,8 +223,8 @@ def _local(count: int, folder: str, secrets: Mapping[str, str]) -> Iterator[Any]
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
-                worker_dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
                 local_directory=folder,
                 env={**here, **secrets},

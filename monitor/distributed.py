@@ -15,6 +15,7 @@ partitions go on beside each other.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ from monitor.pieces import (
     Piece,
     ScoredPiece,
     Work,
+    get_ready,
     made_with,
     public,
     score_piece,
@@ -61,6 +63,8 @@ PIECE_RECORDS: Final = 50_000  # of a piece: as many as a checkpoint of a live w
 PIECE_S: Final = 10.0  # a piece is not to take longer: so much is done again when a worker dies
 FIRST_OFFSETS: Final = 4_096  # of the first piece of a partition, before it is known what a record takes
 WARM_UP: Final = 24  # a piece takes its newest time from so much of a piece before it; from more after a wrong one
+SMALLEST: Final = 10  # the last pieces are not smaller than this part of the others
+READY_S: Final = 300.0
 PER_WORKER: Final = 2  # pieces that are scored or wait for a worker, so that none is idle
 MOST_WAITING: Final = 2  # times as many pieces may be done and wait for one before them
 KILLED: Final = 3  # a piece that Dask has given up so often, because workers died of it, ends the backfill
@@ -328,6 +332,11 @@ class DistributedRunner:
         records = float(self._work.piece_records)
         if self._record_s:
             records = min(records, PIECE_S / self._record_s)
+        # Towards the end they are smaller, so that all workers end at about the same time.
+        rates = [other.offsets_per_record for other in self._lines.values() if other.offsets_per_record]
+        if rates:
+            left = sum(other.span.after - other.handed_to for other in self._lines.values()) * len(rates) / sum(rates)
+            records = max(records / SMALLEST, min(records, left / (2 * PER_WORKER * max(1, self._cluster.workers))))
         size = FIRST_OFFSETS if not line.offsets_per_record else max(1, round(records * line.offsets_per_record))
         first, after = line.handed_to, line.span.after
         if first + size < after and isinstance(self._source, Cuttable):
@@ -512,7 +521,36 @@ def distributed_runner(
     work, secrets = work_of(job, settings, piece_records=piece_records)
     with ExitStack() as stack:
         there = stack.enter_context(cluster_of(cluster, secrets=secrets))
+        _get_ready(there, work)
         yield DistributedRunner(job, settings, store=store_of(job, store), source=source, cluster=there, work=work)
+
+
+def _get_ready(cluster: Cluster, work: Work) -> None:
+    """Have all workers load what they need, at once: what one of them lacks is known before the first record.
+
+    Raises:
+        ClusterError: one cannot score.
+    """
+    waiting = {cluster.submit(get_ready, work, worker=address): address for address in cluster.addresses}
+    given_up = time.monotonic() + READY_S
+    while waiting:
+        for done in cluster.over(POLL_S):
+            address = waiting.pop(done.task, None)
+            if isinstance(done.answer, FailedPiece):
+                raise _said_by(done.answer)
+            if done.failure and not done.again:
+                raise ClusterError(
+                    f"Worker {address} of {cluster.name} cannot score: {done.failure}.",
+                    hint="Is driftd installed there, with the same extras? Run it from the same image.",
+                )
+        gone = waiting.keys() - {task for task, address in waiting.items() if address in cluster.addresses}
+        for task in gone:
+            del waiting[task]
+        if waiting and time.monotonic() > given_up:
+            raise ClusterError(
+                f"Worker {next(iter(waiting.values()))} of {cluster.name} did not get ready within {READY_S:.0f} s.",
+                hint="It may be busy with other work, or slow to read the references. Look at its log.",
+            )
 
 
 def _moved(scored: ScoredPiece) -> bool:

@@ -44,6 +44,7 @@ from monitor.pipeline import Pipeline
 from monitor.settings import Settings, as_given
 
 _POLL_S: Final = 5.0
+_POLL_RECORDS: Final = 1_024  # more at a time take longer each: their vectors do not fit the processor's cache
 # What rounds a score: with other versions the last bit of it may be another one.
 _NUMERIC: Final = ("driftd", "numpy", "faiss-cpu", "scipy", "scikit-learn")
 
@@ -207,18 +208,32 @@ def score_piece(work: Work, piece: Piece) -> ScoredPiece | FailedPiece:
     # One piece at a time in a process: the pipeline is one thread's, and a second one would need its memory again.
     with _LOCK:
         try:
-            return _scorer(work, piece).score(piece)
+            return _scorer(work, piece.formats).score(piece)
         except DriftdError as error:
-            return FailedPiece(f"{socket.gethostname()}, process {os.getpid()}", error)
+            return _failed(error)
+
+
+def get_ready(work: Work) -> FailedPiece | None:
+    """Load what pieces need, before the first. Returns why that cannot be done."""
+    with _LOCK:
+        try:
+            _scorer(work, {})
+        except DriftdError as error:
+            return _failed(error)
+    return None
+
+
+def _failed(error: DriftdError) -> FailedPiece:
+    return FailedPiece(f"{socket.gethostname()}, process {os.getpid()}", error)
 
 
 _LOCK: Final = threading.Lock()
 _SCORERS: Final[dict[str, _Scorer]] = {}  # one: that of the work of the last piece
 
 
-def _scorer(work: Work, piece: Piece) -> _Scorer:
+def _scorer(work: Work, formats: Mapping[str, str]) -> _Scorer:
     scorer = _SCORERS.get(work.number)
-    if scorer is None or not scorer.agrees(piece.formats):
+    if scorer is None or not scorer.agrees(formats):
         _SCORERS.clear()
         scorer = _SCORERS[work.number] = _Scorer(work)
     return scorer
@@ -330,7 +345,7 @@ class _Scorer:
             while not reading.finished and not scored.full:
                 if scored.begun and time.monotonic() - began >= self._work.most_s:
                     break
-                for batch in reading.poll(self._work.poll_records, _POLL_S):
+                for batch in reading.poll(min(self._work.poll_records, _POLL_RECORDS), _POLL_S):
                     rest: RawBatch | None = batch
                     if before:
                         warm, rest = _cut(batch, piece.first)
