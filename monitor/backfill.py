@@ -27,7 +27,8 @@ from monitor.history_range import HistoryRange
 from monitor.outbox import RetryPolicy, SinkQueue
 from monitor.settings import Settings
 
-SAMPLE = 4096  # records that a dry run scores
+SAMPLE = 4096  # records that a dry run scores,
+SAMPLE_PARTITIONS = 256  # from so many partitions, the largest: small files hold few
 FAILING_S = 300.0  # a source or database that fails for so long ends a backfill; what was scored stays
 _RETRY_S = 1.0
 
@@ -317,13 +318,13 @@ def rehearse(plan: Plan, settings: Settings, store: Store, source: Source) -> Re
     if not plan.offsets:
         return Rehearsal(0, 0.0)
     job = job_of(plan.rows[-1], settings, store)
-    place, span = max(job.range.spans.items(), key=lambda item: len(item[1]))
+    largest = sorted(job.range.spans.items(), key=lambda item: (-len(item[1]), item[0]))[:SAMPLE_PARTITIONS]
     pipeline = history_pipeline(
         job.row.model, settings, job.references, store=store_of(job, store), labels=job.labels, writes=False
     )
     records = timed = offsets = 0
     seconds = 0.0
-    reading = source.between({place: span})
+    reading = source.between(dict(largest))
     try:
         reading.open(lambda partitions: {})
         while records < SAMPLE and not reading.finished:

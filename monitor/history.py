@@ -92,8 +92,8 @@ class StoredWork(StoredStates, Protocol):
     def pin_format(self, model: str, topic: str, found: str, now_ms: int) -> str:
         """The format of the topic's records: ``found``, unless another one was pinned before."""
 
-    def partition_states(self, model: str) -> list[PartitionState]:
-        """How far partitions are."""
+    def partition_states(self, model: str, partition: Partition | None = None) -> list[PartitionState]:
+        """How far partitions are, or this one."""
 
     def thinned_keys(self, model: str, partition: Partition) -> list[ThinnedKeys]:
         """Keys of open blocks."""
@@ -109,7 +109,7 @@ class NothingStored:
         """What was found."""
         return found
 
-    def partition_states(self, model: str) -> list[PartitionState]:
+    def partition_states(self, model: str, partition: Partition | None = None) -> list[PartitionState]:
         """None."""
         return []
 
@@ -195,8 +195,9 @@ def history_pipeline(
         )
 
     def stored(partitions: Sequence[Partition]) -> Mapping[Partition, PartitionState]:
-        wanted = set(partitions)
-        return {state.partition: state for state in store.partition_states(name) if state.partition in wanted}
+        # One by one: of thousands of files, all would be read for each.
+        found = (store.partition_states(name, partition) for partition in partitions)
+        return {state.partition: state for states in found for state in states}
 
     return Pipeline(
         name,

@@ -254,7 +254,7 @@ class _Start:
     def pin_format(self, model: str, topic: str, found: str, now_ms: int) -> str:
         return self.formats.setdefault(topic, found)
 
-    def partition_states(self, model: str) -> list[PartitionState]:
+    def partition_states(self, model: str, partition: Partition | None = None) -> list[PartitionState]:
         return [] if self.state is None else [self.state]
 
     def thinned_keys(self, model: str, partition: Partition) -> list[ThinnedKeys]:

@@ -482,10 +482,9 @@ class Worker:
         return self._store.topic_ids(self.name, partitions)
 
     def _stored(self, partitions: Sequence[Partition]) -> Mapping[Partition, PartitionState]:
-        wanted = set(partitions)
-        return {
-            state.partition: state for state in self._store.partition_states(self.name) if state.partition in wanted
-        }
+        # One by one: of thousands of files, all would be read for each.
+        found = (self._store.partition_states(self.name, partition) for partition in partitions)
+        return {state.partition: state for states in found for state in states}
 
     def _stored_keys(self, partition: Partition) -> Sequence[ThinnedKeys]:
         return self._store.thinned_keys(self.name, partition)

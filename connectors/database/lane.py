@@ -61,9 +61,9 @@ class LaneStore(Store):
         """See `Partitions.topic_ids`."""
         return super().topic_ids(self._work(model), partitions)
 
-    def partition_states(self, model: str) -> list[PartitionState]:
+    def partition_states(self, model: str, partition: Partition | None = None) -> list[PartitionState]:
         """See `Partitions.partition_states`."""
-        return super().partition_states(self._work(model))
+        return super().partition_states(self._work(model), partition)
 
     def mark_idle(self, model: str, offsets: Mapping[Partition, int]) -> None:
         """See `Partitions.mark_idle`."""

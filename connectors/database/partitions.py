@@ -35,9 +35,11 @@ class Partitions:
             if row.topic_id is not None
         }
 
-    def partition_states(self, model: str) -> list[PartitionState]:
-        """How far every partition of the model is, with its exact counts, by topic and number."""
+    def partition_states(self, model: str, partition: Partition | None = None) -> list[PartitionState]:
+        """How far every partition of the model is, or this one, with its exact counts, by topic and number."""
         query = select(_TABLE).where(_TABLE.c.model == model).order_by(_TABLE.c.topic, _TABLE.c.number)
+        if partition is not None:
+            query = query.where(_TABLE.c.topic == partition.topic, _TABLE.c.number == partition.number)
         with self._database.reading() as connection:
             return rows_of(connection.execute(query), partition_state)
 

@@ -172,6 +172,9 @@ def test_many_small_files_are_history_too(folder: Path) -> None:
     text = lines(2_000, 3_000).splitlines(keepends=True)
     for number in range(500):
         (folder / f"day{number:04d}.jsonl").write_text("".join(text[4 * number : 4 * number + 4]))
+    expected = printed("--dry-run")
+    assert expected["records"] == pytest.approx(2_000, rel=0.05)
+    assert expected["rate"] > 0
     assert printed()["records"] == 2_000
     assert printed()["records"] == 0
 
