@@ -161,12 +161,13 @@ class Backfills:
         """
         lane, model = row.lane, row.model
         with self._database.writing() as connection:
-            ours = connection.execute(select(_FOLDS).where(_FOLDS.c.model == lane)).one_or_none()
+            # Locked as every fold does, first of all: a step of either waits here, or is seen.
+            ours = connection.execute(select(_FOLDS).where(_FOLDS.c.model == lane).with_for_update()).one_or_none()
             live = connection.execute(select(_FOLDS).where(_FOLDS.c.model == model).with_for_update()).one_or_none()
             if joins and live is not None and _left(connection, model, lane, ours, live.next_block):
                 return False
-            if joins and ours is not None:
-                self._hand_over_state(connection, model, lane, ours, live)
+            if joins and ours is not None and not self._hand_over_state(connection, model, lane, ours, live):
+                return False
             _hand_over_incidents(connection, model, lane, None if joins else end_ms)
             for table in (schema.summary_deltas, schema.label_spans, schema.closures):
                 connection.execute(update(table).where(table.c.model == lane).values(model=model))
@@ -183,9 +184,13 @@ class Backfills:
             _finish(connection, row, status, now_ms)
             return True
 
-    def _hand_over_state(self, connection: Connection, model: str, lane: str, ours: Any, live: Any) -> None:
+    def _hand_over_state(self, connection: Connection, model: str, lane: str, ours: Any, live: Any) -> bool:
+        """Returns whether that was done; False where the model's own fold has taken its first step at this moment."""
         if live is None:
-            connection.execute(insert(_FOLDS), [{"model": model, "version": 1, "next_block": ours.next_block}])
+            first = schema.insert_ignoring(_FOLDS, dialect=self._database.dialect)
+            row = {"model": model, "version": 1, "next_block": ours.next_block}
+            if connection.execute(first, [row], execution_options={"preserve_rowcount": True}).rowcount == 0:
+                return False
         else:
             moved = update(_FOLDS).where(_FOLDS.c.model == model)
             connection.execute(moved.values(version=live.version + 1))
@@ -196,6 +201,7 @@ class Backfills:
             key &= states.c.reference == state.reference
             connection.execute(delete(states).where(states.c.model == model, key))
             connection.execute(update(states).where(states.c.model == lane, key).values(model=model, written=version))
+        return True
 
 
 def _left(connection: Connection, model: str, lane: str, ours: Any, live_next: int) -> bool:

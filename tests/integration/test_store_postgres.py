@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 import connectors.database.store as store_module
-from connectors.database.rows import Advance, Checkpoint, FoldResult, SummaryDelta
+from connectors.database.lane import LaneStore
+from connectors.database.rows import Advance, BackfillRow, Checkpoint, FoldResult, IncidentRow, SummaryDelta
 from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import DeadLetter, Partition
@@ -164,6 +165,65 @@ def test_two_workers_with_crossed_partitions_never_wait_in_a_ring(url: str, stor
     for thread in threads:
         thread.join(timeout=60)
     assert failures == []
+
+
+LANE = "m~1"
+
+
+def a_lane_at_its_end(store: Store) -> BackfillRow:
+    row = BackfillRow("m-1", "m", LANE, "scoring", {P1: (0, 1, None)}, {}, 0)
+    store.plan_backfill(row, [])
+    lane = LaneStore.beside(store, "m", LANE)
+    counts = [SummaryDelta("", "", 0, 0, P1, 0, b"counts")]
+    lane.commit(Checkpoint("m", [Advance(P1, None, 1, 0, 1, 0, 0)], counts))
+    incident = IncidentRow("a", "m", "drift", "i", "", "page", "open", 0, 0, 0, None, 1, 1, "t", "t", {})
+    with lane.begin_fold("m") as fold:
+        fold.deltas(1)
+        fold.commit(FoldResult(1, counts, [], [], [incident], []))
+    return row
+
+
+def handed_over_beside(store: Store, url: str, row: BackfillRow, first: str, then: str) -> list[bool | StoreError]:
+    """What handing over says while another process is between two statements of one transaction."""
+    said: list[bool | StoreError] = []
+    engine = sa.create_engine(url)
+
+    def hand_over() -> None:
+        with Store.open(url, busy_timeout_s=10) as mine:
+            try:
+                said.append(mine.hand_over(row, 0, joins=True, end_ms=0))
+            except StoreError as error:
+                said.append(error)
+
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with engine.connect() as other, engine.connect().execution_options(isolation_level="AUTOCOMMIT") as looking:
+        other.exec_driver_sql(first)
+        thread = threading.Thread(target=hand_over)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not said and not looking.exec_driver_sql(waits).scalar():
+            assert time.monotonic() < deadline
+        other.exec_driver_sql(then)
+        other.commit()
+        thread.join(timeout=20)
+    engine.dispose()
+    return said
+
+
+def test_a_step_of_a_lane_and_its_end_in_another_process_never_wait_in_a_ring(url: str, store: Store) -> None:
+    row = a_lane_at_its_end(store)
+    step = "UPDATE folds SET version = version + 1 WHERE model = 'm~1'"
+    assert handed_over_beside(store, url, row, step, "UPDATE incidents SET revision = 2 WHERE model = 'm~1'") == [True]
+    assert [(found.model, found.revision) for found in store.incidents()] == [("m", 2)]
+
+
+def test_a_lane_whose_end_meets_the_first_step_of_the_live_fold_looks_again(url: str, store: Store) -> None:
+    row = a_lane_at_its_end(store)
+    step = "INSERT INTO folds (model, version, next_block) VALUES ('m', 1, 1)"
+    assert handed_over_beside(store, url, row, step, "SELECT 1") == [False]
+    assert store.incidents() == [], "nothing is handed over in part"
+    assert store.hand_over(row, 0, joins=True, end_ms=0)
+    assert [found.model for found in store.incidents()] == ["m"]
 
 
 @pytest.mark.parametrize(
