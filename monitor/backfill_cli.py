@@ -64,11 +64,7 @@ def backfill(
     from monitor.times import parse_time
 
     loaded = load_settings(settings)
-    if model is None and len(loaded.models) > 1:
-        raise InvalidInput("There are several models.", hint=f"Choose: --model {'|'.join(loaded.models)}")
-    name = model or next(iter(loaded.models))
-    if name not in loaded.models:
-        raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(loaded.models)}")
+    name = loaded.model_named(model)
     versions = dict(map(_space_and_version, reference or ()))
     if versions and into is None:
         raise InvalidInput(

@@ -287,11 +287,7 @@ def report(
     from monitor.settings import load_settings
 
     loaded = load_settings(settings)
-    if model is None and len(loaded.models) > 1:
-        raise InvalidInput("There are several models.", hint=f"Choose: --model {'|'.join(loaded.models)}")
-    name = model or next(iter(loaded.models))
-    if name not in loaded.models:
-        raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(loaded.models)}")
+    name = loaded.model_named(model)
     from dashboards.report import write_report
 
     store = open_store(loaded)

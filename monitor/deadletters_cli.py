@@ -139,8 +139,8 @@ def retry(
     from monitor.settings import load_settings
 
     loaded = load_settings(settings)
-    if model is not None and model not in loaded.models:
-        raise InvalidInput(f"There is no model {model}.", hint=f"Choose: --model {'|'.join(loaded.models)}")
+    if model is not None:
+        loaded.model_named(model)
     with open_store(loaded) as store:
         if number is not None:
             rows = store.dead_letter_rows(model, reason=reason, number=number)

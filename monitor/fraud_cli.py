@@ -32,8 +32,8 @@ def fraud(
     from monitor.settings import load_settings
 
     loaded = load_settings(settings)
-    if model is not None and model not in loaded.models:
-        raise InvalidInput(f"There is no model {model}.", hint=f"There is: {', '.join(loaded.models)}")
+    if model is not None:
+        loaded.model_named(model)
     names = [name for name in loaded.models if model in (None, name) and loaded.models[name].fraud is not None]
     if not names:
         of = f"{model} has" if model is not None else "No model has"

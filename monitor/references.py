@@ -111,11 +111,7 @@ def from_source(
         InvalidInput: no usable record in the range, or no such season.
         SourceError: the source cannot be read.
     """
-    if model is None and len(settings.models) > 1:
-        raise InvalidInput("There are several models.", hint=f"Choose: --model {'|'.join(settings.models)}")
-    name = model or next(iter(settings.models))
-    if name not in settings.models:
-        raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(settings.models)}")
+    name = settings.model_named(model)
     chosen = settings.models[name]
     check_references_folder(settings.references)
     store = open_store(settings)

@@ -22,7 +22,7 @@ from connectors import ScoresSettings, SinkSettings, SourceSettings
 from connectors.database.rows import MOST_BLOCKS
 from connectors.kafka import KafkaSettings
 from connectors.kafka_scores import KafkaScoresSettings
-from detectors.errors import InvalidSettings
+from detectors.errors import InvalidInput, InvalidSettings
 from detectors.feedback import OpinionName
 from detectors.pyod_models import Model, PyODSettings
 from monitor.decode import RecordSettings
@@ -461,6 +461,21 @@ class Settings(BaseSettings):
                 f"({self.warn_every_days:g} days)"
             )
         return self
+
+    def model_named(self, name: str | None) -> str:
+        """The name of a model that a person asks for; without one, of the only model.
+
+        Raises:
+            InvalidInput: there is none of that name, or there are several.
+        """
+        if name in self.models:
+            return name
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models))
+        raise InvalidInput(
+            "There are several models." if name is None else f"There is no model {name}.",
+            hint=f"Choose: --model {'|'.join(self.models)}",
+        )
 
     @property
     def page_every_days(self) -> float:

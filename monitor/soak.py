@@ -409,11 +409,7 @@ def _stuck(fleet: list[WorkerProcess], what: str) -> SoakFailed:
 
 
 def _kafka_of(settings: Settings, model: str | None) -> KafkaSettings:
-    if model is None and len(settings.models) > 1:
-        raise InvalidInput("There are several models.", hint=f"Choose: --model {'|'.join(settings.models)}")
-    name = model or next(iter(settings.models))
-    if name not in settings.models:
-        raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(settings.models)}")
+    name = settings.model_named(model)
     source = settings.models[name].source
     if not isinstance(source, KafkaSettings):
         raise InvalidInput(

@@ -370,4 +370,4 @@ def test_a_model_that_is_not_there_is_refused(settings: Settings, tmp_path: Path
     refused = CliRunner().invoke(app, ["fraud", "-s", str(tmp_path / "driftd.yaml"), "--model", "orders"])
 
     assert isinstance(refused.exception, InvalidInput)
-    assert "There is: cards" in refused.exception.hint
+    assert "--model cards" in refused.exception.hint

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from detectors.errors import InvalidSettings
+from detectors.errors import InvalidInput, InvalidSettings
 from detectors.pyod_models import Model
 from monitor.settings import kinds, load_settings
 
@@ -53,6 +53,19 @@ def test_defaults_fill_in(tmp_path: Path) -> None:
     model = settings.models["support"]
     assert (model.drift.block, settings.page_every_days, model.outliers.budget) == (60.0, 90.0, 0.001)
     assert settings.http.bind == "127.0.0.1:9464"
+
+
+def test_a_model_need_be_named_only_where_there_are_several(tmp_path: Path) -> None:
+    one = load_settings(write(tmp_path, GOOD))
+    assert one.model_named(None) == one.model_named("support") == "support"
+    with pytest.raises(InvalidInput, match="There is no model orders") as refused:
+        one.model_named("orders")
+    assert refused.value.hint == "Choose: --model support"
+    two = one.model_copy(update={"models": {"orders": one.models["support"], **one.models}})
+    with pytest.raises(InvalidInput, match="There are several models") as refused:
+        two.model_named(None)
+    assert refused.value.hint == "Choose: --model orders|support"
+    assert two.model_named("orders") == "orders"
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
