@@ -21,6 +21,7 @@ from detectors.errors import ClusterError, InvalidInput, MissingExtra
 
 CONNECT_S: Final = 10.0
 _LOOK_S: Final = 2.0  # between two looks at which workers there are
+_ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _CHECKED: Final = ("python", "dask", "distributed")
 
 T = TypeVar("T")
@@ -188,6 +189,10 @@ def cluster_of(wanted: str, *, secrets: Mapping[str, str]) -> Iterator[Cluster]:
     with ExitStack() as stack:
         if wanted.isdecimal():  # its web servers, which cannot be left out, have nothing to show
             chosen |= {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}
+            # Dask's own environment would give memory back after each batch (MALLOC_TRIM_THRESHOLD_), and its profiler
+            # looks at every thread 100 times a second.
+            chosen["distributed.nanny.pre-spawn-environ"] = dict.fromkeys(_ONE_THREAD, "1")
+            chosen["distributed.worker.profile.enabled"] = False
         stack.enter_context(dask.config.set(chosen))
         address: Any = wanted
         if wanted.isdecimal():
@@ -213,7 +218,6 @@ def _local(count: int, folder: str, secrets: Mapping[str, str]) -> Iterator[Any]
     """Processes of one thread each, heard on this machine only, without the web server of Dask."""
     import distributed
 
-    here = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     # What is started while Ctrl-C is ignored ignores it for good: it ends when the backfill does.
     with _ignoring_interrupts():
         try:
@@ -227,7 +231,7 @@ def _local(count: int, folder: str, secrets: Mapping[str, str]) -> Iterator[Any]
                 worker_dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
                 local_directory=folder,
-                env={**here, **secrets},
+                env=dict(secrets),
             )
         except (OSError, RuntimeError, TimeoutError) as error:
             raise ClusterError(
