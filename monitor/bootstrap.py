@@ -356,16 +356,23 @@ def take_over(found: Bootstrapped, settings: Settings) -> list[ReferenceRow]:
     with open_store(settings) as store:
         known = {state.partition for state in store.partition_states(found.model)}
         rows = []
-        for row in found.rows:
-            target = settings.references / found.model / row.space / str(row.version)
-            try:
-                shutil.copytree(row.path, target)
-            except OSError as error:
+        made: list[Path] = []
+        try:
+            for row in found.rows:
+                target = settings.references / found.model / row.space / str(row.version)
+                target.mkdir(parents=True)  # an error where somebody else's is there
+                made.append(target)
+                shutil.copytree(row.path, target, dirs_exist_ok=True)
+                rows.append(replace(row, path=str(target)))
+        except BaseException as error:  # Ctrl-C, too, leaves nothing half done
+            for folder in made:
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
                 raise InvalidInput(
                     f"The reference cannot be written to {target}: {error.strerror or type(error).__name__}.",
                     hint="Make room there, or name another folder: references: DIR",
                 ) from error
-            rows.append(replace(row, path=str(target)))
+            raise
         advances = [
             Advance(
                 partition,

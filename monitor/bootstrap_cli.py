@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -73,11 +75,18 @@ def bootstrap(
                 hint=f"Name another file: --output {output.stem}-2.yaml; write over it: --force; "
                 f"or use what it says: driftd bootstrap --settings {output}",
             )
-        _from_records(
-            place, brokers, registry, model, days=days, without=left_out, output=output, force=force, json=json
-        )
-    elif settings is not None:
-        _from_settings(settings, model, days=days, without=left_out, force=force, json=json)
+        if output.is_dir() or not os.access(output.parent, os.W_OK):  # before minutes of work
+            raise InvalidSettings(f"{output} cannot be written.", hint="Name another: --output")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the temporary folder goes then, too
+    try:
+        if place is not None:
+            _from_records(
+                place, brokers, registry, model, days=days, without=left_out, output=output, force=force, json=json
+            )
+        elif settings is not None:
+            _from_settings(settings, model, days=days, without=left_out, force=force, json=json)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interval(text: str) -> tuple[int, int]:
@@ -169,8 +178,12 @@ def _from_records(
         chosen = loaded(content, found, comments)
         result = _run(chosen, name, looked, folder, days=days, without=without, force=force, progress=progress)
         text = (folder / "driftd.yaml").read_text(encoding="utf-8")
-        rows = _taken_over(result, chosen)
-        _write_whole(output, text)
+        part = _written_beside(output, text)
+        try:
+            rows = _taken_over(result, chosen)
+            part.replace(output)
+        finally:
+            part.unlink(missing_ok=True)
     _tell(result, rows, found=found, settings_file=output, days=days, json=json)
 
 
@@ -181,11 +194,7 @@ def _from_settings(
     from monitor.settings import load_settings
 
     settings = load_settings(path)
-    if model is None and len(settings.models) > 1:
-        raise InvalidInput("There are several models.", hint=f"Choose: --model {'|'.join(settings.models)}")
-    name = model or next(iter(settings.models))
-    if name not in settings.models:
-        raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(settings.models)}")
+    name = settings.model_named(model)
     with tempfile.TemporaryDirectory(prefix="driftd-bootstrap-") as made, steps() as progress:
         paired = settings.models[name].record.pair is not None
         looked = _looked(settings, name, days, progress, paired=paired)
@@ -256,14 +265,14 @@ def _taken_over(result: Bootstrapped, settings: Settings) -> list[ReferenceRow]:
     return take_over(result, settings)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is never there in part."""
+def _written_beside(path: Path, text: str) -> Path:
+    """What becomes a file in one step once the references are there, so that it is never there in part."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_text(text, encoding="utf-8")
-        part.replace(path)
     except OSError as error:
         raise InvalidSettings(f"{path} cannot be written: {error.strerror}.", hint="Name another: --output") from error
+    return part
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

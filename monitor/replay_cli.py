@@ -61,16 +61,19 @@ def replay(
     from monitor.times import parse_time
 
     loaded = load_settings(settings)
-    name = _model_of(loaded, model)
+    name = loaded.model_named(model)
     if picture is not None:
         from dashboards.replay_picture import check_name
 
         check_name(picture)
     period = [None if text is None else parse_time(text) for text in (start, end)]
+    if period[0] is not None and period[1] is not None and period[0] >= period[1]:
+        raise InvalidInput(f"--from {start} --to {end}: it ends before it begins.", hint="The older time is --from.")
     variants = variants_of(loaded, name, tried or [], files or [])
     for variant in variants[1:]:
         _refuse(loaded, variant, name, start, end)
     where = loaded if database is None else loaded.model_copy(update={"database": database})
+    _check_there(where.database)
     with open_store(where) as store:
         happened = (
             truth_of(store.incidents(model=name)) if truth is None else read_truth(truth, model=loaded.models[name])
@@ -101,13 +104,14 @@ def replay(
             _show_suggestion(better)
 
 
-def _model_of(settings: Settings, model: str | None) -> str:
-    if model is None and len(settings.models) > 1:
-        raise InvalidInput("There are several models.", hint=f"Choose: --model {'|'.join(settings.models)}")
-    name = model or next(iter(settings.models))
-    if name not in settings.models:
-        raise InvalidInput(f"There is no model {name}.", hint=f"Choose: --model {'|'.join(settings.models)}")
-    return name
+def _check_there(database: str) -> None:
+    """Refuse a file that does not exist: nothing is written, not even an empty database."""
+    file = database.removeprefix("sqlite:///")
+    if file != database and not Path(file).exists():
+        raise InvalidInput(
+            f"There is no database {file}.",
+            hint="It comes of driftd run, and of history by driftd backfill; another one: --database URL",
+        )
 
 
 def _refuse(settings: Settings, variant: Variant, model: str, start: str | None, end: str | None) -> None:
@@ -289,7 +293,9 @@ def _show_incidents(columns: Sequence[_Column]) -> None:
         row = min((row for row in group if row is not None), key=lambda row: row.opened_ms)
         said = [_said(found, row.opened_ms) for found in group]
         marks = [mark_of(group[0], found) for found in group[1:]]
-        cells = [said[0], *(f"{text} ({mark})" if mark else text for text, mark in zip(said[1:], marks, strict=True))]
+        cells = [said[0]]
+        for text, mark in zip(said[1:], marks, strict=True):
+            cells.append("same" if mark == "same" and text == said[0] else f"{text} ({mark})" if mark else text)
         lines.append([text_of(row.opened_ms), row.kind, "/".join(filter(None, (row.space, row.segment))), *cells])
     put_table(["opened", "kind", "where", *(one.replayed.name for one in columns)], lines)
     if len(groups) > MOST_SHOWN:

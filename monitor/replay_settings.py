@@ -80,7 +80,12 @@ def variants_of(settings: Settings, model: str, sets: Sequence[str], files: Sequ
                 f"{file} has no model {model}; it has {', '.join(loaded.models)}.",
                 hint=f"Name it {model} there, or replay another one: --model NAME",
             )
-        variants.append(Variant(file.name, loaded))
+        known = {variant.name for variant in variants}
+        variants.append(Variant(str(file) if file.name in known else file.name, loaded))
+    names = [variant.name for variant in variants]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidInput(f'"{twice}" is to be tried twice.', hint="Once is enough: it has the same outcome.")
     return variants
 
 

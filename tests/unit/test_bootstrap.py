@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from connectors.database.store import Store
 from connectors.records import Partition
-from detectors.errors import DriftdError, InvalidInput
+from detectors.errors import DriftdError, InvalidInput, InvalidSettings
 from monitor.bootstrap_baseline import PAGE_RECORDS, Baseline, choose_baseline
 from monitor.bootstrap_look import Decoded
 from monitor.bootstrap_settings import block_of, lateness_of, model_name_of, source_of
@@ -216,6 +219,32 @@ def test_nothing_is_written_over_and_options_that_make_no_sense_are_refused(fold
         assert isinstance(result.exception, InvalidInput), (words, result.output)
         assert said in result.exception.message
     assert (folder / "driftd.yaml").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(folder: Path) -> None:
+    for output in ("nowhere/driftd.yaml", "."):
+        result = bootstrap("--from", "./nothing.jsonl", "--output", output, "--force")
+        assert isinstance(result.exception, InvalidSettings), result.output
+        assert "cannot be written" in result.exception.message
+
+
+def test_what_fails_at_the_last_step_leaves_no_reference_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "x.jsonl").write_text("\n".join(lines(2_000)) + "\n")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "made"))
+    (folder / "made").mkdir()
+
+    def copied_in_part(place: str, target: Path, **options: object) -> None:
+        (target / "vectors").write_bytes(b"some")
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(shutil, "copytree", copied_in_part)
+    result = bootstrap("--from", "./x.jsonl")
+    assert isinstance(result.exception, KeyboardInterrupt | SystemExit), result.output
+    left = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert left <= {"x.jsonl", "driftd.db"}
+    with Store.open("sqlite:///driftd.db") as store:
+        assert store.references("x", "v") == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_brokers_that_do_not_answer_are_an_error_with_a_hint(folder: Path) -> None:

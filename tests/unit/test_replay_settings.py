@@ -34,6 +34,14 @@ def tried(text: str, before: Settings | None = None) -> Settings:
     return variants_of(before or settings(), "cards", [text], [])[1].settings
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "x.yaml" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(yaml.safe_dump({"models": {"cards": MODEL}}))
+    assert [one.name for one in variants_of(settings(), "cards", [], files)] == ["as now", "x.yaml", str(files[1])]
+
+
 def test_the_first_variant_is_what_is_set_now() -> None:
     now = settings()
     (first, second) = variants_of(now, "cards", ["harm=low"], [])
@@ -184,3 +192,8 @@ def test_the_command_refuses_what_it_cannot_answer_and_says_where_nothing_is_sto
     assert "No summaries of cards are stored" in str(refused())
     assert "There is no model" in str(refused("--model", "triage"))
     assert "what really happened" in str(refused("--suggest"))
+    assert "ends before it begins" in str(refused("--from", "2026-01-02", "--to", "2026-01-01"))
+    assert "tried twice" in str(refused("--try", "harm=low", "--try", "harm=low"))
+    other = tmp_path / "other.db"
+    assert "There is no database" in str(refused("--database", f"sqlite:///{other}"))
+    assert not other.exists()
