@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 from connectors.database.rows import Closure, PartitionState, SummaryDelta
 from connectors.records import Partition, Span
@@ -55,17 +56,16 @@ class HistoryRange:
     @cached_property
     def _cuts(self) -> dict[Partition, tuple[list[int], list[int]]]:
         """By partition, the offsets at which blocks were closed, ascending, and below which block from there on."""
-        found: dict[Partition, tuple[list[int], list[int]]] = {}
+        found: dict[Partition, dict[int, int]] = {}
         for closure in self.closures:
             for partition, offset in closure.next_offsets.items():
-                offsets, below = found.setdefault(partition, ([], []))
-                place = bisect_right(offsets, offset)
-                offsets.insert(place, offset)
-                below.insert(place, closure.block)
-        for _, below in found.values():
-            for index in range(1, len(below)):
-                below[index] = max(below[index], below[index - 1])
-        return found
+                # A partition that is silent stands at one offset through thousands of closures.
+                below = found.setdefault(partition, {})
+                below[offset] = max(closure.block, below.get(offset, closure.block))
+        return {
+            partition: (sorted(below), list(accumulate((below[offset] for offset in sorted(below)), max)))
+            for partition, below in found.items()
+        }
 
     def next_cut(self, partition: Partition, offset: int) -> int | None:
         """The first offset after this one at which blocks were closed by the wall clock; a checkpoint ends there."""
