@@ -233,6 +233,24 @@ def test_overlapping_ranges_count_each_record_once(baseline: Path, tmp_path: Pat
     assert counts(database) == (20_000, 0, 0)
 
 
+def test_what_an_older_driftd_counted_is_taken_to_begin_with_the_first_record(baseline: Path, tmp_path: Path) -> None:
+    database, records = copy_of(baseline, tmp_path), tmp_path / "records.jsonl"
+    write_records(records, 0, 4000)
+    settings = settings_of(baseline, records, database=database)
+    with open_store(settings) as store:
+        run_backfill(settings, store)
+        with sqlite3.connect(database) as connection:  # as the upgrade leaves rows of before
+            connection.execute("UPDATE partitions SET from_offset = NULL")
+            connection.execute("DELETE FROM backfills")
+        end = records.stat().st_size
+        write_records(records, 0, 6000)
+        source = build_history("shop", settings.models["shop"])
+        plan = plan_backfill(settings, "shop", store, source, from_ms=None, to_ms=None, now_ms=0)
+        assert [[span[:2] for span in row.spans.values()] for row in plan.rows] == [[(end, records.stat().st_size)]]
+        assert plan.counted == end
+        assert "not known where counting began" in plan.notes[0]
+
+
 def test_a_daemon_that_starts_meanwhile_takes_over(baseline: Path, tmp_path: Path) -> None:
     database = copy_of(baseline, tmp_path)
     write_records(tmp_path / "records.jsonl", 0, 20_000)
