@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 AT_A_TIME = 500
 WAIT_S = 1.0
 RETRY_S = 10.0
+WAVE_HINT = "Look at them: driftd deadletters list. Mend models.*.record and start again, or raise dead_letters.stop_*."
 
 
 class DeadLetterLimit:

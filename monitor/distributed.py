@@ -42,7 +42,7 @@ from detectors.errors import (
 from monitor.ageing import HistoryAgeing
 from monitor.backfill import Job, sinks_of_history, store_of
 from monitor.cluster import Cluster, Done, Task, cluster_of
-from monitor.dead_letters import DeadLetterLimit
+from monitor.dead_letters import WAVE_HINT, DeadLetterLimit
 from monitor.folding import Folder
 from monitor.history import FOLD_S, POLL_S, Found, history_pipeline
 from monitor.pieces import (
@@ -449,11 +449,7 @@ class DistributedRunner:
             line.state = PartitionState(line.partition, advance.next_offset, advance.max_time_ms, 0, 0, 0)
             wave = self._limit.push(np.arange(taken.records, dtype=np.int64), taken.spoiled)
             if wave:
-                raise DeadLetterWave(
-                    f"Model {self._name}: {wave}.",
-                    hint="Look at them: driftd deadletters list. Mend models.*.record and start again, "
-                    "or raise dead_letters.stop_*.",
-                )
+                raise DeadLetterWave(f"Model {self._name}: {wave}.", hint=WAVE_HINT)
         self.pieces += 1
         self.worker_cpu_s += scored.cpu_s
 

@@ -27,7 +27,7 @@ from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, Source
 from detectors.errors import OwnershipLost, SourceError, StoreBusy, StoreError, StoreFull
 from monitor.ageing import HistoryAgeing
-from monitor.dead_letters import DeadLetterLimit
+from monitor.dead_letters import WAVE_HINT, DeadLetterLimit
 from monitor.decode import Decoder
 from monitor.folding import Folder, Outcome
 from monitor.fraud import FraudStage, StoredStates
@@ -369,13 +369,13 @@ class HistoryWorker:
             cut = None if not len(rest) else self._history.next_cut(rest.partition, int(rest.offsets[0]))
             after = len(rest) if cut is None else int(rest.offsets.searchsorted(cut))
             piece, left = rest.rows(0, after), rest.rows(after, len(rest)) if after < len(rest) else None
-            self._take_piece(piece, now_ms)
+            self._take_piece(piece, now_ms, clock_s)
             if left is not None:
                 self._commit(now_ms)
                 self._began = clock_s
             rest = left
 
-    def _take_piece(self, piece: RawBatch, now_ms: int) -> None:
+    def _take_piece(self, piece: RawBatch, now_ms: int, clock_s: float) -> None:
         left: RawBatch | None = piece
         while left is not None:
             before, offsets = len(self.pipeline.pending_spoiled), left.offsets
@@ -384,13 +384,9 @@ class HistoryWorker:
             wave = self._limit.push(taken, self.pipeline.pending_spoiled[before:])
             if wave or self.pipeline.full or self.pipeline.jumped:
                 self._commit(now_ms)
-                self._began = time.monotonic()
+                self._began = clock_s
             if wave:
-                raise DeadLetterWave(
-                    f"Model {self.name}: {wave}.",
-                    hint="Look at them: driftd deadletters list. Mend models.*.record and start again, "
-                    "or raise dead_letters.stop_*.",
-                )
+                raise DeadLetterWave(f"Model {self.name}: {wave}.", hint=WAVE_HINT)
 
     def _due(self, clock_s: float) -> bool:
         if self._began is None:

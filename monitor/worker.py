@@ -18,7 +18,7 @@ from connectors.database.store import Store
 from connectors.records import Gap, Partition, RawBatch, Source
 from detectors.errors import DriftdError, OwnershipLost, SinkError, SourceError, StoreBusy, StoreError, StoreFull
 from monitor.collect import Collector
-from monitor.dead_letters import DeadLetterLimit
+from monitor.dead_letters import WAVE_HINT, DeadLetterLimit
 from monitor.decode import Decoder
 from monitor.first_reference import FirstReference
 from monitor.folding import Folder, Outcome
@@ -600,12 +600,9 @@ class Worker:
         Raises:
             DeadLetterWave: the source has an end, so somebody waits for it.
         """
-        hint = (
-            "Look at them: driftd deadletters list. Mend models.*.record and start again, or raise dead_letters.stop_*."
-        )
         if self.model.source.ends:
-            raise DeadLetterWave(f"Model {self.name}: {why}.", hint=hint)
-        self.halted = f"reading stopped: {why}. {hint}"
+            raise DeadLetterWave(f"Model {self.name}: {why}.", hint=WAVE_HINT)
+        self.halted = f"reading stopped: {why}. {WAVE_HINT}"
         self._reader.rewind()
         log.error(event("reading stopped", model=self.name, reason=why))
         self._troubles.wave(why, now_ms, clock_s)
