@@ -303,7 +303,7 @@ class FilesSource:
         while rows := reader.read(_ROWS):
             batch = self._batch(partition, rows)
             if found := np.flatnonzero(np.isin(batch.offsets, offsets)).tolist():
-                yield _chosen(batch, found)
+                yield batch.take(found)
             if rows.next_offset > offsets[-1]:
                 return
 
@@ -563,19 +563,7 @@ def _between(batch: RawBatch, start_ms: int | None, end_ms: int | None) -> RawBa
         inside &= batch.timestamps_ms >= start_ms
     if end_ms is not None:
         inside &= batch.timestamps_ms < end_ms
-    return _chosen(batch, np.flatnonzero(inside).tolist())
-
-
-def _chosen(batch: RawBatch, rows: Sequence[int]) -> RawBatch:
-    return RawBatch(
-        partition=batch.partition,
-        offsets=batch.offsets[rows],
-        timestamps_ms=batch.timestamps_ms[rows],
-        keys=[batch.keys[row] for row in rows],
-        values=[batch.values[row] for row in rows],
-        headers=[batch.headers[row] for row in rows],
-        next_offset=batch.next_offset,
-    )
+    return batch.take(np.flatnonzero(inside).tolist())
 
 
 def _to_ms(moment: datetime) -> int:

@@ -194,7 +194,7 @@ class QuerySource:
                 inside = batch.timestamps_ms >= (-math.inf if start_ms is None else start_ms)
                 inside &= batch.timestamps_ms < (math.inf if end_ms is None else end_ms)
             if inside.any():
-                yield _chosen(batch, np.flatnonzero(inside).tolist())
+                yield batch.take(np.flatnonzero(inside).tolist())
 
     def extents(self, start_ms: int | None, end_ms: int | None) -> dict[Partition, Span]:
         """See `connectors.records.Source.extents`; all keys, where the settings name no column of times."""
@@ -526,15 +526,3 @@ def _plain(column: Sequence[Any]) -> Sequence[Any]:
     if Decimal in kinds:
         return [None if isinstance(value, Decimal) and not value.is_finite() else value for value in column]
     return column
-
-
-def _chosen(batch: RawBatch, rows: Sequence[int]) -> RawBatch:
-    return RawBatch(
-        partition=batch.partition,
-        offsets=batch.offsets[rows],
-        timestamps_ms=batch.timestamps_ms[rows],
-        keys=[batch.keys[row] for row in rows],
-        values=[batch.values[row] for row in rows],
-        headers=[batch.headers[row] for row in rows],
-        next_offset=batch.next_offset,
-    )

@@ -79,6 +79,17 @@ class RawBatch:
             gap=self.gap,
         )
 
+    def take(self, rows: Sequence[int]) -> RawBatch:
+        """Some of the records, by their rows. Reading goes on where it did."""
+        return replace(
+            self,
+            offsets=self.offsets[rows],
+            timestamps_ms=self.timestamps_ms[rows],
+            keys=[self.keys[row] for row in rows],
+            values=[self.values[row] for row in rows],
+            headers=[self.headers[row] for row in rows],
+        )
+
     def below(self, after: int) -> RawBatch:
         """The records with offsets below ``after``, with which reading is at ``after``; itself where it ends before."""
         if self.next_offset <= after:
