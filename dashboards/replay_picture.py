@@ -47,6 +47,7 @@ _WIDE, _LEFT, _RIGHT = 1120, 46, 1108
 _LANE: Final = 38  # pixels
 _LETTER: Final = 6.1
 _INK = {"page": "#d2352b", "warn": "#d98a0b"}
+_DOTTED: Final = "Dotted: settings are chosen on what lies before, and reported on what lies after."
 _TEXT, _SOFT, _GRID, _CALM, _OK, _TRUTH = "#17202b", "#586474", "#e1e5ea", "#2466b0", "#1d6f42", "#7454be"
 
 
@@ -155,7 +156,9 @@ def replay_html(picture: ReplayPicture) -> str:
     words = "".join(f'<p class="caption">{safe_text(text)}</p>' for text in more)
     caption = (
         "A bar lasts from when people would have been told until it was over: red pages, amber warnings. Shaded: what "
-        "truly happened." + left_out(len(picture.lanes), MAX_LANES)
+        "truly happened."
+        + (f" {_DOTTED}" if picture.split_ms is not None else "")
+        + left_out(len(picture.lanes), MAX_LANES)
     )
     sections = [
         head,
@@ -329,7 +332,12 @@ def replay_png(picture: ReplayPicture, *, resolution: int = 130) -> bytes:
     from matplotlib.figure import Figure
 
     lanes = picture.lanes[:MAX_LANES]
+    legend = "Red: pages. Amber: warnings. Shaded: what truly happened."
+    legend += f" {_DOTTED}" if picture.split_ms is not None else ""
     said = [line for text in picture.said[:4] for line in textwrap.wrap(text, 158)][:6]
+    if len(picture.said) > 4:
+        said.append(f"and {len(picture.said) - 4} more sentences: driftd replay says them")
+    said.append(legend)
     head, of_lanes = 0.62 + 0.17 * len(said), 0.5 + 0.4 * len(lanes)
     of_strength = 0.0 if picture.strength is None else 1.75
     of_choices = 3.1 if picture.choices else 0.0

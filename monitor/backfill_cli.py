@@ -180,8 +180,12 @@ def _rehearse(plan: Plan, settings: Settings, store: Store, source: Source, *, j
     if not plan.rows:
         put(f"Nothing to do: all {plan.counted:,} offsets in that range count already.")
         return
-    put(f"{expected.records:,} records to score; {plan.counted:,} offsets count already.")
-    put(f"At {expected.rate:,.0f} records/s, as measured on a sample here, that takes {_length(seconds)}.")
+    put(f"About {expected.records:,} records to score; {plan.counted:,} offsets count already.")
+    put(
+        f"Scoring takes {_length(seconds)} at {expected.rate:,.0f} records/s, as measured on a sample here. Storing "
+        "and folding blocks comes on top: little where they hold hundreds of records, several times as much where they "
+        "hold few, or there are many segments."
+    )
     say("Nothing was written. Without --dry-run it begins.")
 
 

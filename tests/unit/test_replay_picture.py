@@ -102,9 +102,11 @@ def test_a_page_holds_the_answer_the_lanes_the_evidence_and_the_choices() -> Non
         "Evidence for drift",
         "What was chosen from",
         "3 false pages a month, missed 2 h 30 min",
+        "Dotted: settings are chosen on what lies before",
     ):
         assert text in page
     plain = replay_html(replace(_picture(), strength=None, choices=(), split_ms=None))
+    assert "Dotted" not in plain
     assert "Evidence for drift" not in plain and "What was chosen from" not in plain
 
 
