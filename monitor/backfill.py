@@ -212,6 +212,19 @@ def run_job(
     return True
 
 
+def give_up(job: Job, runner: Runner, store: Store) -> None:
+    """End a job where it stands: what was scored counts, and the rest of its offsets is free again.
+
+    Raises:
+        OwnershipLost: another process works on it.
+        StoreError: the database refuses.
+    """
+    try:
+        _finish(job, runner, store, threading.Event(), cut_short=True)
+    finally:
+        runner.close()
+
+
 class TakenOver(OwnershipLost):
     """A daemon reads what was to be scored as history."""
 

@@ -52,6 +52,9 @@ def backfill(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say how many records, and how long")] = False,
     listed: Annotated[bool, typer.Option("--list", help="what was scored of history so far")] = False,
+    given_up: Annotated[
+        bool, typer.Option("--give-up", help="end what was begun where it stands: what was scored stays, and counts")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Score history as live records are scored. Each record counts once; a rerun goes on, or has nothing to do.
@@ -88,6 +91,9 @@ def backfill(
             return
         source = build_history(name, acting.models[name])
         stack.callback(source.close)
+        if given_up:
+            _give_up(name, acting, store, source)
+            return
         plan = plan_backfill(
             acting,
             name,
@@ -153,6 +159,18 @@ def _run(
     _say_found(plan, founds, time.monotonic() - began, taken_over=taken_over, json=json)
     if left:
         say(f"{left} incidents wait to be shown in Grafana: driftd run sends them.")
+
+
+def _give_up(name: str, settings: Settings, store: Store, source: Source) -> None:
+    from monitor import backfill as jobs
+
+    begun = [row for row in store.backfills(name) if row.status == "scoring"]
+    for row in begun:
+        job = jobs.job_of(row, settings, store)
+        jobs.give_up(job, jobs.local_runner(job, settings, store, source), store)
+        say(f"Backfill {row.id} is given up. What was scored counts; the rest of its offsets is free again.")
+    if not begun:
+        say("There is no backfill to give up: none was begun and left unfinished.")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Partition
 from detectors.conformal import P_EDGES
-from detectors.errors import OwnershipLost
+from detectors.errors import OwnershipLost, StoreError
 from detectors.fold import FoldState, Reading, Rule, fold_many
 from detectors.rate import RateReading, RateRule, RateState, fold_rates
 from detectors.reference import Reference
@@ -384,7 +384,13 @@ class Folder:
         if history is not None:
             # Blocks in which live records lie, too, are judged with both.
             step.leave_out(cut)
-            deltas = [delta for delta in deltas if not history.came_late(delta)] + step.closed_before(first, below)
+            before = step.closed_before(first, below)
+            if any(delta.blocks > 1 for delta in before):
+                raise StoreError(
+                    f"Blocks of {self.model} were added up while history came to them.",
+                    hint="Nothing was written. Type the same command again: it ends before these blocks.",
+                )
+            deltas = [delta for delta in deltas if not history.came_late(delta)] + before
         counts, merged = _merge(deltas)
         result, unlisted = self.judge(
             step, ClosedBlocks(step, merged, rules=self._age_rules), counts, merged, incidents, below

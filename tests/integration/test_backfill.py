@@ -121,6 +121,24 @@ def test_history_in_one_go_is_what_live_records_would_have_left(
 
 
 @pytest.mark.kafka
+@pytest.mark.postgres
+def test_dask_leaves_what_live_records_would_have_left_also_in_a_lane_beside_a_daemon(
+    content: Content, live: Fingerprint, own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    joint = clean_joint(content.records, 0.5)
+    both = Deployment(
+        tmp_path / "run", content, database=own_postgres.new_database(), start=text_of(joint), thins=False
+    )
+    after = int(np.count_nonzero(content.records.time_ms >= joint))
+    with daemon(both):
+        wait_for(lambda: counted(both) >= after and closed(both), "the daemon has read what is new")
+        printed, _ = finish(both, "--dask", "2")
+        assert printed["records"] == RECORDS - counted(both)
+    expected = history_of(live, incidents=False)
+    assert first_difference(expected, history_of(both.fingerprint(), incidents=False)) == ""
+
+
+@pytest.mark.kafka
 def test_a_daemon_goes_on_where_history_ends(content: Content, live: Fingerprint, tmp_path: Path) -> None:
     joint = clean_joint(content.records, 0.78)  # in the middle of the change
     both = Deployment(tmp_path / "run", content, thins=False)

@@ -16,7 +16,7 @@ import yaml
 from connectors.database.store import Store
 from detectors.errors import InvalidInput, OwnershipLost
 from monitor.app import build_history, build_workers, open_store
-from monitor.backfill import job_of, local_runner, prepare_trial, run_job, trial_settings
+from monitor.backfill import give_up, job_of, local_runner, prepare_trial, run_job, trial_settings
 from monitor.backfill_plan import begin, plan_backfill
 from monitor.references import from_source
 from monitor.settings import Settings, load_settings
@@ -298,6 +298,32 @@ def test_a_backfill_that_was_stopped_goes_on(baseline: Path, tmp_path: Path) -> 
     with open_store(whole) as store:
         run_backfill(whole, store)
     assert contents(at_once) == contents(database)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_what_was_begun_can_be_given_up(baseline: Path, tmp_path: Path, steps: int) -> None:
+    database = copy_of(baseline, tmp_path)
+    write_records(tmp_path / "old.jsonl", 0, 12_000)
+    write_records(tmp_path / "new.jsonl", 12_000, 16_000)
+    settings = settings_of(baseline, tmp_path / "new.jsonl", history=tmp_path / "old.jsonl", database=database)
+    with open_store(settings) as store:
+        run_live(settings, store, ends=True)
+        source = build_history("shop", settings.models["shop"])
+        plan = plan_backfill(settings, "shop", store, source, from_ms=None, to_ms=None, now_ms=START_MS)
+        begin(plan, store)
+        job = job_of(plan.rows[0], settings, store)
+        assert job.range.lane
+        scored = 0
+        if steps:
+            stopping = threading.Event()
+            runner = local_runner(job, settings, store, source)
+            assert not run_job(job, runner, store, stopping=stopping, progress=lambda runner: stopping.set())
+            scored = runner.found.records
+        give_up(job, local_runner(job, settings, store, source), store)
+        assert [row.status for row in store.backfills("shop")] == ["cut short"]
+        assert store.totals("shop").records == 4_000 + scored
+        assert run_backfill(settings, store) == 12_000 - scored
+    assert counts(database) == (16_000, 0, 0)
 
 
 def test_of_many_files_the_oldest_come_first_and_their_blocks_are_closed_before_the_last_is_begun(
