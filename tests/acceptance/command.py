@@ -161,5 +161,7 @@ class Running:
             raise AssertionError(f"{error}; {self.counted()} are. The log:\n{self.log()}") from None
 
     def counted(self) -> int:
-        """Records counted in the database."""
+        """Records counted in the database; none before its tables are there."""
+        if not self.one("select count(*) from sqlite_master where name = 'partitions'"):
+            return 0
         return int(self.one("select coalesce(sum(records), 0) from partitions"))

@@ -137,4 +137,4 @@ def test_files_are_read_by_one_process(tmp_path: Path) -> None:
     )
     done = driftd("run", "--workers", "3", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "one process reads a file" in done.stderr and "Leave out --workers" in done.stderr
+    assert "reads files or a query" in done.stderr and "Leave out --workers" in done.stderr
