@@ -34,7 +34,8 @@ from monitor.fraud_settings import FRAUD_SPACE
 from monitor.history import HistoryLabels, HistoryWorker
 from monitor.history_range import HistoryRange
 from monitor.references import seasons_in_days, small_in_words
-from monitor.replay import Variant, replay
+from monitor.replay import replay
+from monitor.replay_processes import Variant
 from monitor.replay_truth import stretches_of
 from monitor.settings import DAY_S, ModelSettings, Settings, with_changes
 from monitor.worker import DeadLetterWave

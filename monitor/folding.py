@@ -86,6 +86,22 @@ class Past(Protocol):
         """The candidates of one block with such a surprise, the most surprising first; at most so many."""
 
 
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What some blocks say of some segments.
+
+    Attributes:
+        evidence: by block.
+        states: of the alarms after them.
+        readings, flag_at: see `FoldResult`; empty where they were not wanted.
+    """
+
+    evidence: dict[int, list[Evidence]]
+    states: list[rows.FoldState]
+    readings: list[ReadingRow]
+    flag_at: dict[tuple[str, int], float]
+
+
 class _SegmentState(msgspec.Struct, frozen=True):
     """What the alarms of one (space, segment) know of the past."""
 
@@ -420,6 +436,7 @@ class Folder:
         *,
         widths: Mapping[Key, int] | None = None,
         bare: bool = False,
+        elsewhere: Sequence[Weighed] = (),
     ) -> tuple[FoldResult, int]:
         """Fold blocks, stored ones or new ones. Writes nothing.
 
@@ -433,45 +450,18 @@ class Folder:
             widths: how many blocks a summary stands for, if more than one: the last of them is its block. Of counts,
                 the key is ("", "", block, 0).
             bare: what people are told is all that is wanted: no readings, and no levels of flags.
+            elsewhere: what other processes found of segments that are not in ``merged``, and whose states they keep.
 
         Returns:
             What came of it, but for summaries and statistics of blocks; and how many fraud hits are beyond the budget.
         """
         current = {(state.space, state.segment): state for state in past.states()}
         wide = {} if widths is None else widths
-        readings: list[ReadingRow] = []
-        evidence: dict[int, list[Evidence]] = {}
-        flag_at: dict[tuple[str, int], float] = {}
-        changed: list[rows.FoldState] = []
-        advancing: dict[tuple[str, str], _Advancing] = {}
-        for (space, block), summaries in sorted(self._by_block(merged).items()):
-            spans = []
-            for segment in summaries:
-                alarm = self._alarms[space, segment]
-                spans.append(wide.get((space, segment, block, alarm.space.version), 1))
-                if (space, segment) not in advancing:
-                    first = block - spans[-1] + 1
-                    advancing[space, segment] = _Advancing(alarm, current.get((space, segment)), first)
-            # All segments of a space take the step together, which costs a third of one after the other.
-            states = [advancing[space, segment] for segment in summaries]
-            taken = list(summaries.values())
-            drifts = _fold_drift(states, block, taken, spans, heard=bare)
-            rates = _fold_rates(states, block, taken, spans, heard=bare)
-            said = evidence.setdefault(block, [])
-            for state, summary, drift, rate in zip(states, taken, drifts, rates, strict=True):
-                if drift or rate is not None:
-                    said += self._evidence(state.alarm, drift, rate)
-                if bare or rate is None:
-                    continue
-                if state.alarm.segment == EVERYTHING:
-                    flag_at[space, block] = state.flag_at(self._settings.outliers.budget)
-                    state.count_scores(summary)
-                readings += [
-                    *(self._reading(state.alarm, reading) for reading in drift),
-                    self._row(state.alarm, rate, "outlier_rate", statistic=rate.rate),
-                    *state.opinions(block, summary, block_ms=self._block_ms),
-                ]
-        changed += [state.row() for state in advancing.values()]
+        weighed = self.weigh(current, merged, widths=wide, bare=bare)
+        readings, evidence, changed = weighed.readings, weighed.evidence, weighed.states
+        for other in elsewhere:
+            for block, entries in other.evidence.items():
+                evidence.setdefault(block, []).extend(entries)
         window = _WholeState.restored(current.get(("", EVERYTHING)))
         before = window.deployed(block_ms=self._block_ms)
         deployments: list[DeploymentRow] = []
@@ -496,8 +486,55 @@ class Folder:
         why = (lambda row: None) if causes is None else self._causes(causes)
         held, notifications = self._incidents(incidents, evidence, below, [*before, *deployments], why)
         outbox = [(sink, notification) for notification in notifications for sink in self._sinks]
-        result = FoldResult(below, [], changed, readings, held, outbox, flag_at, deployments=deployments, hits=hits)
+        flags = weighed.flag_at
+        result = FoldResult(below, [], changed, readings, held, outbox, flags, deployments=deployments, hits=hits)
         return result, unlisted
+
+    def weigh(
+        self,
+        current: Mapping[tuple[str, str], rows.FoldState],
+        merged: Mapping[Key, BlockSummary],
+        *,
+        widths: Mapping[Key, int],
+        bare: bool,
+    ) -> Weighed:
+        """What the summaries of blocks say, each segment by itself: the first part of `judge`, where its time goes.
+
+        Args:
+            current: the states as the step before left them, by space and segment.
+        """
+        readings: list[ReadingRow] = []
+        evidence: dict[int, list[Evidence]] = {}
+        flag_at: dict[tuple[str, int], float] = {}
+        advancing: dict[tuple[str, str], _Advancing] = {}
+        for (space, block), summaries in sorted(self._by_block(merged).items()):
+            spans = []
+            for segment in summaries:
+                alarm = self._alarms[space, segment]
+                spans.append(widths.get((space, segment, block, alarm.space.version), 1))
+                if (space, segment) not in advancing:
+                    first = block - spans[-1] + 1
+                    advancing[space, segment] = _Advancing(alarm, current.get((space, segment)), first)
+            # All segments of a space take the step together, which costs a third of one after the other.
+            states = [advancing[space, segment] for segment in summaries]
+            taken = list(summaries.values())
+            drifts = _fold_drift(states, block, taken, spans, heard=bare)
+            rates = _fold_rates(states, block, taken, spans, heard=bare)
+            said = evidence.setdefault(block, [])
+            for state, summary, drift, rate in zip(states, taken, drifts, rates, strict=True):
+                if drift or rate is not None:
+                    said += self._evidence(state.alarm, drift, rate)
+                if bare or rate is None:
+                    continue
+                if state.alarm.segment == EVERYTHING:
+                    flag_at[space, block] = state.flag_at(self._settings.outliers.budget)
+                    state.count_scores(summary)
+                readings += [
+                    *(self._reading(state.alarm, reading) for reading in drift),
+                    self._row(state.alarm, rate, "outlier_rate", statistic=rate.rate),
+                    *state.opinions(block, summary, block_ms=self._block_ms),
+                ]
+        return Weighed(evidence, [state.row() for state in advancing.values()], readings, flag_at)
 
     def _fraud_alerts(self, stored: Mapping[tuple[str, str], rows.FoldState], first_block: int) -> FraudAlerts | None:
         settings = self._settings.fraud

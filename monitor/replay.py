@@ -10,6 +10,7 @@ are fewer looks, so that false alarms are as rare or rarer. What is seen is seen
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -24,31 +25,26 @@ from detectors.summary import BlockSummary
 from monitor.ageing import age_rules
 from monitor.budget import OUTLIER_RATE
 from monitor.causes import ClosedBlocks, Key
-from monitor.folding import Folder, alarmed_segments
+from monitor.folding import Folder, Weighed, alarmed_segments
 from monitor.fraud_build import fraud_row_of
 from monitor.fraud_settings import FRAUD_SPACE
 from monitor.pipeline import EVERYTHING, Space
 from monitor.record_counts import RecordCounts
+from monitor.replay_processes import Task, Variant, helped
 from monitor.settings import DAY_S, ModelSettings, Settings
 from monitor.spaces import load_fraud_of, load_past_spaces
 from monitor.times import text_of
 
 # Summaries that are decoded at a time: about 20 kB each at 384 dimensions and 1,000 prototypes.
 AT_A_TIME = 2_048
+# Blocks from which on it is worth while to start other processes, which takes 2 seconds each.
+MANY = 4_096
 # Windows go back at most about twice as far, so alarms that begin so long before know nearly all that live ones knew.
 WARM_UP_BLOCKS = 16_384
 
 _ONE = ("",)  # sink: each notification counts once, however many sinks would take it
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """Settings to be tried, and what to call them."""
-
-    name: str
-    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +84,7 @@ def replay(
     readings: bool = False,
     causes: bool = False,
     progress: Progress = lambda done, total: None,
+    processes: int | None = None,
 ) -> list[Replayed]:
     """Fold the stored history of a model again under each of the variants, in one pass over the data.
 
@@ -98,6 +95,8 @@ def replay(
         readings: keep the readings.
         causes: find the cause of each incident whenever it is told, which takes most of the time where there are many.
         progress: told of (done, total) stored blocks.
+        processes: that share the segments among them; by default one for each core where there is much to fold. With
+            ``readings`` or ``causes`` it is one.
 
     Raises:
         InvalidInput: nothing is stored there, or the variants have blocks of different lengths.
@@ -127,14 +126,18 @@ def replay(
         rules = age_rules(variants[0].settings, model)
         merged_to = (history.fold.next_block or 0) if any(blocks > 1 for _, blocks in timeline) else 0
         replays = [_Replay(model, variant.settings, history, judged[0][0], keeps=readings) for variant in variants]
+        if readings or causes:
+            processes = 1
+        elif processes is None:
+            processes = len(os.sched_getaffinity(0)) if len(timeline) >= MANY else 1
+        task = Task(store.url, model, variants, timeline, judged[0][0], share=0, of=processes)
         done = 0
-        for era in _eras(store, history, model, variants[0].settings, timeline):
-            for one in replays:
-                one.enter(era)
-            for batch in _batches(history, replays, era):
+        with helped(task) as others:
+            for batch in _batches(store, history, model, variants[0].settings, timeline, replays, 0, processes):
                 explained = ClosedBlocks(history.fold, rules=rules, next_block=merged_to) if causes else None
-                for one in replays:
-                    one.judge(batch, explained)
+                found = [next(other) for other in others]
+                for place, one in enumerate(replays):
+                    one.judge(batch, explained, [weighed[place] for weighed in found])
                 done += len(batch.counts)
                 progress(done, len(timeline))
         resolution = _resolution(judged, block_ms)
@@ -154,6 +157,17 @@ def replay(
         )
         for variant, one in zip(variants, replays, strict=True)
     ]
+
+
+def weigh_share(task: Task, tell: Callable[[list[Weighed]], None]) -> None:
+    """Fold some of the segments for another process, and tell what each batch says, by variant."""
+    with Store.open(task.database) as store, store.history(task.model) as history:
+        replays = [
+            _Replay(task.model, variant.settings, history, task.first_judged, keeps=False) for variant in task.variants
+        ]
+        settings = task.variants[0].settings
+        for batch in _batches(store, history, task.model, settings, task.timeline, replays, task.share, task.of):
+            tell([one.weigh(batch) for one in replays])
 
 
 # --- the references that history was scored with ----------------------------------------------------------------------
@@ -260,9 +274,27 @@ class _Batch:
     below: int
 
 
-def _batches(history: History, replays: Sequence[_Replay], era: _Era) -> Iterator[_Batch]:
-    wanted = sorted({key for one in replays for key in one.segments})
-    size = max(AT_A_TIME // max(len(wanted), 1), 16)
+def _batches(
+    store: Store,
+    history: History,
+    model: str,
+    settings: Settings,
+    timeline: Sequence[tuple[int, int]],
+    replays: Sequence[_Replay],
+    share: int,
+    of: int,
+) -> Iterator[_Batch]:
+    """All of the timeline, with the summaries of every ``of``-th segment, beginning with number ``share``."""
+    for era in _eras(store, history, model, settings, timeline):
+        for one in replays:
+            one.enter(era)
+        wanted = sorted({key for one in replays for key in one.segments})
+        yield from _batches_of(history, replays, era, wanted[share::of], size=max(AT_A_TIME // max(len(wanted), 1), 16))
+
+
+def _batches_of(
+    history: History, replays: Sequence[_Replay], era: _Era, wanted: Sequence[tuple[str, str]], *, size: int
+) -> Iterator[_Batch]:
     entries = era.entries
     edges = sorted({*range(0, len(entries), size), _first_judged(entries, replays[0].first_judged), len(entries)})
     for begin, end in pairwise(edges):
@@ -331,8 +363,19 @@ class _Replay:
             for segment in (EVERYTHING, *alarmed_segments(space.reference, self._chosen))
         ]
 
-    def judge(self, batch: _Batch, causes: ClosedBlocks | None) -> None:
-        """Take in some blocks."""
+    def weigh(self, batch: _Batch) -> Weighed:
+        """What some blocks say of the segments whose summaries are there; the states stay here."""
+        current = {(state.space, state.segment): state for state in self._states.values()}
+        weighed = self._folder.weigh(current, batch.merged, widths=batch.widths, bare=True)
+        self._states.update({(state.space, state.segment): state for state in weighed.states})
+        return replace(weighed, states=[])
+
+    def judge(self, batch: _Batch, causes: ClosedBlocks | None, elsewhere: Sequence[Weighed] = ()) -> None:
+        """Take in some blocks.
+
+        Args:
+            elsewhere: what other processes say of the segments whose summaries are not there.
+        """
         self._widths = batch.widths
         result, unlisted = self._folder.judge(
             self,
@@ -343,6 +386,7 @@ class _Replay:
             batch.below,
             widths=batch.widths,
             bare=not self._keeps,
+            elsewhere=elsewhere,
         )
         self._states.update({(state.space, state.segment): state for state in result.states})
         for row in result.incidents:

@@ -113,7 +113,8 @@ def suggest(
     Raises:
         InvalidInput: no true incident is known; or see `monitor.replay.replay`.
     """
-    from monitor.replay import Variant, replay
+    from monitor.replay import replay
+    from monitor.replay_processes import Variant
 
     if not any(one.known for one in truth):
         raise InvalidInput(

@@ -15,8 +15,9 @@ from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_js
 if TYPE_CHECKING:
     from connectors.database.rows import IncidentRow
     from connectors.database.store import Store
-    from monitor.replay import Replayed, Variant
+    from monitor.replay import Replayed
     from monitor.replay_choice import Suggestion
+    from monitor.replay_processes import Variant
     from monitor.replay_truth import Judgement, TrueIncident
     from monitor.settings import Settings
 
@@ -52,6 +53,9 @@ def replay(
     Examples: driftd replay --try alarms.page_every_days=30 --try "drift.tolerance=.1, incidents.min_duration=2m";
     driftd replay --truth incidents.csv --suggest --picture replay.html
     """
+    from monitor.cli import one_thread_per_process
+
+    one_thread_per_process()
     from monitor.app import open_store
     from monitor.progress import bar
     from monitor.replay import replay as replay_history

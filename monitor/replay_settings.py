@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from detectors.errors import InvalidInput
-from monitor.replay import Variant
+from monitor.replay_processes import Variant
 from monitor.settings import ModelSettings, Settings, load_settings, with_changes
 
 NOW = "as now"  # the first variant

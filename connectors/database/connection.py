@@ -57,6 +57,7 @@ class Database:
     def __init__(self, url: str, *, busy_timeout_s: float = 10.0, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         parsed = _parsed(url)
         self.dialect = parsed.get_backend_name()
+        self.url = url
         self._file: tuple[int, int] | None = None
         self._refused = False  # the last attempt to write was, because of a full or read-only disk or server
         self.now_ms = now_ms

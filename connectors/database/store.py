@@ -105,6 +105,11 @@ class Store(
         """
         return cls(Database(url, busy_timeout_s=busy_timeout_s, now_ms=now_ms))
 
+    @property
+    def url(self) -> str:
+        """Its address, with the password if there is one in it."""
+        return self._database.url
+
     def close(self) -> None:
         """Give all connections back."""
         self._database.close()

@@ -17,12 +17,13 @@ from connectors.database import schema
 from connectors.database.ageing import AgeRule
 from connectors.database.rows import IncidentRow, ReadingRow
 from connectors.database.store import Store
-from detectors.errors import InvalidInput, InvalidReference
+from detectors.errors import DriftdError, InvalidInput, InvalidReference
 from monitor.ageing import sum_of_summaries
 from monitor.app import build_workers
 from monitor.incidents import OPERATIONAL
 from monitor.references import from_source
-from monitor.replay import Replayed, Variant, replay
+from monitor.replay import Replayed, replay
+from monitor.replay_processes import Variant
 from monitor.replay_settings import variants_of
 from monitor.settings import Settings
 
@@ -203,6 +204,22 @@ def test_several_variants_in_one_pass_are_what_each_is_alone(lived: Lived) -> No
     assert eager.incidents != together[0].incidents
     assert few.alerts < together[0].alerts
     assert few.incidents != together[0].incidents, "a wave says how many hits are beyond the budget"
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_segments_folded_by_several_processes_say_the_same(lived: Lived, processes: int) -> None:
+    variants = variants_of(lived.settings, MODEL, ["alarms.page_every_days=1, alarms.warn_every_days=.1"], [])
+    alone = replay(lived.store, MODEL, variants, processes=1)
+    assert replay(lived.store, MODEL, variants, processes=processes) == alone
+    assert len({row.segment for row in alone[0].incidents}) > 1
+
+
+def test_a_process_that_cannot_go_on_ends_the_replay(
+    lived: Lived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(lived.store), "url", f"sqlite:///{tmp_path}/nowhere/driftd.db")
+    with pytest.raises(DriftdError, match="ended before it was done"):
+        replay(lived.store, MODEL, [Variant("now", lived.settings)], processes=2)
 
 
 def test_a_period_is_judged_by_alarms_that_know_what_came_before(lived: Lived) -> None:
