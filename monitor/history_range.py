@@ -11,6 +11,8 @@ from itertools import accumulate
 from connectors.database.rows import Closure, PartitionState, SummaryDelta
 from connectors.records import Partition, Span
 
+_BEFORE_ALL = -(2**62)  # sums of what came without a record lie below zero
+
 
 @dataclass(frozen=True, slots=True)
 class LiveEdge:
@@ -58,8 +60,10 @@ class HistoryRange:
         """By partition, the offsets at which blocks were closed, ascending, and below which block from there on."""
         found: dict[Partition, dict[int, int]] = {}
         for closure in self.closures:
-            for partition, offset in closure.next_offsets.items():
-                # A partition that is silent stands at one offset through thousands of closures.
+            for partition in self.spans:
+                # Of a partition that nobody had read, all came later. One that is silent stands at one offset through
+                # thousands of closures.
+                offset = closure.next_offsets.get(partition, _BEFORE_ALL)
                 below = found.setdefault(partition, {})
                 below[offset] = max(closure.block, below.get(offset, closure.block))
         return {

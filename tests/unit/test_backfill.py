@@ -363,6 +363,27 @@ def test_of_many_files_the_oldest_come_first_and_their_blocks_are_closed_before_
     assert contents(database, "summaries") == contents(whole / "driftd.db", "summaries")
 
 
+def test_a_file_that_came_after_the_clock_had_closed_blocks_is_late_in_a_trial_too(
+    baseline: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write_records(folder / "a.jsonl", 0, 8_000)
+    database = copy_of(baseline, tmp_path)
+    settings = settings_of(baseline, folder, database=database)
+    with open_store(settings) as store:
+        run_live(settings, store, ends=True)
+        write_records(folder / "b.jsonl", 6_000, 12_000)
+        run_live(settings, store, ends=True)
+        assert sum(state.closed_late for state in store.partition_states("shop")) > 1_000
+        trial = trial_settings(settings, f"sqlite:///{tmp_path / 'trial.db'}")
+        with open_store(trial) as into:
+            prepare_trial(trial, "shop", store, into, {})
+            assert run_backfill(trial, into, live=store) == 14_000
+    for table in ("readings", "summaries", "fold_states"):
+        assert contents(tmp_path / "trial.db", table) == contents(database, table)
+
+
 def test_what_cannot_be_scored_is_said_before_anything_is_written(baseline: Path, tmp_path: Path) -> None:
     write_records(tmp_path / "records.jsonl", 0, 100)
     settings = settings_of(tmp_path, tmp_path / "records.jsonl")
