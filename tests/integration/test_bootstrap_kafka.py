@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -106,7 +105,7 @@ def test_an_empty_topic_a_missing_one_and_ctrl_c_leave_nothing(
     send(kafka.brokers, name, records(COUNT))
 
     def stopped(*words: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C, when the reference is built and the test begins
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C, when the reference is built and the test begins
 
     monkeypatch.setattr(monitor.bootstrap, "_test", stopped)
     assert driftd("bootstrap", "--from", name, "--brokers", kafka.brokers).exit_code == 130
