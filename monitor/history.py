@@ -283,7 +283,7 @@ class HistoryWorker:
         self._began: float | None = None  # monotonic clock of the first record that no checkpoint has written
         self._next_fold = float("-inf")
         self._ageing = HistoryAgeing(store, settings, name)
-        self._halves_went = False
+        self._begins = True  # what is stored was not looked at yet
 
     def start(self) -> None:
         """Open the source.
@@ -324,10 +324,8 @@ class HistoryWorker:
             self._reader.took(sum(map(len, batches)), time.perf_counter() - began)
             if batches:
                 self._reader.cope()
-            if self.source.finished and self._ends and not self._halves_went:
-                self.pipeline.end(self._history.spans, None)
-                self._halves_went, self._began = True, clock_s
-            if self._due(clock_s):
+            over = self._end_pairs(batches)
+            if self._due(clock_s) or over:
                 self._commit(now_ms)
             if clock_s >= self._next_fold:
                 self._fold(now_ms, clock_s)
@@ -374,6 +372,22 @@ class HistoryWorker:
                 self._commit(now_ms)
                 self._began = clock_s
             rest = left
+
+    def _end_pairs(self, batches: Sequence[RawBatch]) -> bool:
+        """Halves of pairs that wait at the end of a span go alone, before a fold takes its blocks to be over.
+
+        Returns whether there are any.
+        """
+        if not self._ends or self._model.record.pair is None:
+            return False
+        spans = self._history.spans
+        at: dict[Partition, int] = {}
+        if self._begins:  # what was read to its end before comes no more
+            self._begins = False
+            at = self._store.positions(self.name, list(spans))
+        at |= {batch.partition: batch.next_offset for batch in batches}
+        ended = {partition for partition, offset in at.items() if offset >= spans[partition].after}
+        return self.pipeline.end(ended, None) > 0
 
     def _take_piece(self, piece: RawBatch, now_ms: int, clock_s: float) -> None:
         left: RawBatch | None = piece
@@ -438,6 +452,6 @@ class HistoryWorker:
 
     def _start_over(self) -> None:
         self._began = None
-        self._halves_went = False
+        self._begins = True
         self.pipeline.discard()
         self._reader.rewind()

@@ -252,6 +252,21 @@ def test_records_in_pieces_leave_the_bytes_of_one_process(
             assert runner.again == 0
 
 
+@pytest.mark.parametrize("kind", ["thinned by key", "paired"])
+def test_folds_after_every_step_leave_the_same_bytes(
+    kind: str, baseline: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "paired":
+        baseline = baseline_in(tmp_path, **KINDS[kind])
+    in_one_process(settings_of(baseline, records, copy_of(baseline, tmp_path / "seldom.db"), **KINDS[kind]))
+    monkeypatch.setattr("monitor.history.FOLD_S", 0.0)
+    monkeypatch.setattr("monitor.reader.FIRST_BATCH", 50)
+    monkeypatch.setattr("monitor.reader.Reader.took", lambda *words: None)
+    monkeypatch.setattr("monitor.history.HistoryWorker._due", lambda worker, clock_s: worker._began is not None)
+    in_one_process(settings_of(baseline, records, copy_of(baseline, tmp_path / "often.db"), **KINDS[kind]))
+    assert contents(tmp_path / "often.db") == contents(tmp_path / "seldom.db")
+
+
 def test_a_backfill_that_was_stopped_goes_on_and_counts_nothing_twice(
     baseline: Path, records: Path, tmp_path: Path
 ) -> None:
