@@ -51,30 +51,31 @@ def _missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
-    """One broker for the whole run. Tests share it and must leave it running."""
+@contextmanager
+def running_kafka(folder: Path) -> Iterator[KafkaServer]:
+    """A broker, for as long as the block lasts."""
     if reason := missing_kafka():
         _missing(reason)
-    server = KafkaServer(tmp_path_factory.mktemp("kafka"))
+    server = KafkaServer(folder)
     try:
         server.start()
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """One broker for the whole run. Tests share it and must leave it running."""
+    with running_kafka(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
 
 
 @pytest.fixture
 def own_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
     """A broker for one test, which may kill it. Costs 4 s: take `kafka` where that will do."""
-    if reason := missing_kafka():
-        _missing(reason)
-    server = KafkaServer(tmp_path / "kafka")
-    try:
-        server.start()
+    with running_kafka(tmp_path / "kafka") as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

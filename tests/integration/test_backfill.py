@@ -23,8 +23,8 @@ from connectors.database.store import Store
 from connectors.kafka_probe import KafkaSecurity
 from connectors.kafka_scratch import ScratchTopic
 from monitor.soak import MODEL, WorkerProcess, all_closed, rows_of
-from tests.conftest import _missing, running_postgres
-from tests.servers.kafka import KafkaServer, missing_kafka
+from tests.conftest import running_kafka, running_postgres
+from tests.servers.kafka import KafkaServer
 from tests.servers.postgres import PostgresServer
 from tests.soak.beside import clean_joint, firsts_from, history_of, run_beside, text_of
 from tests.soak.fingerprint import Fingerprint, first_difference
@@ -37,14 +37,8 @@ WITHIN_S = 90.0
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     """A broker for this file."""
-    if reason := missing_kafka():
-        _missing(reason)
-    server = KafkaServer(tmp_path_factory.mktemp("broker"))
-    try:
-        server.start()
+    with running_kafka(tmp_path_factory.mktemp("broker")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")

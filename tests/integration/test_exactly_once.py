@@ -21,8 +21,8 @@ from connectors.records import Partition, RawBatch
 from monitor.settings import Settings
 from monitor.soak import CHECKPOINT, MODEL, SPACE, compare, soak_settings
 from monitor.soak_records import LabelledRecords, labelled_records, truth_of
-from tests.conftest import _missing, running_postgres
-from tests.servers.kafka import KafkaServer, missing_kafka
+from tests.conftest import running_kafka, running_postgres
+from tests.servers.kafka import KafkaServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.receiver import Receiver
 from tests.soak.fingerprint import Fingerprint, fingerprint, first_difference
@@ -36,14 +36,8 @@ BACK_WITHIN_S = 15.0  # 1 to 3 s on a quiet machine; a test machine is not quiet
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     """A broker for this file, which kills it."""
-    if reason := missing_kafka():
-        _missing(reason)
-    server = KafkaServer(tmp_path_factory.mktemp("broker"))
-    try:
-        server.start()
+    with running_kafka(tmp_path_factory.mktemp("broker")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
