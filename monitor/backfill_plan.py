@@ -58,7 +58,6 @@ def plan_backfill(
     from_ms: int | None,
     to_ms: int | None,
     now_ms: int,
-    references: Mapping[str, int] | None = None,
 ) -> Plan:
     """What there is to score between two times. Reads, and writes nothing.
 
@@ -66,7 +65,6 @@ def plan_backfill(
         source: of the history.
         from_ms, to_ms: milliseconds since 1970, by the broker's time; where there is none, by event time. None: from
             the first record, up to the last that is there now.
-        references: by space, the version to score against; those in use where not named.
 
     Raises:
         InvalidInput: the model has no reference, or the times hold no record.
@@ -78,7 +76,7 @@ def plan_backfill(
             f"--from {text_of(from_ms)} is not before --to {text_of(to_ms)}.",
             hint="Turn them round: --from OLD --to NEW",
         )
-    chosen = references_of(settings, name, store, references or {})
+    chosen = references_of(settings, name, store, {})
     spans = source.extents(from_ms, to_ms)
     firsts: dict[Partition, int] = {}
     if not _has_times(model.history or model.source):
@@ -108,7 +106,7 @@ def plan_backfill(
     rows: list[BackfillRow] = []
 
     def add(lane: bool, found: Mapping[Partition, Span]) -> None:
-        number = f"{name}-{len(jobs) + len(rows) + 1}"
+        number = len(jobs) + len(rows) + 1
         more: dict[str, object] = {"read_to_ms": read_to_ms}
         begins = {place: first_of(place, span) for place, span in found.items() if lane or firsts}
         if lane:
@@ -118,9 +116,9 @@ def plan_backfill(
             more["first_ms"] = [[*place, moment] for place, moment in sorted(begins.items())]
         rows.append(
             BackfillRow(
-                id=number,
+                id=f"{name}-{number}",
                 model=name,
-                lane=lane_name(name, len(jobs) + len(rows) + 1) if lane else name,
+                lane=lane_name(name, number) if lane else name,
                 status="scoring",
                 spans={place: (span.first, span.after, span.topic_id) for place, span in found.items()},
                 detail=detail | more,
