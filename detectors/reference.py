@@ -32,7 +32,7 @@ from detectors.errors import InvalidReference
 from detectors.geometry import ANGULAR, STANDARD, TEXT, Geometry, as_vectors, prepare
 from detectors.index import NearestIndex, triangular_product
 
-__all__ = ["ANGULAR", "STANDARD", "TEXT", "Blocks", "EmbedderState", "Geometry", "Reference", "Scored"]
+__all__ = ["ANGULAR", "STANDARD", "TEXT", "Blocks", "Canaries", "EmbedderState", "Geometry", "Reference", "Scored"]
 
 Floats = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -54,6 +54,21 @@ class EmbedderState:
     kind: str = ""
     fingerprint: str = ""
     state: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canaries:
+    """Fixed inputs of the embedder, with the vectors that it made of them when the reference was built.
+
+    Attributes:
+        inputs: the raw columns, opaque here; see `monitor.canaries`.
+        vectors: float32 (m, d), as embedded, before any preparation.
+        made_on: what they were computed on, in words: processor and versions of libraries.
+    """
+
+    inputs: bytes
+    vectors: Floats
+    made_on: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +148,9 @@ class Reference:
         blocks: sums over the baseline's blocks.
         drift: constants of the drift rule, see `detectors.baseline`.
         segments: for each segment field, the values common enough in the baseline to be watched by themselves.
+        canaries: fixed inputs, to tell a changed encoder; None where there are none.
+        performance: how often the model was right in the baseline, by its confidence: arrays of
+            `detectors.performance.ConfidenceCalibration`; empty where nobody said what is true.
     """
 
     geometry: Geometry
@@ -162,6 +180,8 @@ class Reference:
     blocks: Blocks
     drift: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     segments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    canaries: Canaries | None = None
+    performance: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     # ---- a record's way -------------------------------------------------------------------------------------------
 
@@ -276,6 +296,8 @@ class Reference:
         segments: Mapping[str, Sequence[str]] | None = None,
         segment_values: Mapping[str, Sequence[str]] | None = None,
         seasons: Sequence[float] = (),
+        canaries: Canaries | None = None,
+        performance: Mapping[str, npt.NDArray[Any]] | None = None,
         seed: int = 0,
         created_ms: int = 0,
         progress: Progress | None = None,
@@ -301,6 +323,8 @@ class Reference:
             seasons: periods to look for, in blocks. The drift rule follows the one that forecasts best, if any does:
                 live blocks are then compared with the hour that their number stands for, so they must be numbered as
                 ``block_ids``, or, where those were not given, from the first record on (`detectors.seasons`).
+            canaries: fixed inputs with their vectors, kept as they are.
+            performance: arrays of `ConfidenceCalibration`, kept as they are.
             seed: of the clustering and of every choice. Same vectors, settings and seed, same reference.
             created_ms: the time to record, milliseconds since 1970.
             progress: called with the name of a step and the share done of the whole.
@@ -326,6 +350,8 @@ class Reference:
             segments=segments or {},
             segment_values=segment_values or {},
             seasons=seasons,
+            canaries=canaries,
+            performance=performance or {},
             seed=seed,
             created_ms=created_ms,
             progress=progress,

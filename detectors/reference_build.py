@@ -15,7 +15,7 @@ from detectors.baseline import measure_reference
 from detectors.errors import InvalidInput
 from detectors.geometry import Geometry, as_vectors, column_scale, prepare, soft_whitening
 from detectors.index import NearestIndex, k_means, triangular_product
-from detectors.reference import Blocks, EmbedderState, Progress, Reference, nearest_prototypes
+from detectors.reference import Blocks, Canaries, EmbedderState, Progress, Reference, nearest_prototypes
 from detectors.segments import Halves, measure_segments
 from detectors.summary import FRACTION_BITS, fixed_point_sum
 
@@ -52,6 +52,8 @@ def build_reference(
     segments: Mapping[str, Sequence[str]],
     segment_values: Mapping[str, Sequence[str]],
     seasons: Sequence[float],
+    canaries: Canaries | None,
+    performance: Mapping[str, npt.NDArray[Any]],
     seed: int,
     created_ms: int,
     progress: Progress | None,
@@ -119,6 +121,8 @@ def build_reference(
         segments={name: tuple(values) for name, values in segments.items()},
         seed=seed,
         created_ms=created_ms,
+        canaries=canaries,
+        performance=performance,
         n_fit=len(fit_at),
         n_calibration=len(calibration_at),
         block_records=int(np.median(np.unique(block_number, return_counts=True)[1])),

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from detectors.errors import InvalidReference
 from detectors.geometry import Geometry
-from detectors.reference import Blocks, EmbedderState, Reference
+from detectors.reference import Blocks, Canaries, EmbedderState, Reference
 
 FORMAT_VERSION = 1
 
@@ -99,6 +99,8 @@ def load(path: Path) -> Reference:
             exemplar_excerpts=tuple(json.loads(arrays["exemplar_excerpts"].tobytes())),
             blocks=blocks,
             drift={name[6:]: array for name, array in arrays.items() if name.startswith("drift_")},
+            performance={name[12:]: array for name, array in arrays.items() if name.startswith("performance_")},
+            canaries=_canaries(arrays),
             **parts,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -130,10 +132,22 @@ def _arrays(reference: Reference) -> dict[str, npt.NDArray[Any]]:
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
     arrays |= {f"block_{name}": getattr(reference.blocks, name) for name in _BLOCK_ARRAYS}
     arrays |= {f"drift_{name}": np.asarray(array) for name, array in reference.drift.items()}
+    arrays |= {f"performance_{name}": np.asarray(array) for name, array in reference.performance.items()}
+    if reference.canaries is not None:
+        arrays["canary_inputs"] = np.frombuffer(reference.canaries.inputs, np.uint8)
+        arrays["canary_vectors"] = reference.canaries.vectors
+        arrays["canary_made_on"] = np.frombuffer(reference.canaries.made_on.encode(), np.uint8)
     arrays["embedder_state"] = np.frombuffer(reference.embedder.state, np.uint8)
     arrays["exemplar_ids"] = _text_array(reference.exemplar_ids)
     arrays["exemplar_excerpts"] = _text_array(reference.exemplar_excerpts)
     return arrays
+
+
+def _canaries(arrays: Mapping[str, npt.NDArray[Any]]) -> Canaries | None:
+    if "canary_inputs" not in arrays:
+        return None
+    made_on = arrays["canary_made_on"].tobytes().decode()
+    return Canaries(arrays["canary_inputs"].tobytes(), arrays["canary_vectors"], made_on)
 
 
 def _text_array(texts: Sequence[str]) -> npt.NDArray[np.uint8]:

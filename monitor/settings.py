@@ -28,6 +28,7 @@ from detectors.pyod_models import Model, PyODSettings
 from monitor.decode import RecordSettings
 from monitor.embedders import EmbedderSettings
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
+from monitor.performance_settings import PerformanceSettings
 from monitor.times import Duration, Wait, seconds_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -96,6 +97,9 @@ class SpaceSettings(_Section):
 
     embedder: EmbedderSettings
     weight: Weight = Field(1.0, description="its share of the alarm budget, relative to other spaces")
+    side: Literal["input", "output"] | None = Field(
+        None, description="what it shows of the model; default: output where its name begins so, else input"
+    )
 
 
 class ReferenceSettings(_Section):
@@ -104,6 +108,15 @@ class ReferenceSettings(_Section):
     collect: int = Field(50_000, ge=1_000, description="records to collect before version 1 is built")
     segments: int = Field(20, ge=0, description="most values per segment field that get an alarm of their own")
     exemplars: int = Field(20_000, ge=0, description="raw vectors kept as evidence")
+    canaries: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="records of the baseline whose raw fields are stored with the reference, to be embedded again: a "
+        "changed encoder is told by them. Default: 64 where record.keep names all fields of the embedder, else texts "
+        "that driftd made up, or none",
+    )
+    canaries_every: Duration = Field(600.0, description="time between two checks of all of them; one more at the start")
 
 
 class OutlierSettings(_Section):
@@ -255,6 +268,7 @@ class ModelSettings(_Section):
     drift: DriftSettings = DriftSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     fraud: FraudSettings | None = Field(None, description="score every record as fraud; default: not")
+    performance: PerformanceSettings = PerformanceSettings()
     scores: ScoresSettings | None = Field(
         None, description="where every record's scores go, for other programs; default: nowhere"
     )
@@ -287,6 +301,13 @@ class ModelSettings(_Section):
         """The space whose vectors are scored as fraud."""
         chosen = None if self.fraud is None else self.fraud.space
         return next(iter(self.spaces)) if chosen is None else chosen
+
+    def side_of(self, space: str) -> Literal["input", "output"]:
+        """What a space shows of the model."""
+        stated = self.spaces[space].side
+        if stated is not None:
+            return stated
+        return "output" if space.startswith("output") else "input"
 
     @property
     def reference_spaces(self) -> list[str]:
@@ -378,6 +399,8 @@ class RetentionSettings(_Section):
     dead_letter_rows: int = Field(100_000, ge=1000, description="most dead letters; the oldest go first")
     remembered_days: float = Field(120.0, gt=0, description="how late a label may come, where fraud is scored")
     remembered_mb: float = Field(1024.0, gt=0, description="most megabytes of records that labels may still mean")
+    answers_days: float = Field(120.0, gt=0, description="how late a true answer may come; see performance.remember")
+    answers_mb: float = Field(1024.0, gt=0, description="most megabytes of answers that true ones may still meet")
     merge_summaries: dict[Duration, int] = Field(
         default_factory=lambda: {2 * DAY_S: 8, 7 * DAY_S: 64, 30 * DAY_S: 128},
         description="by age in event time, how many blocks one stored summary is of: powers of two; {} merges none",

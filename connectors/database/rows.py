@@ -318,6 +318,129 @@ class RememberedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswersRow:
+    """What the model answered to the records of one partition in one checkpoint, for truths that come later.
+
+    Attributes:
+        from_ms, to_ms: event times of the records.
+        ids: 64-bit hashes of the records' ids, uint64 little-endian, in the order of the blob.
+        blob: the answers, see its maker (`monitor.answers`).
+        stored_ms: wall clock; 0 before it is written.
+        id: number in the database; 0 before it is written.
+    """
+
+    partition: Partition
+    first_offset: int
+    from_ms: int
+    to_ms: int
+    records: int
+    ids: bytes
+    blob: bytes
+    stored_ms: int = 0
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewTruth:
+    """What turned out to be right for one record.
+
+    Attributes:
+        record_id: the id of the record.
+        truth: the right answer; a number in words for models that answer with numbers.
+        time_ms: when that was known, milliseconds since 1970.
+        weight: how many records this one stands for, > 0: one over the chance that it was asked about.
+        origin: names the saying itself: the same one again is no new truth.
+        answer: what the model had answered; None where that is not known (yet).
+        confidence: how sure it was; NaN where unknown.
+        event_ms: event time of the record; None where unknown.
+    """
+
+    record_id: str
+    truth: str
+    time_ms: int
+    weight: float
+    origin: str
+    answer: str | None = None
+    confidence: float = float("nan")
+    event_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TruthRow:
+    """A stored truth.
+
+    Attributes:
+        id: in the order of arrival.
+        version: in the order in which truths count; 0 while the model's answer is not known.
+        received_ms: wall clock of its arrival.
+    """
+
+    id: int
+    model: str
+    version: int
+    received_ms: int
+    said: NewTruth
+
+
+VerdictWord = Literal[
+    "blind",
+    "encoder changed",
+    "degraded",
+    "drifted, holding",
+    "drifted",
+    "mix changed",
+    "watch",
+    "too few records",
+    "fresh",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRow:
+    """What is said of a model after one block. Shares are 0 to 1; NaN where a number is not known.
+
+    Attributes:
+        word: the verdict, and since_ms: since when it is this one, event time.
+        records: in the window that the estimates are over.
+        confidence: the model's mean confidence in the window, as it says it.
+        estimated: share of right answers without labels, by calibrated confidence; low, high: its interval.
+        atc: the same by another method, average thresholded confidence.
+        novel: share of the records that are like nothing in the baseline; unsupported: stranger than all but a
+            hundredth of it.
+        floor: share of right answers below which the model is degraded.
+        realised: share of right answers (or the metric of the settings) among labelled records; realised_low, _high.
+        labels: how many labelled records that is over.
+        evidence: log10 of the e-value of the labels against the floor.
+        truths: number of the last truth that this rests on.
+        age_s: time since the model was trained or deployed, seconds.
+        reasons: sentences for people, the weightiest first.
+    """
+
+    block: int
+    start_ms: int
+    end_ms: int
+    word: VerdictWord
+    since_ms: int
+    records: int
+    confidence: float
+    estimated: float
+    low: float
+    high: float
+    atc: float
+    novel: float
+    unsupported: float
+    floor: float
+    realised: float
+    realised_low: float
+    realised_high: float
+    labels: int
+    evidence: float
+    truths: int
+    age_s: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EntityRow:
     """What is usual of one entity, as far as the partition has shown.
 
@@ -359,6 +482,7 @@ class Checkpoint:
             a pair whose notification id and sink are there is skipped.
         spans: from which offsets on which labels are in force; remembered, entities, floods: what the fraud scores of
             later records, and labels, need to know of these.
+        answers, truths: what the model answered, and what is known to be right, where records say so themselves.
         lane: under which name positions, and what is not finished, is written; "" is that of the model.
     """
 
@@ -378,6 +502,8 @@ class Checkpoint:
     remembered: list[RememberedRow] = field(default_factory=list)
     entities: list[EntityRow] = field(default_factory=list)
     floods: list[FloodRow] = field(default_factory=list)
+    answers: list[AnswersRow] = field(default_factory=list)
+    truths: list[NewTruth] = field(default_factory=list)
     lane: str = ""
 
     @property
@@ -618,6 +744,7 @@ class FoldResult:
         stats: of the closed blocks; replaces what is there.
         deployments: versions of the model that were not seen before; those that are known are left.
         hits: candidates of space "fraud" that are flagged, each by itself.
+        verdicts: one for each closed block; replaces what is there.
     """
 
     next_block: int
@@ -632,6 +759,7 @@ class FoldResult:
     stats: list[BlockStatRow] = field(default_factory=list)
     deployments: list[DeploymentRow] = field(default_factory=list)
     hits: list[FraudHit] = field(default_factory=list)
+    verdicts: list[VerdictRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -759,3 +887,5 @@ class Retention:
     outbox_rows: int = 100_000
     remembered_days: float = 120.0
     remembered_mb: float = 1024.0
+    answers_days: float = 120.0
+    answers_mb: float = 1024.0

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 # The newest file in migrations/versions. Four digits: a greater text is a newer schema.
-REVISION = "0006"
+REVISION = "0007"
 
 metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s"})
 
@@ -486,6 +486,88 @@ remembered = Table(
     _blob("ids"),  # hashes of the records' ids: what is asked for is found without reading the rest
     _blob("blob"),
     UniqueConstraint("model", "topic", "number", "first_offset"),
+)
+
+# What the model answered, record by record, for truths that come later: as `remembered`.
+answers = Table(
+    "answers",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("topic"),
+    _int("number"),
+    _int("first_offset"),
+    _int("from_ms"),
+    _int("to_ms"),
+    _int("records"),
+    _int("bytes"),
+    _int("stored_ms"),
+    _blob("ids"),
+    _blob("blob"),
+    UniqueConstraint("model", "topic", "number", "first_offset"),
+)
+
+# What turned out to be right for single records; with what the model had answered, once that is known.
+truths = Table(
+    "truths",
+    metadata,
+    _id(),
+    _text("model"),
+    _text("record_id"),
+    _text("truth"),
+    _text("origin"),  # what it came as: the same again is no new truth
+    _int("time_ms"),
+    _int("received_ms"),
+    _int("version"),  # in the order in which truths count; 0 while the model's answer is not known
+    _float("weight"),
+    _float("confidence"),
+    Column("answer", Text, nullable=True),
+    Column("event_ms", BigInteger, nullable=True),
+    UniqueConstraint("model", "origin"),
+    Index("ix_truths_version", "model", "version"),
+    Index("ix_truths_record", "model", "record_id"),
+    Index("ix_truths_time", "model", "event_ms"),
+)
+
+# How many of a model's truths count.
+truth_versions = Table("truth_versions", metadata, _text("model"), _int("version"), PrimaryKeyConstraint("model"))
+
+# What is said of a model after each block: one word, and the numbers behind it.
+verdicts = Table(
+    "verdicts",
+    metadata,
+    _id(),
+    _text("model"),
+    _int("block"),
+    _int("start_ms"),
+    _int("end_ms"),
+    _text("word"),
+    _int("since_ms"),
+    _int("records"),
+    *map(
+        _float,
+        (
+            "confidence",
+            "estimated",
+            "low",
+            "high",
+            "atc",
+            "novel",
+            "unsupported",
+            "floor",
+            "realised",
+            "realised_low",
+            "realised_high",
+            "evidence",
+            "age_s",
+        ),
+    ),
+    _int("labels"),
+    _int("truths"),
+    _text("reasons"),
+    _int("stored_ms"),
+    UniqueConstraint("model", "block"),
+    Index("ix_verdicts_time", "model", "start_ms"),
 )
 
 # What is usual of a card, a user, a merchant, as far as one partition has seen it.

@@ -75,7 +75,7 @@ KILL_THE_OTHERS = (
 
 
 def test_check_names_the_server_and_the_schema(store: Store) -> None:
-    assert "postgresql" in store.check() and "server 1" in store.check() and "schema 0006" in store.check()
+    assert "postgresql" in store.check() and "server 1" in store.check() and "schema 0007" in store.check()
 
 
 def test_after_a_restart_of_the_server_the_next_checkpoint_is_written(tmp_path: Path, postgres: PostgresServer) -> None:
