@@ -22,6 +22,9 @@ ONLY_IN = {
     "dask": {"monitor/cluster.py"},
     "distributed": {"monitor/cluster.py"},
     "faiss": {"detectors/index.py"},
+    "onnxruntime": {"monitor/embedders/onnx_model.py"},
+    "PIL": {"monitor/embedders/image.py"},
+    "tokenizers": {"monitor/embedders/text.py"},
     "fastavro": {"monitor/formats/confluent.py"},
     "fsspec": {"connectors/objectstore.py"},
     "pyod": {"detectors/pyod_models.py"},
@@ -72,7 +75,7 @@ def test_outside_libraries_stay_in_their_file(path: Path) -> None:
 
 def test_the_command_line_loads_no_heavy_library() -> None:
     heavy = ("faiss", "pyod", "river", "kafka", "sqlalchemy", "alembic", "scipy", "sklearn", "pyarrow", "matplotlib")
-    heavy += ("uvicorn", "starlette", "requests", "onnxruntime", "fastavro", "distributed")
+    heavy += ("uvicorn", "starlette", "requests", "onnxruntime", "tokenizers", "PIL", "fastavro", "distributed")
     program = "import sys, monitor.cli; print(*[name for name in sys.argv[1:] if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program, *heavy], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
