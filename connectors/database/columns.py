@@ -32,6 +32,7 @@ from connectors.database.rows import (
     ReferenceRow,
     SummaryDelta,
     ThinnedKeys,
+    VerdictRow,
 )
 from connectors.notification import Notification
 from connectors.records import DeadLetter, Gap, Partition
@@ -391,6 +392,23 @@ def block_stat_columns(model: str, row: BlockStatRow, stored_ms: int) -> Columns
     columns: Columns = {name: getattr(row, name) for name in names}
     columns |= {f"surprise_{number}": count for number, count in enumerate(row.surprise)}
     return columns | {"model": model, "confidence": _number(row.confidence), "stored_ms": stored_ms}
+
+
+_VERDICT_FIELDS = tuple(VerdictRow.__dataclass_fields__)
+_VERDICT_NUMBERS = tuple(name for name, of in VerdictRow.__dataclass_fields__.items() if of.type == "float")
+
+
+def verdict_columns(model: str, verdict: VerdictRow, stored_ms: int) -> Columns:
+    columns: Columns = {name: getattr(verdict, name) for name in _VERDICT_FIELDS}
+    columns |= {name: _number(columns[name]) for name in _VERDICT_NUMBERS}
+    reasons = to_json([clean(reason) for reason in verdict.reasons])
+    return columns | {"model": model, "reasons": reasons, "stored_ms": stored_ms}
+
+
+def verdict_row(row: Any) -> VerdictRow:
+    values = {name: getattr(row, name) for name in _VERDICT_FIELDS}
+    values |= {name: _nan(values[name]) for name in _VERDICT_NUMBERS}
+    return VerdictRow(**(values | {"reasons": tuple(from_json(row.reasons))}))
 
 
 def deployment_columns(model: str, row: DeploymentRow, stored_ms: int) -> Columns:

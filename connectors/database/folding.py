@@ -34,6 +34,7 @@ from connectors.database.columns import (
     state_row,
     summary_columns,
     summary_row,
+    verdict_columns,
 )
 from connectors.database.connection import Database
 from connectors.database.rows import (
@@ -364,6 +365,10 @@ class Fold:
         write(
             schema.insert_ignoring(schema.deployments, dialect=dialect),
             (deployment_columns(model, row, now_ms) for row in result.deployments),
+        )
+        write(
+            schema.upsert(schema.verdicts, ("model", "block"), dialect=dialect),
+            (verdict_columns(model, row, now_ms) for row in result.verdicts),
         )
         kept = schema.kept
         of_block = (

@@ -38,6 +38,7 @@ def prune(database: Database, now_ms: int, settings: Retention) -> dict[str, int
         _Rule(schema.dead_letters, "stored_ms", keep.dead_letters_days, keep.dead_letter_rows, _ROWS),
         _Rule(schema.readings, "stored_ms", keep.readings_days, keep.reading_rows, _ROWS),
         _Rule(schema.block_stats, "stored_ms", keep.readings_days, keep.reading_rows, _ROWS),
+        _Rule(schema.verdicts, "stored_ms", keep.readings_days, keep.reading_rows, _ROWS),
         _Rule(schema.summaries, "stored_ms", keep.summaries_days, keep.summary_rows, _SUMMARIES),
         _Rule(schema.closures, "closed_at_ms", keep.summaries_days, None, _ROWS),
         _Rule(schema.outbox, "stored_ms", keep.outbox_days, keep.outbox_rows, _ROWS, settled),

@@ -50,6 +50,7 @@ from connectors.database.references import References, add_references
 from connectors.database.remade import move_below_zero
 from connectors.database.reports import Reports
 from connectors.database.rows import Advance, Checkpoint, Retention
+from connectors.database.verdicts import Verdicts
 from detectors.errors import OwnershipLost, StoreError
 
 _TABLE = schema.partitions
@@ -76,6 +77,7 @@ class Store(
     Histories,
     Backfills,
     Ageing,
+    Verdicts,
 ):
     """The database of one deployment. Safe to use from several threads; each call is one transaction.
 

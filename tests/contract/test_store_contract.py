@@ -44,6 +44,7 @@ from connectors.notification import Notification
 from connectors.records import DeadLetter, Gap, Partition
 from detectors.errors import InvalidInput, InvalidReference, OwnershipLost, StoreError
 from tests.contract.clock import Clock
+from tests.contract.verdict_rows import verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY_MS = 86_400_000
@@ -1250,12 +1251,13 @@ def test_old_rows_go_and_young_ones_stay(store: Store, clock: Clock) -> None:
             merged=[delta(block)],
             readings=[reading(block)],
             stats=[BlockStatRow("", block, 0, 1, 0, 10, 0, 0, math.nan, (0,) * 10)],
+            verdicts=[verdict(block)],
             outbox=[("pager", notification(f"sent {block}")), ("pager", notification(f"waits {block}", of="i2"))],
             closure=Closure(block, "idle", {}, clock.ms),
         )
         store.outbox_sent("pager", [f"sent {block}"], now_ms=clock.ms)
     every = Retention(kept_days=30, dead_letters_days=30, readings_days=30, summaries_days=30, outbox_days=30)
-    tables = ("kept", "dead_letters", "readings", "block_stats", "summaries", "closures", "outbox", "gaps")
+    tables = ("kept", "dead_letters", "readings", "block_stats", "verdicts", "summaries", "closures", "outbox", "gaps")
     gone = dict.fromkeys(tables, 1) | {"remembered": 0}
     assert store.prune(clock.ms, every) == gone
     assert [row.offset for row in store.kept("m")] == [10]
