@@ -101,6 +101,29 @@ class Embedder(Protocol):
         """
 
 
+class RemoteEmbedder(Embedder, Protocol):
+    """One that asks another program for vectors, which may be replaced at any moment: see docs/canaries.md.
+
+    An embedder made of others is remote where one of them is, and hands both calls on to it.
+
+    Attributes:
+        remote: True.
+    """
+
+    @property
+    def remote(self) -> bool: ...
+
+    def embed_anew(self, columns: Columns) -> Embedded:
+        """As `embed`, of what the other program says now: nothing is taken from a cache, nor put into it.
+
+        Raises:
+            SourceError: it does not answer.
+        """
+
+    def forget(self) -> None:
+        """Forget every vector that is remembered: another encoder may have made it."""
+
+
 def embed_all(
     embedder: Embedder, columns: Columns, n: int, *, dimension: int = 0, failed: Callable[[str], None]
 ) -> Embedded:
