@@ -16,6 +16,7 @@ from connectors.notification import Notification
 ALERT_NAMES = {
     "drift": "EmbeddingDrift",
     "outlier_rate": "OutlierRateHigh",
+    "stale": "ModelDegraded",
     "fraud_wave": "FraudWave",
     "flood": "RecordFlood",
     "fraud_changed": "FraudChanged",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 from connectors.database.rows import IncidentRow, MuteRow
-from monitor import fraud_wording, operations_wording
+from monitor import fraud_wording, operations_wording, verdict_wording
 from monitor.amounts import duration, percent
 from monitor.priority import priority_of
 from monitor.times import text_of
@@ -34,6 +34,8 @@ def title_of(row: IncidentRow) -> str:
         what = f"{'far too' if sure else 'too'} many outliers in {row.space}"
     elif row.kind in fraud_wording.KINDS:
         what = fraud_wording.title(row)
+    elif row.kind == verdict_wording.STALE:
+        what = verdict_wording.title(row)
     elif row.kind == "dead_letters":
         what = f"{percent(_number(row.detail, 'effect'))} of the records cannot be used"
     elif row.kind in operations_wording.KINDS:
@@ -65,6 +67,8 @@ def text_of_incident(row: IncidentRow) -> str:
         )
     elif row.kind in fraud_wording.KINDS:
         what = f"{since} {fraud_wording.what(row)}"
+    elif row.kind == verdict_wording.STALE:
+        what = f"{since} {' '.join(verdict_wording.sentences(row))}"
     elif row.kind == "dead_letters":
         reason = values.get("reason")
         what = (
@@ -82,7 +86,7 @@ def text_of_incident(row: IncidentRow) -> str:
             fraud_wording.groups(cause) if row.kind in fraud_wording.KINDS else cause_in_words(cause, row.segment)
         )
         sentences += [in_words] if in_words else []
-    if row.kind not in ("dead_letters", fraud_wording.FLOOD):
+    if row.kind not in ("dead_letters", fraud_wording.FLOOD, verdict_wording.STALE):
         strength, block_ms = _number(detail, "strength"), round(_number(detail, "block_ms"))
         sentences.append(f"By chance, such evidence appears {chance(strength, block_ms)}.")
     if values.get("only_warns"):
@@ -95,7 +99,10 @@ def text_of_incident(row: IncidentRow) -> str:
     if row.status == "resolved" and row.resolved_ms is not None:
         last = text_of(round(_number(detail, "last_active_ms", row.resolved_ms)))
         sentences.append(f"Last seen at {last}; resolved at {text_of(row.resolved_ms)}.")
-    sentences.append(f"Next: driftd {'incidents' if cause is None else 'explain'} {row.id}")
+    if row.kind == verdict_wording.STALE:
+        sentences.append(f"Next: driftd verdict --model {row.model}")
+    else:
+        sentences.append(f"Next: driftd {'incidents' if cause is None else 'explain'} {row.id}")
     return " ".join(sentences)
 
 
@@ -214,7 +221,8 @@ def numbers_of(row: IncidentRow) -> dict[str, str]:
         numbers["deployed"] = str(deployment.get("version"))
     values = row.detail.get("values")
     if isinstance(values, Mapping):
-        numbers |= {str(name): _plain(value) for name, value in values.items()}
+        known = {name: value for name, value in values.items() if value is not None and value == value}
+        numbers |= {str(name): _plain(value) for name, value in known.items()}
     return numbers
 
 

@@ -57,7 +57,7 @@ LEARNING, FRESH = 5, 6
 WORD_COLOURS = tuple((verdict.word, verdict.colour) for verdict in VERDICTS)
 
 # Incidents about what is watched. All other kinds are about the watching itself: then driftd is blind.
-SEEN_KINDS = ("drift", "outlier_rate", "dead_letters", "gap", "fraud_wave", "flood", "fraud_changed")
+SEEN_KINDS = ("drift", "outlier_rate", "stale", "dead_letters", "gap", "fraud_wave", "flood", "fraud_changed")
 
 # The rank of one row of the table incidents.
 RANK_OF_INCIDENT = f"""
