@@ -213,6 +213,19 @@ class Estimate:
     novel: float
     unsupported: float
 
+    @property
+    def bound(self) -> float:
+        """Share of right answers if nothing new is right: ``low`` without the error of window and baseline."""
+        return self.estimated * (1.0 - self.novel)
+
+    @property
+    def surely_below(self) -> float:
+        """`bound` with its error upwards: if this is under a floor, that the bound is there is no chance."""
+        return 2.0 * self.bound - self.low
+
+
+UNKNOWN = Estimate(0, *(float("nan") for _ in range(7)))  # of a window with too few records
+
 
 def estimate(
     calibration: ConfidenceCalibration, confidence_histogram: Int64s, h: Int64s, *, n_calibration: int
