@@ -343,6 +343,8 @@ class Daemon:
                     summaries_days=keep.summaries_days,
                     remembered_days=keep.remembered_days,
                     remembered_mb=keep.remembered_mb,
+                    answers_days=keep.answers_days,
+                    answers_mb=keep.answers_mb,
                 ),
             )
         except StoreError as error:

@@ -26,12 +26,14 @@ from connectors.database.rows import (
     LabelledRecord,
     LabelRow,
     NewLabel,
+    NewTruth,
     OutboxRow,
     PartitionState,
     ReadingRow,
     ReferenceRow,
     SummaryDelta,
     ThinnedKeys,
+    TruthRow,
     VerdictRow,
 )
 from connectors.notification import Notification
@@ -508,3 +510,39 @@ def reference_columns(row: ReferenceRow) -> Columns:
 
 def reference_row(row: Any) -> ReferenceRow:
     return ReferenceRow(**{name: getattr(row, name) for name in _REFERENCE_FIELDS})
+
+
+def truth_columns(model: str, truth: NewTruth, received_ms: int, version: int) -> Columns:
+    return {
+        "model": model,
+        "record_id": clean(truth.record_id),
+        "truth": clean(truth.truth),
+        "origin": clean(truth.origin),
+        "time_ms": truth.time_ms,
+        "received_ms": received_ms,
+        "version": version,
+        "weight": truth.weight,
+        **answer_columns(truth.answer, truth.confidence, truth.event_ms),
+    }
+
+
+def answer_columns(answer: str | None, confidence: float, event_ms: int | None) -> Columns:
+    return {
+        "answer": None if answer is None else clean(answer),
+        "confidence": _number(confidence),
+        "event_ms": event_ms,
+    }
+
+
+def truth_row(row: Any) -> TruthRow:
+    said = NewTruth(
+        row.record_id,
+        row.truth,
+        row.time_ms,
+        row.weight,
+        row.origin,
+        row.answer,
+        _nan(row.confidence),
+        row.event_ms,
+    )
+    return TruthRow(row.id, row.model, row.version, row.received_ms, said)

@@ -20,6 +20,7 @@ from connectors.database.columns import (
 )
 from connectors.database.connection import Database
 from connectors.database.rows import DeadLetterRow, Retried, StoredLetters
+from connectors.database.truths import add_answers_and_truths
 from connectors.records import Partition
 
 _LETTERS, _PARTITIONS = schema.dead_letters, schema.partitions
@@ -152,6 +153,7 @@ class DeadLetters:
         self._count_retried(connection, result, late)
         self._settle_letters(connection, result)
         places = {delta.partition for delta in result.summaries} | {keys.partition for keys in result.thinned_keys}
+        places |= {row.partition for row in result.answers}
         first_offsets = {partition: _free_offset(connection, model, partition) for partition in sorted(places)}
         if deltas := [delta for delta in result.summaries if delta.block > closed]:
             connection.execute(
@@ -170,6 +172,8 @@ class DeadLetters:
                 schema.upsert(schema.kept, key, dialect=dialect, leave=("flagged",)),
                 [kept_columns(model, record, now_ms) for record in kept],
             )
+        answers = [replace(row, first_offset=first_offsets[row.partition]) for row in result.answers]
+        add_answers_and_truths(connection, model, answers, result.truths, dialect=dialect, now_ms=now_ms)
         return late.total()
 
     def _count_retried(self, connection: Connection, result: Retried, late: Counter[Partition]) -> None:
@@ -272,7 +276,7 @@ def _place(row: DeadLetterRow) -> dict[str, Any]:
 def _free_offset(connection: Connection, model: str, partition: Partition) -> int:
     """A first offset that no checkpoint has: below zero, where no record lies, and below all that are there."""
     lowest = 0
-    for table in (schema.summary_deltas, schema.thinned_keys):
+    for table in (schema.summary_deltas, schema.thinned_keys, schema.answers):
         place = table.c
         query = select(func.min(place.first_offset)).where(
             place.model == model, place.topic == partition.topic, place.number == partition.number

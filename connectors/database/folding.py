@@ -45,7 +45,9 @@ from connectors.database.rows import (
     KeptRecord,
     PartitionState,
     SummaryDelta,
+    TruthRow,
 )
+from connectors.database.truths import MOST_REALISED, realised_of, truths_of
 from connectors.records import Partition
 from detectors.errors import OwnershipLost, StoreError
 
@@ -210,6 +212,16 @@ class Fold:
             .order_by(table.c.block)
         )
         return map(summary_row, self._snapshot.execute(query, execution_options={"yield_per": 100}))
+
+    def truths(self, after: int, most: int) -> list[TruthRow]:
+        """Truths of the model that count, by version, from the one behind ``after`` on, the first ``most``."""
+        return truths_of(self._snapshot, self._model, after=after, most=most)
+
+    def realised_between(
+        self, from_ms: int, to_ms: int, *, upto: int | None = None, most: int = MOST_REALISED
+    ) -> list[TruthRow]:
+        """What is true of the model's records of a stretch of event time; see `connectors.database.truths`."""
+        return realised_of(self._snapshot, self._model, from_ms, to_ms, upto=upto, most=most)
 
     def kept(
         self,

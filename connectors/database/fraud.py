@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select
 from connectors.database import schema
 from connectors.database.columns import rows_of
 from connectors.database.connection import Database
+from connectors.database.packed import add_packed, packed, packed_ids, packed_numbers
 from connectors.database.rows import Checkpoint, EntityRow, FloodRow, LabelSpan, RememberedRow
 from connectors.records import Partition
 
@@ -19,8 +20,6 @@ _CHANGE = f" ON CONFLICT ({', '.join(_ENTITY_KEY)}) DO UPDATE SET position = exc
 _UPSERT = f"{_UPSERT_INTO} VALUES (?, ?, ?, ?, ?, ?, ?) {_CHANGE}"
 _ARRAYS = "%s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %b::bytea[]"
 _UPSERT_ALL = f"{_UPSERT_INTO} SELECT * FROM unnest({_ARRAYS}) {_CHANGE}"
-# Keys of one IN: SQLite takes 32,766 parameters in a statement.
-_KEYS = 5_000
 
 
 class FraudStates:
@@ -79,42 +78,15 @@ class FraudStates:
 
     def remembered_numbers(self, model: str, *, after: int = 0) -> list[tuple[int, int, int]]:
         """Number, time of writing and count of records of every row that is remembered of the model, newest first."""
-        table = schema.remembered.c
-        query = select(table.id, table.stored_ms, table.records).where(table.model == model, table.id > after)
-        with self._database.reading() as connection:
-            return [(row.id, row.stored_ms, row.records) for row in connection.execute(query.order_by(table.id.desc()))]
+        return packed_numbers(self._database, schema.remembered, model, after=after)
 
     def remembered_ids(self, numbers: Sequence[int]) -> list[tuple[int, bytes]]:
         """Of rows with these numbers, the hashes of their records' ids; rows that are gone are absent."""
-        table = schema.remembered.c
-        found: list[tuple[int, bytes]] = []
-        with self._database.reading() as connection:
-            for start in range(0, len(numbers), _KEYS):
-                query = select(table.id, table.ids).where(table.id.in_(numbers[start : start + _KEYS]))
-                found += [(row.id, row.ids) for row in connection.execute(query)]
-        return found
+        return packed_ids(self._database, schema.remembered, numbers)
 
     def remembered(self, numbers: Iterable[int]) -> Iterator[RememberedRow]:
-        """Rows with these numbers, in their order; rows that are gone are left out.
-
-        One row at a time: all together may be large.
-        """
-        table = schema.remembered
-        for number in numbers:
-            with self._database.reading() as connection:
-                row = connection.execute(select(table).where(table.c.id == number)).one_or_none()
-            if row is not None:  # else retention has taken it meanwhile
-                yield RememberedRow(
-                    Partition(row.topic, row.number),
-                    row.first_offset,
-                    row.from_ms,
-                    row.to_ms,
-                    row.records,
-                    row.ids,
-                    row.blob,
-                    row.stored_ms,
-                    row.id,
-                )
+        """Rows with these numbers, in their order, one at a time; rows that are gone are left out."""
+        return packed(self._database, schema.remembered, numbers, RememberedRow)
 
 
 def add_fraud(connection: Connection, checkpoint: Checkpoint, *, dialect: str, now_ms: int) -> None:
@@ -136,26 +108,7 @@ def add_fraud(connection: Connection, checkpoint: Checkpoint, *, dialect: str, n
                 for span in sorted(checkpoint.spans, key=lambda span: (*span.partition, span.from_offset))
             ],
         )
-    if checkpoint.remembered:
-        connection.execute(
-            insert(schema.remembered),
-            [
-                {
-                    "model": checkpoint.model,
-                    "topic": row.partition.topic,
-                    "number": row.partition.number,
-                    "first_offset": row.first_offset,
-                    "from_ms": row.from_ms,
-                    "to_ms": row.to_ms,
-                    "records": row.records,
-                    "bytes": len(row.ids) + len(row.blob),
-                    "ids": row.ids,
-                    "blob": row.blob,
-                    "stored_ms": now_ms,
-                }
-                for row in sorted(checkpoint.remembered, key=lambda row: (*row.partition, row.first_offset))
-            ],
-        )
+    add_packed(connection, schema.remembered, checkpoint.model, checkpoint.remembered, now_ms=now_ms)
     _add_entities(connection, work, checkpoint.entities, dialect=dialect)
     if checkpoint.floods:
         connection.execute(

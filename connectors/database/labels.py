@@ -31,16 +31,18 @@ from connectors.database.rows import (
     LabelsAdded,
     NewLabel,
 )
+from connectors.database.topic_positions import (
+    MovedByOthers,
+    move_positions,
+    positions_of,
+    read_by_others,
+    topic_ids_of,
+)
 from connectors.records import Partition
-from detectors.errors import OwnershipLost
 
-_LABELS, _VERSIONS, _OFFSETS, _KEPT = schema.labels, schema.label_versions, schema.label_offsets, schema.kept
+_LABELS, _VERSIONS, _KEPT = schema.labels, schema.label_versions, schema.kept
 # Keys of one IN: SQLite takes 32,766 parameters in a statement.
 _KEYS = 5_000
-
-
-class _MovedByOthers(Exception):
-    """A partition of a topic of labels does not stand where it was read from; ends the transaction."""
 
 
 class Labels:
@@ -71,7 +73,7 @@ class Labels:
         try:
             with self._database.writing() as connection:
                 version = self._lock(connection, model)
-                self._move(connection, model, positions or {}, topic_ids or {})
+                move_positions(connection, model, positions or {}, topic_ids or {}, dialect=self._database.dialect)
                 there = _origins(connection, model, [clean(label.origin) for label in labels])
                 rows, now_ms, given = [], self._database.now_ms(), version
                 for label in labels:
@@ -87,11 +89,8 @@ class Labels:
                 again = _waiting_origins(connection, model, labels)
                 woken = _match(connection, model, again, version=given)
                 self._set_version(connection, model, version, given + woken)
-        except _MovedByOthers:
-            raise OwnershipLost(
-                f"A topic of labels of {model} was read by another process meanwhile. Nothing was written.",
-                hint="Normal for a moment when workers come and go. If it goes on, two deployments share a database.",
-            ) from None
+        except MovedByOthers:
+            raise read_by_others(f"A topic of labels of {model}") from None
         return LabelsAdded(len(rows), len(labels) - len(rows), given - version, woken, after, last)
 
     def match_labels(self, model: str, known: Mapping[int, LabelledRecord]) -> int:
@@ -189,16 +188,13 @@ class Labels:
 
     def label_positions(self, model: str) -> dict[Partition, int]:
         """The next offset of each partition of the topics of labels that were read."""
-        query = select(_OFFSETS).where(_OFFSETS.c.model == model)
         with self._database.reading() as connection:
-            return {Partition(row.topic, row.number): row.next_offset for row in connection.execute(query)}
+            return positions_of(connection, model)
 
     def label_topic_ids(self, model: str, partitions: Sequence[Partition]) -> dict[Partition, str]:
         """The broker's ids of the topics of labels that were read, of these partitions, as far as known."""
-        query = select(_OFFSETS).where(_OFFSETS.c.model == model, _OFFSETS.c.topic_id.is_not(None))
         with self._database.reading() as connection:
-            found = {Partition(row.topic, row.number): row.topic_id for row in connection.execute(query)}
-        return {partition: found[partition] for partition in partitions if partition in found}
+            return topic_ids_of(connection, model, partitions)
 
     def find_kept(self, model: str, record_ids: Sequence[str], *, space: str) -> dict[str, KeptRecord]:
         """Of the kept records of a space with these ids, the last one each; ids without one are absent."""
@@ -240,33 +236,6 @@ class Labels:
     def _set_version(connection: Connection, model: str, before: int, after: int) -> None:
         if after != before:
             connection.execute(update(_VERSIONS).where(_VERSIONS.c.model == model).values(version=after))
-
-    def _move(
-        self,
-        connection: Connection,
-        model: str,
-        positions: Mapping[Partition, tuple[int | None, int]],
-        topic_ids: Mapping[Partition, str | None],
-    ) -> None:
-        for partition, (expected, next_offset) in sorted(positions.items()):
-            where = {"next_offset": next_offset, "topic_id": topic_ids.get(partition)}
-            if expected is None:
-                row = {"model": model, "topic": partition.topic, "number": partition.number, **where}
-                statement: Any = schema.insert_ignoring(_OFFSETS, dialect=self._database.dialect).values(row)
-            else:
-                statement = (
-                    update(_OFFSETS)
-                    .where(
-                        _OFFSETS.c.model == model,
-                        _OFFSETS.c.topic == partition.topic,
-                        _OFFSETS.c.number == partition.number,
-                        _OFFSETS.c.next_offset == expected,
-                    )
-                    .values(where)
-                )
-            # SQLAlchemy forgets the count of an INSERT unless it is asked to keep it.
-            if connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount != 1:
-                raise _MovedByOthers
 
 
 def _match(connection: Connection, model: str, known: Mapping[int, LabelledRecord], *, version: int) -> int:

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, delete, func, or_, select, update
+from sqlalchemy import Column, Connection, Text, cast, delete, func, literal, or_, select, update
 
 from connectors.database import schema
-from connectors.records import Gap
+from connectors.database.columns import clean
+from connectors.records import Gap, Partition
 
 # No offset is that great. Sums of what came without a record lie between it and zero (monitor/pipeline.py).
 _BELOW = -(2**48)
@@ -27,8 +28,14 @@ _PLACES: tuple[Column[Any], ...] = (
     schema.dead_letters.c.position,
     schema.label_spans.c.from_offset,
     schema.remembered.c.first_offset,
+    schema.answers.c.first_offset,
     schema.flood_counts.c.first_offset,
 )
+
+
+def record_origin(partition: Partition) -> str:
+    """How the origin begins of a truth that a record of this partition says itself; offset and row follow."""
+    return clean(f"record:{partition.topic}/{partition.number}/")
 
 
 def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> None:
@@ -48,6 +55,7 @@ def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> 
                     entities.number == gap.partition.number,
                 )
             )
+        _free_origins(connection, model, gap)
         for place in _PLACES:
             table = place.table.c
             mine = (
@@ -65,3 +73,12 @@ def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> 
             # So far that no row lands where another one lies: unique keys are checked row by row.
             by = int(last) + 1 - min(_BELOW, int(first))
             connection.execute(update(place.table).where(mine, freed).values({place.name: place - by}))
+
+
+def _free_origins(connection: Connection, model: str, gap: Gap) -> None:
+    """Truths that records said themselves are known by their offsets: those of other records now are free again."""
+    truths = schema.truths.c
+    origin = record_origin(gap.partition)
+    mine = (truths.model == model) & (func.substr(truths.origin, 1, len(origin)) == origin)
+    freed = literal("gone:").concat(cast(truths.id, Text)).concat(":").concat(truths.origin)
+    connection.execute(update(schema.truths).where(mine).values(origin=freed))

@@ -13,6 +13,8 @@ from connectors.database.rows import Retention
 _DAY_MS = 86_400_000
 # Rows per transaction. A summary is about 4 kB, so that its share of a transaction is that of twenty other rows.
 _ROWS, _SUMMARIES = 10_000, 500
+# About what a truth takes with its four indexes, on either database: as many are kept as fit where answers do.
+_TRUTH_BYTES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ def prune(database: Database, now_ms: int, settings: Retention) -> dict[str, int
         _Rule(schema.dead_letters, "stored_ms", keep.dead_letters_days, keep.dead_letter_rows, _ROWS),
         _Rule(schema.readings, "stored_ms", keep.readings_days, keep.reading_rows, _ROWS),
         _Rule(schema.block_stats, "stored_ms", keep.readings_days, keep.reading_rows, _ROWS),
+        _Rule(schema.truths, "received_ms", keep.answers_days, int(keep.answers_mb * 1e6) // _TRUTH_BYTES, _ROWS),
         _Rule(schema.verdicts, "stored_ms", keep.readings_days, keep.reading_rows, _ROWS),
         _Rule(schema.summaries, "stored_ms", keep.summaries_days, keep.summary_rows, _SUMMARIES),
         _Rule(schema.closures, "closed_at_ms", keep.summaries_days, None, _ROWS),
@@ -45,14 +48,19 @@ def prune(database: Database, now_ms: int, settings: Retention) -> dict[str, int
     )
     return {rule.table.name: _prune(database, rule, now_ms) for rule in rules} | {
         "gaps": _prune_gaps(database, now_ms - int(keep.summaries_days * _DAY_MS)),
-        "remembered": _prune_remembered(database, keep, now_ms),
+        "remembered": _prune_packed(
+            database, schema.remembered, days=keep.remembered_days, megabytes=keep.remembered_mb, now_ms=now_ms
+        ),
+        "answers": _prune_packed(
+            database, schema.answers, days=keep.answers_days, megabytes=keep.answers_mb, now_ms=now_ms
+        ),
     }
 
 
-def _prune_remembered(database: Database, keep: Retention, now_ms: int) -> int:
+def _prune_packed(database: Database, of: Table, *, days: float, megabytes: float, now_ms: int) -> int:
     """Rows are of any size, so that their bytes are bounded, and not their number."""
-    rule = _Rule(schema.remembered, "stored_ms", keep.remembered_days, None, _SUMMARIES)
-    table, most = schema.remembered.c, int(keep.remembered_mb * 1e6)
+    rule = _Rule(of, "stored_ms", days, None, _SUMMARIES)
+    table, most = of.c, int(megabytes * 1e6)
     with database.reading() as connection:
         held = int(connection.execute(select(func.coalesce(func.sum(table.bytes), 0))).scalar_one())
         if held > most:

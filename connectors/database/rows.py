@@ -382,6 +382,52 @@ class TruthRow:
     said: NewTruth
 
 
+@dataclass(frozen=True, slots=True)
+class KnownAnswer:
+    """What the model answered to one record. ``confidence`` is NaN where unknown, ``event_ms`` None."""
+
+    answer: str
+    confidence: float
+    event_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TruthsAdded:
+    """What became of truths that were brought in.
+
+    Attributes:
+        new: rows that were not there before.
+        repeated: those whose origin was there already: nothing came of them.
+        matched: of the new ones, those whose answer is known, so that they count from now on.
+        woken: of the repeated ones, those that had waited, and bring along what the model answered.
+        after, last: the numbers of the new rows: after < number <= last; no others of the model lie there.
+    """
+
+    new: int
+    repeated: int
+    matched: int
+    woken: int = 0
+    after: int = field(default=0, compare=False)
+    last: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TruthCounts:
+    """The truths of one model, counted.
+
+    Attributes:
+        version: how many count, or have counted: those that retention has taken are among them.
+        waiting: rows of which it is not known what the model answered.
+        unmatched: of them, those that have waited longer than answers are remembered: nothing will come of them.
+        corrected: rows that count, but of whose record another one says more lately what is true.
+    """
+
+    version: int
+    waiting: int
+    unmatched: int
+    corrected: int
+
+
 VerdictWord = Literal[
     "blind",
     "encoder changed",
@@ -843,7 +889,9 @@ class Retried:
         added: further letters, of records that turned out to hold several rows.
         more_records: for such records, by how many their partitions' counts grow.
         usable: how many records are good now, by partition and block.
-        summaries, kept, thinned_keys: what they add, as a checkpoint would; first offsets are given by the store.
+        summaries, kept, thinned_keys, answers: what they add, as a checkpoint would; first offsets are given by the
+            store.
+        truths: what they say is true.
     """
 
     model: str
@@ -855,6 +903,8 @@ class Retried:
     thinned_keys: list[ThinnedKeys]
     added: list[DeadLetter] = field(default_factory=list)
     more_records: dict[Partition, int] = field(default_factory=dict)
+    answers: list[AnswersRow] = field(default_factory=list)
+    truths: list[NewTruth] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from connectors.database.references import References, add_references
 from connectors.database.remade import move_below_zero
 from connectors.database.reports import Reports
 from connectors.database.rows import Advance, Checkpoint, Retention
+from connectors.database.truths import Truths, add_answers_and_truths
 from connectors.database.verdicts import Verdicts
 from detectors.errors import OwnershipLost, StoreError
 
@@ -73,6 +74,7 @@ class Store(
     References,
     FraudStates,
     Labels,
+    Truths,
     FraudReports,
     Histories,
     Backfills,
@@ -241,6 +243,9 @@ class Store(
                     ],
                 )
             add_fraud(connection, checkpoint, dialect=dialect, now_ms=now_ms)
+            add_answers_and_truths(
+                connection, model, checkpoint.answers, checkpoint.truths, dialect=dialect, now_ms=now_ms
+            )
             if checkpoint.gaps:
                 move_below_zero(connection, model, checkpoint.gaps)
                 connection.execute(

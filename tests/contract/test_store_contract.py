@@ -1258,7 +1258,7 @@ def test_old_rows_go_and_young_ones_stay(store: Store, clock: Clock) -> None:
         store.outbox_sent("pager", [f"sent {block}"], now_ms=clock.ms)
     every = Retention(kept_days=30, dead_letters_days=30, readings_days=30, summaries_days=30, outbox_days=30)
     tables = ("kept", "dead_letters", "readings", "block_stats", "verdicts", "summaries", "closures", "outbox", "gaps")
-    gone = dict.fromkeys(tables, 1) | {"remembered": 0}
+    gone = dict.fromkeys(tables, 1) | {"remembered": 0, "answers": 0, "truths": 0}
     assert store.prune(clock.ms, every) == gone
     assert [row.offset for row in store.kept("m")] == [10]
     assert [row.offset for row in store.dead_letters("m")] == [10]
