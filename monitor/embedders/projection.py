@@ -1,4 +1,4 @@
-"""Principal components (Pearson 1901): the directions in which a baseline varies most."""
+"""Principal components (Pearson 1901): the directions in which a baseline varies most, or is longest along."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Projection(msgspec.Struct, frozen=True):
 
     Attributes:
         features, dimension: of the vectors before and after.
-        mean: float32 (features,).
+        mean: float32 (features,), zeros where rows are not centred.
         matrix: float32 (features, dimension), orthonormal columns, the largest entry of each positive.
     """
 
@@ -27,8 +27,12 @@ class Projection(msgspec.Struct, frozen=True):
     matrix: bytes
 
     @classmethod
-    def fit(cls, rows: Floats, dimension: int) -> Projection:
+    def fit(cls, rows: Floats, dimension: int, *, centred: bool = True) -> Projection:
         """Components of the covariance of ``rows``, float32 (n, features).
+
+        Args:
+            centred: take the mean away first. Without, it is the truncated singular value decomposition (Eckart, Young
+                1936), which leaves at zero what is zero.
 
         Raises:
             InvalidInput: there are fewer features than components.
@@ -39,11 +43,11 @@ class Projection(msgspec.Struct, frozen=True):
                 f"dimension: {dimension} components were asked for, but there are only {features} features.",
                 hint=f"Set dimension to {features} or less, or leave it out.",
             )
-        mean = rows.sum(axis=0, dtype=np.float64) / n
+        mean = rows.sum(axis=0, dtype=np.float64) / n if centred else np.zeros(features)
         scatter = np.zeros((features, features))
         for start in range(0, n, _CHUNK):
-            centred = rows[start : start + _CHUNK] - mean
-            scatter += centred.T @ centred
+            part = rows[start : start + _CHUNK] - mean
+            scatter += part.T @ part
         _, vectors = np.linalg.eigh(scatter / n)
         matrix = vectors[:, ::-1][:, :dimension]
         largest = matrix[np.abs(matrix).argmax(axis=0), np.arange(dimension)]
@@ -57,3 +61,14 @@ class Projection(msgspec.Struct, frozen=True):
         mean = np.frombuffer(self.mean, dtype="<f4")
         matrix = np.frombuffer(self.matrix, dtype="<f4").reshape(self.features, self.dimension)
         return np.ascontiguousarray(stable_product(rows - mean, matrix))
+
+    def lost(self, rows: Floats) -> float:
+        """Sum of squares of what the components cannot say of ``rows``, float32 (n, features)."""
+        mean = np.frombuffer(self.mean, dtype="<f4")
+        matrix = np.frombuffer(self.matrix, dtype="<f4").reshape(self.features, self.dimension)
+        total = 0.0
+        for start in range(0, len(rows), _CHUNK):
+            part = rows[start : start + _CHUNK] - mean
+            rest = part - (part @ matrix) @ matrix.T
+            total += float(np.sum(rest * rest, dtype=np.float64))
+        return total

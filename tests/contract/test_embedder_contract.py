@@ -74,6 +74,13 @@ EXAMPLES: dict[str, list[Example]] = {
     "tabular": [
         ({"numbers": ["/a", "/b"], "categories": ["/c"], "hash_dimension": 8}, table_row),
         ({"numbers": ["/a", "/b"], "categories": ["/c"], "hash_dimension": 8, "dimension": 4}, table_row),
+        *(
+            (
+                {"numbers": ["/a", "/b"], "categories": ["/c"], "hash_dimension": 16, "dimension": 3, "reduce": how},
+                table_row,
+            )
+            for how in ("svd", "autoencoder", "auto")
+        ),
     ],
     "pixels": [
         ({"field": "/p", "shape": [4, 5]}, image_row),

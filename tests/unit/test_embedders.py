@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from detectors.errors import InvalidInput, InvalidReference, MissingExtra
-from detectors.reference import ANGULAR, STANDARD, Geometry
+from detectors.outlier import OutlierScorer
+from detectors.reference import ANGULAR, STANDARD, Geometry, Reference
 from monitor.embedders import Columns, Embedded, embed_all
 from monitor.embedders.pixels import PixelsSettings
 from monitor.embedders.projection import Projection
@@ -272,3 +273,94 @@ def test_an_image_is_seen_again_in_its_vector_unless_only_components_are_known()
     np.testing.assert_array_equal(seen, image)
     assert embedder.picture_of(vector[:5]) is None
     assert PixelsSettings(field="/pixels", shape=(3, 4), dimension=2).build().picture_of(vector) is None
+
+
+def curved(rows: int, seed: int) -> list[list[float]]:
+    """Five columns that lie on a curve: two numbers say all of them, but no two components do."""
+    random = np.random.default_rng(seed)
+    a, b = random.uniform(-2.0, 2.0, size=(2, rows))
+    table = np.stack([a, b, a * b, a * a, np.abs(b)]) + random.normal(scale=0.02, size=(5, rows))
+    return [column.tolist() for column in table]
+
+
+def reduced(reduce: str | None, columns: list[list[float]], dimension: int | None = 2) -> Any:
+    names = [f"/{index}" for index in range(len(columns))]
+    embedder = TabularSettings(numbers=names, dimension=dimension, reduce=reduce).build()
+    embedder.fit(columns)
+    return embedder
+
+
+def test_an_auto_encoder_tells_a_row_off_the_curve_that_components_cannot_tell() -> None:
+    usual, later = curved(4000, 1), curved(500, 2)
+    strange = [list(column) for column in later]
+    strange[2] = [-value for value in later[2]]  # a * b with the wrong sign: each column by itself is as usual
+    wrong = np.abs(np.array(later[2])) > 0.5
+
+    def told_apart(reduce: str) -> float:
+        """Share of pairs in which the wrong row is the stranger one."""
+        embedder = reduced(reduce, usual)
+        scorer = OutlierScorer(Reference.build(embedder.embed(usual).vectors, geometry=embedder.geometry))
+        right_scores, wrong_scores = (scorer.score(embedder.embed(rows).vectors[wrong]) for rows in (later, strange))
+        return float((right_scores[:, None] < wrong_scores[None]).mean())
+
+    assert told_apart("autoencoder") > 0.9 > 0.7 > told_apart("pca")
+
+
+def test_the_reduction_that_loses_least_of_unseen_rows_is_chosen_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        chosen = reduced("auto", curved(4000, 1))
+    assert "reduction of a table chosen chosen=autoencoder dimension=2" in caplog.text
+    assert chosen.embed(curved(3, 3)).vectors.shape == (3, 4)  # the code, and the rests of numbers and of gaps
+
+    random = np.random.default_rng(0)
+    flat = random.normal(size=(3, 2)) @ random.normal(size=(2, 2000))  # two components say it all
+    assert reduced("auto", flat.tolist()).embed(flat.tolist()).vectors.shape == (2000, 2)
+    round_ = random.normal(size=(6, 2000)).tolist()  # no two numbers say six that have nothing to do with each other
+    everything = reduced("auto", round_)
+    assert everything.embed(round_).vectors.shape == (2000, 12)
+    again = TabularSettings(numbers=[f"/{index}" for index in range(6)], dimension=2, reduce="auto").build()
+    again.restore(everything.state())
+    assert again.embed(round_).vectors.tobytes() == everything.embed(round_).vectors.tobytes()
+
+
+def test_a_singular_value_decomposition_leaves_an_empty_row_at_zero() -> None:
+    random = np.random.default_rng(0)
+    names = [str(name) for name in random.integers(0, 50, size=1000)]
+    embedder = TabularSettings(categories=["/c"], hash_dimension=64, dimension=5, reduce="svd").build()
+    embedder.fit([names])
+    learned = embedder._learned
+    assert learned is not None and learned.projection is not None
+    assert not learned.projection.apply(np.zeros((1, 64), np.float32)).any()
+    assert Projection.fit(np.eye(4, dtype=np.float32), 2).apply(np.zeros((1, 4), np.float32)).any()
+
+
+def test_a_dimension_alone_means_what_it_meant_before_there_was_a_choice() -> None:
+    columns = curved(200, 1)
+    alone, named = reduced(None, columns), reduced("pca", columns)
+    assert alone.embed(columns).vectors.tobytes() == named.embed(columns).vectors.tobytes()
+    # Written down before there was a choice: references of that time must go on.
+    assert (
+        TabularSettings(numbers=["/a", "/b"], dimension=2).build().fingerprint() == "70a3a929a5aac1c0ffd3bbd6489295ad"
+    )
+    assert b"auto_encoder" not in alone.state() and b"reduced" not in alone.state()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reduce": "autoencoder"}, "reduce: autoencoder needs dimension"),
+        ({"reduce": "none", "dimension": 2}, "keeps all columns"),
+    ],
+)
+def test_a_reduction_and_its_dimension_go_together(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TabularSettings(numbers=["/a"], **settings)
+
+
+def test_another_reduction_than_the_reference_has_is_refused() -> None:
+    columns = curved(100, 1)
+    state = reduced("autoencoder", columns).state()
+    for other in ("pca", "auto"):
+        names = [f"/{index}" for index in range(5)]
+        with pytest.raises(InvalidReference, match="other columns or dimensions"):
+            TabularSettings(numbers=names, dimension=2, reduce=other).build().restore(state)
