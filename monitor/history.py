@@ -213,6 +213,7 @@ def history_pipeline(
         stored_halves=partial(store.halves, name),
         scores=scores,
         fraud=stage,
+        remember=model.performance.remembered_share,
     )
 
 

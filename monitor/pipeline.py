@@ -23,6 +23,7 @@ from detectors.reference import Reference, Scored
 from detectors.segments import OTHER as OTHER
 from detectors.segments import segment_codes, segment_names, thresholds_of
 from detectors.summary import BlockSummary, summarise
+from monitor.answers import Answers
 from monitor.decode import MAX_ROWS, Decoder
 from monitor.embedders import Embedded, Embedder, embed_all
 from monitor.event import EventBatch
@@ -114,6 +115,7 @@ class Pipeline:
             decoder's settings pair records.
         scores: is handed the scores of every record; None: nobody wants them.
         fraud: scores records of one of the spaces as fraud; None: nobody asks for that.
+        remember: share of the records whose answers are remembered for true answers that come later.
     """
 
     def __init__(
@@ -132,11 +134,13 @@ class Pipeline:
         stored_halves: StoredHalves = none_stored,
         scores: TakenScores | None = None,
         fraud: FraudStage | None = None,
+        remember: float = 0.0,
     ) -> None:
         self.model = model
         self.spaces = tuple(spaces)
         self.phases = PhaseTimes()
         self._decoder = decoder
+        self._answers = Answers(remember)
         self._block_ms = block_ms
         self._lateness_ms = lateness_ms
         self._alpha = alpha
@@ -173,6 +177,7 @@ class Pipeline:
     def _clear(self) -> None:
         if self._scores is not None:
             self._scores.clear()
+        self._answers.clear()
         self._touched: set[Partition] = set()
         self._summaries: dict[tuple[str, str, int, int, Partition], BlockSummary] = {}
         self._counts: dict[tuple[int, Partition], RecordCounts] = {}
@@ -216,6 +221,8 @@ class Pipeline:
     def full(self) -> bool:
         """The checkpoint should be written before more records are taken in."""
         if (self._scores is not None and self._scores.full) or (self.fraud is not None and self.fraud.full):
+            return True
+        if self._answers.full:
             return True
         return len(self._kept) >= MAX_KEPT or len(self._dead) >= MAX_KEPT or len(self._summaries) >= MAX_SUMMARIES
 
@@ -311,6 +318,7 @@ class Pipeline:
         if self._scores is not None:
             self._scores.take(events, of_spaces, late=late, voting=voting, alpha=self._alpha, fraud=of_fraud)
             self.phases.add("scores", began)
+        self._answers.take(events)
         self._count(events, blocks, late, newest)
         self._spoiled += events.spoiled
         position.next_offset = max(events.next_offset, position.next_offset)
@@ -393,6 +401,8 @@ class Pipeline:
             remembered=fraud.remembered,
             entities=fraud.entities,
             floods=fraud.floods,
+            answers=self._answers.rows({partition: self._known[partition].first_offset for partition in self._touched}),
+            truths=list(self._answers.truths),
         )
 
     def _with_exemplars(self) -> list[KeptRecord]:

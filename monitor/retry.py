@@ -117,6 +117,7 @@ class Retry:
             sample=model.outliers.sample,
             keep_vectors=model.outliers.keep_vectors,
             stored=lambda partitions: {},
+            remember=model.performance.remembered_share,
             stored_keys=(lambda partition: store.thinned_keys(name, partition)) if model.thins_by_key else None,
         )
 
@@ -182,6 +183,8 @@ class Retry:
             summaries=[delta for delta in checkpoint.summaries if delta.space != ""],
             kept=checkpoint.kept,
             thinned_keys=checkpoint.thinned_keys,
+            answers=checkpoint.answers,
+            truths=checkpoint.truths,
         )
         still: Counter[str] = Counter()
         gone = 0

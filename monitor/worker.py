@@ -512,6 +512,7 @@ class Worker:
             stored_halves=self._stored_halves,
             scores=self.scores,
             fraud=self._fraud_stage(rows, spaces),
+            remember=self.model.performance.remembered_share,
         )
         stage = self.pipeline.fraud
         self.folder = Folder(self.name, self._settings, spaces=spaces, fraud=None if stage is None else stage.parts)
