@@ -91,11 +91,14 @@ def http_address(value: SecretStr) -> SecretStr:
     return value
 
 
-def read_secret(secret: SecretStr | None, file: Path | None, *, what: str, key: str = "secret") -> bytes | None:
+def read_secret(
+    secret: SecretStr | None, file: Path | None, *, what: str, key: str = "secret", section: str = "sinks.NAME"
+) -> bytes | None:
     """A secret of the settings, or of the file that they name, without its line end; None where there is neither.
 
     Args:
         what, key: whose it is and what the settings call it, for the errors.
+        section: where in the settings the key stands.
 
     Raises:
         InvalidSettings: the file cannot be read, or the secret is empty.
@@ -107,7 +110,7 @@ def read_secret(secret: SecretStr | None, file: Path | None, *, what: str, key: 
         except OSError as error:
             raise InvalidSettings(
                 f"The {what}'s {key}_file {file} cannot be read: {error.strerror}.",
-                hint=f"Put the {key} there, or name another file: sinks.NAME.{key}_file",
+                hint=f"Put the {key} there, or name another file: {section}.{key}_file",
             ) from error
     if value == b"":
         raise InvalidSettings(f"The {what}'s {key} is empty.", hint=f"Set it, or leave {key} and {key}_file out.")
@@ -186,6 +189,16 @@ class HttpClient:
         sent = {"User-Agent": "driftd", **self._headers, "Content-Type": "application/json", **headers}
         status, asked, _ = self._request("POST", self._address(path), body, sent, read=0)
         self._judge(status, asked, hints or {})
+
+    def ask(self, body: bytes, *, path: str, most: int) -> tuple[int, float | None, bytes]:
+        """POST JSON, and what is answered: the status, the seconds that Retry-After asks for, at most ``most`` bytes.
+
+        Raises:
+            SinkError: there is no answer.
+        """
+        sent = {"User-Agent": "driftd", **self._headers, "Content-Type": "application/json"}
+        status, asked, answer = self._request("POST", self._address(path), body, sent, read=most)
+        return status, retry_after_s(asked, self.clock()), answer
 
     def get(self, path: str, *, hints: Mapping[int, str] | None = None) -> bytes:
         """The body of an answer of 2xx, at most ``LARGEST_ANSWER`` bytes of it.
@@ -311,13 +324,13 @@ class HttpClient:
                 allow_redirects=False,
                 stream=True,  # no more of the answer is read than asked for, however long it is
             ) as response:
-                text = b""
+                text = bytearray()
                 if read:
-                    for part in response.iter_content(8192):
+                    for part in response.iter_content(1 << 16):
                         text += part
                         if len(text) >= read:
                             break
-                return response.status_code, response.headers.get("Retry-After"), text[:read]
+                return response.status_code, response.headers.get("Retry-After"), bytes(text[:read])
         except requests.exceptions.SSLError:
             problem, hint = "its certificate or TLS version is refused", TLS_HINT
         except requests.exceptions.ProxyError:
@@ -326,6 +339,8 @@ class HttpClient:
             problem = f"no connection within {self._timeout_s:g} s"
         except requests.exceptions.Timeout:
             problem = f"no answer within {self._timeout_s:g} s"
+        except requests.exceptions.ChunkedEncodingError:
+            problem = "the answer broke off"
         except requests.exceptions.ConnectionError as error:
             problem = connection_problem(error)
         except (requests.exceptions.RequestException, OSError, ValueError) as error:

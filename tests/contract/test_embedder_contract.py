@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from detectors.errors import DriftdError, InvalidInput, InvalidReference, Missin
 from detectors.reference import Geometry
 from monitor.decode import DEAD_LETTER_REASONS
 from monitor.embedders import Embedder, EmbedderSettings
+from tests.servers.embeddings import EmbeddingServer
 
 ROWS = 150
 Example = tuple[dict[str, Any], Callable[[np.random.Generator], list[Any]]]
@@ -56,6 +58,10 @@ def number_or_none_row(random: np.random.Generator) -> list[Any]:
     return [[None, int(random.poisson(2.0))][int(random.random() < 0.9)]]
 
 
+def pair_of_numbers_row(random: np.random.Generator) -> list[Any]:
+    return [float(random.normal()), int(random.integers(0, 9))]
+
+
 def category_row(random: np.random.Generator) -> list[Any]:
     return [str(random.choice(["refund", "delivery", "other"], p=[0.6, 0.3, 0.1]))]
 
@@ -87,6 +93,32 @@ EXAMPLES: dict[str, list[Example]] = {
         ({"field": "/p", "shape": [4, 5], "dimension": 3}, image_row),
     ],
     "text": [({"field": "/t"}, text_row)],
+    "http": [
+        ({"field": "/t", "protocol": "v2", "url": "EMBEDDING_SERVER", "model": "minilm"}, text_row),
+        (
+            {
+                "field": "/t",
+                "protocol": "openai",
+                "url": "EMBEDDING_SERVER/v1",
+                "model": "minilm",
+                "encoding": "base64",
+                "batch": 7,
+            },
+            text_row,
+        ),
+    ],
+    "python": [
+        ({"callable": "tests.contract.encoders:letters", "fields": ["/t"]}, text_row),
+        (
+            {
+                "callable": "tests.contract.encoders:Scaled",
+                "fields": ["/a", "/b"],
+                "init": {"factor": 2.0},
+                "rows": "one",
+            },
+            pair_of_numbers_row,
+        ),
+    ],
 }
 # Rows that no embedder of this kind can use.
 BAD: dict[str, list[list[Any]]] = {
@@ -94,6 +126,8 @@ BAD: dict[str, list[list[Any]]] = {
     "tabular": [["text", 1, "NO"], [[1.0], 1, "NO"], [1.0, 1, {"a": 1}], [math.inf, 1, "NO"], [10**200, 1, "NO"]],
     "pixels": [[None], ["text"], [[[1, 2], [3]]], [[[1, 2]]], [[["a"] * 5] * 4], [[[math.nan] * 5] * 4]],
     "text": [[None], [""], ["  \n"], [3], [["text"]]],
+    "http": [[None], [""], ["  \n"], [3], [["text"]]],
+    "python": [[None, None]],
     "number": [["text"], [True], [[1.0]], [math.inf], [10**400], [-1e200]],
     "category": [[0.5], [["a"]], [{"a": 1}], [math.nan]],
 }
@@ -104,7 +138,23 @@ def kinds() -> dict[str, type[BaseModel]]:
     return {model.model_fields["kind"].default: model for model in typing.get_args(union)}
 
 
+@functools.cache
+def embedding_server() -> EmbeddingServer:
+    """What stands at EMBEDDING_SERVER in the examples."""
+    return EmbeddingServer().__enter__()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_embedding_server() -> Iterator[None]:
+    yield
+    if embedding_server.cache_info().currsize:
+        embedding_server().__exit__(None, None, None)
+        embedding_server.cache_clear()
+
+
 def build(kind: str, settings: dict[str, Any]) -> Embedder:
+    if str(settings.get("url")).startswith("EMBEDDING_SERVER"):
+        settings = settings | {"url": settings["url"].replace("EMBEDDING_SERVER", embedding_server().url)}
     model: Any = TypeAdapter(EmbedderSettings).validate_python({"kind": kind, **settings})
     try:
         return cast(Embedder, model.build())
@@ -215,6 +265,8 @@ def test_other_settings_have_another_fingerprint(kind: str, settings: dict[str, 
         "tabular": {"numbers": ["/a", "/other"], "categories": ["/c"]},
         "pixels": {"field": "/p", "shape": [5, 4]},
         "text": {"field": "/t", "max_chars": 7},
+        "http": {"field": "/t", "protocol": "v2", "url": "http://localhost", "model": "other"},
+        "python": {"callable": "tests.contract.encoders:longer", "fields": ["/t"]},
         "number": {"field": "/other"},
         "category": {"field": "/other"},
     }

@@ -18,6 +18,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from monitor.embedders import EmbedderSettings
+from tests.servers.embeddings import EmbeddingServer
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "embedders.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
@@ -38,7 +39,15 @@ VALUES: dict[str, Callable[[int], Any]] = {
     "/output/label": lambda i: ["refund", "delivery", "other"][i % 3],
 }
 # The files that the page's examples name, each made by a function that is given where.
-FILES: dict[str, Callable[[Path], None]] = {}
+FILES: dict[str, Callable[[Path], None]] = {
+    "my_encoder.py": lambda path: _write(
+        path, re.findall(r"```python\n# my_encoder.py\n(.*?)```", DOCUMENT, re.DOTALL)[0]
+    ),
+}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def examples() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -66,6 +75,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddingServer]:
+    with EmbeddingServer() as server:
+        yield server
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -73,8 +88,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, (name, settings) in enumerate(examples())
     ],
 )
-def test_the_example_embeds(settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_embeds(
+    settings: dict[str, Any], folder: Path, server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    if "url" in settings:
+        settings = settings | {"url": re.sub(r"http://localhost:\d+", server.url, settings["url"])}
     parsed: Any = TypeAdapter(EmbedderSettings).validate_python(settings)
     embedder = parsed.build()
     columns = [[VALUES[field](row) for row in range(ROWS)] for field in embedder.fields]
