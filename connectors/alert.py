@@ -28,6 +28,7 @@ ALERT_NAMES = {
     "silent": "SourceSilent",
     "lag": "LagGrowing",
     "embedder": "EmbedderFailing",
+    "encoder_changed": "EncoderChanged",
     "vectors": "VectorsDegenerate",
     "clock": "ClockSkew",
     "sink": "SinkFailing",

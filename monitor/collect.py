@@ -24,6 +24,7 @@ from detectors.errors import InvalidInput, InvalidReference
 from detectors.reference import EmbedderState, Reference
 from detectors.seasons import Trial
 from detectors.segments import MIN_SEGMENT_RECORDS
+from monitor.canaries import Candidates
 from monitor.decode import Decoder
 from monitor.embedders import Embedder, embed_all
 from monitor.event import EventBatch
@@ -112,6 +113,10 @@ class Collector:
         self._thin_by_key = thin_by_key
         self._seen: dict[Partition, SeenKeys] = {}
         self._columns = {space: _Columns() for space in embedders}
+        self._canaries = {
+            space: Candidates(embedder, settings=settings, record=decoder.settings)
+            for space, embedder in embedders.items()
+        }
         self._times: list[npt.NDArray[np.int64]] = []
         self._ids: list[str] = []
         self._kept: list[dict[str, Any] | None] = []
@@ -167,6 +172,7 @@ class Collector:
                 columns.raw += [[events.fields[name][row] for name in embedder.fields] for row in rows]
             elif rows:
                 columns.vectors.append(embedded[space][chosen])
+            self._canaries[space].push(events, chosen)
         self._times.append(events.time_ms[chosen])
         self._ids += [events.ids[row] for row in rows]
         self._kept += [None if events.kept is None else events.kept[row] for row in rows]
@@ -252,6 +258,7 @@ class Collector:
             segments=self._common_segments(),
             segment_values={name: [values[row] for row in rows.tolist()] for name, values in self._segments.items()},
             seasons=self._seasons,
+            canaries=self._canaries[space].build(embedder),
             created_ms=now_ms,
             progress=None if progress is None else lambda step, share: progress(f"{space}: {step}", share),
         )

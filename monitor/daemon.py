@@ -500,7 +500,7 @@ class Daemon:
         self._status.model(
             name,
             state="; ".join([worker.state, *worker.cautions]),
-            ready=worker.pipeline is not None and not worker.halted,
+            ready=worker.pipeline is not None and not worker.halted and not worker.encoder_changed,
             blind=bool(worker.blind),
             records=worker.records,
             dead_letters=worker.dead,

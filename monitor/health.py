@@ -34,6 +34,7 @@ class Health:
             *self._group(clock_s),
             *self._assignment(clock_s),
             self._lag(now_ms, clock_s),
+            self._encoder(),
             self._dead_letters(),
         ]
 
@@ -77,7 +78,7 @@ class Health:
         silent = {
             partition: seconds for partition, seconds in worker.source.state().silent.items() if seconds > SILENT_S
         }
-        if silent and not worker.halted:
+        if silent and not worker.halted and not worker.encoder_changed:
             (topic, number), seconds = max(silent.items(), key=lambda item: item[1])
             detail = (
                 f"assigned but silent: {len(silent)} of {len(assigned)} partitions, such as {topic}/{number}, from "
@@ -105,6 +106,13 @@ class Health:
             )
             return self._named("lag", False, detail)
         return self._named("lag", True, detail)
+
+    def _encoder(self) -> Check:
+        worker = self._worker
+        if worker.encoder_changed:
+            return self._named("encoder", False, worker.encoder_changed)
+        said = "; ".join(f"{space}: {check.text}" for space, check in worker.canaries.items())
+        return self._named("encoder", True, said or "no canaries")
 
     def _dead_letters(self) -> Check:
         worker = self._worker

@@ -24,7 +24,7 @@ from monitor.incidents import OPERATIONAL, notification_of
 from monitor.wording import text_of_incident, title_of
 
 # While one of these is open, what driftd says of a model cannot be relied on.
-BLIND = OPERATIONAL - {"sink", "fraud_changed"}
+BLIND = OPERATIONAL - {"sink", "fraud_changed", "encoder_changed"}
 
 DEPLOYMENT = "driftd"  # stands for the model in incidents that are about no model
 
@@ -105,6 +105,21 @@ def embedder_incident(
         records: the last ones that were looked at.
     """
     return _opened(model, "embedder", since_ms, now_ms, {"reasons": dict(sorted(reasons.items())), "records": records})
+
+
+def encoder_changed_incident(
+    model: str, *, space: str, cause: str, problem: str, changed: int, canaries: int, now_ms: int
+) -> tuple[IncidentRow, Notification]:
+    """The encoder makes other vectors of the canaries than when the reference was built: reading waits.
+
+    Args:
+        space: whose encoder.
+        cause: of `detectors.encoder_change.EncoderChange`.
+        problem: what was seen, and what it points to, in sentences.
+        changed: of how many ``canaries`` the vector is another one.
+    """
+    detail = {"encoder_space": space, "cause": cause, "problem": problem, "changed": changed, "canaries": canaries}
+    return _opened(model, "encoder_changed", now_ms, now_ms, detail)
 
 
 def vectors_incident(

@@ -21,6 +21,7 @@ KINDS = frozenset(
         "silent",
         "lag",
         "embedder",
+        "encoder_changed",
         "vectors",
         "clock",
         "sink",
@@ -152,6 +153,25 @@ def _embedder(row: IncidentRow) -> str:
     )
 
 
+def _encoder_changed(row: IncidentRow) -> str:
+    changed, canaries = round(_number(row, "changed")), round(_number(row, "canaries"))
+    return (
+        f"the encoder of {row.detail.get('encoder_space', '')} makes other vectors than when the reference was built: "
+        f"of {changed:,} of {canaries:,} canaries. {_sentence(str(row.detail.get('problem', '')))}"
+    )
+
+
+_CAUSES = {
+    "dimension": "another number of dimensions",
+    "refused": "it refuses inputs that it took",
+    "normalisation": "another normalisation",
+    "rotation": "its space was turned",
+    "preprocessing": "another tokenizer or preprocessing",
+    "numeric": "rounded weights or another arithmetic",
+    "model": "another model, pooling or prefix",
+}
+
+
 def _vectors(row: IncidentRow) -> str:
     records, count = round(_number(row, "records")), round(_number(row, "count"))
     if row.detail.get("what") == "constant":
@@ -225,6 +245,17 @@ _WORDED = {
         "a selection.",
         "driftd deadletters list; see whether what writes the vectors, or the encoder, was changed. When it is mended: "
         "driftd deadletters retry",
+    ),
+    "encoder_changed": _Words(
+        lambda row: (
+            f"the encoder of {row.detail.get('encoder_space', '')} was changed: "
+            f"{_CAUSES.get(str(row.detail.get('cause')), 'other vectors')}"
+        ),
+        _encoder_changed,
+        "The world did not change, so no drift is told of it. Reading waits: nothing is scored and nothing is lost, as "
+        "long as the broker keeps it. It goes on by itself when the canaries have their vectors again.",
+        "roll the encoder back; or, if it is the new one for good: driftd reference build, then start driftd again. "
+        "driftd check shows the canaries",
     ),
     "vectors": _Words(
         _title_of_vectors,

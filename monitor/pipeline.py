@@ -36,6 +36,7 @@ from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 from monitor.vector_watch import VectorWatch
 
 if TYPE_CHECKING:
+    from monitor.canaries import CanaryCheck
     from monitor.scores import TakenScores
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class Space:
     ``segments`` lists, per segment field, the values that are watched by themselves; all others share "(other)". They
     are fixed by the reference, so that the answer for a record does not depend on what came before it. A segment's
     p-values are its own: ranked among the calibration scores of its own baseline records.
+
+    ``check`` is what came of the reference's canaries when it was loaded; None where it has none.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Space:
     reference: Reference
     version: int
     segments: Mapping[str, Sequence[str]]
+    check: CanaryCheck | None = None
 
 
 @dataclass(slots=True)

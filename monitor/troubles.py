@@ -23,6 +23,7 @@ from connectors.database.store import Store
 from connectors.notification import Notification
 from connectors.records import Partition, RawBatch
 from detectors.errors import StoreError
+from monitor.canaries import EncoderChanged
 from monitor.fraud_feedback import FraudChange
 from monitor.incidents import OPERATIONAL
 from monitor.log import event
@@ -30,6 +31,7 @@ from monitor.operations import (
     BLIND,
     clock_incident,
     embedder_incident,
+    encoder_changed_incident,
     fraud_changed_incident,
     gap_incidents,
     lag_incident,
@@ -191,6 +193,25 @@ class Troubles:
     def no_wave(self, now_ms: int, clock_s: float) -> None:
         """So many records were read that a wave would have been seen."""
         self._over("dead_letter_wave", now_ms, clock_s)
+
+    def encoder_changed(self, error: EncoderChanged, now_ms: int, clock_s: float) -> None:
+        """Reading waits, because an encoder makes other vectors than those of the reference."""
+        change = error.check.change
+        assert change is not None
+        told = encoder_changed_incident(
+            self._model,
+            space=error.space,
+            cause=change.cause,
+            problem=change.text,
+            changed=change.changed,
+            canaries=change.canaries,
+            now_ms=now_ms,
+        )
+        self._tell(told, clock_s)
+
+    def encoder_right(self, now_ms: int, clock_s: float) -> None:
+        """After every poll: the encoders are those of the references, as far as canaries tell."""
+        self._over("encoder_changed", now_ms, clock_s)
 
     def stalled(
         self, partitions: frozenset[Partition], states: Sequence[PartitionState], now_ms: int, clock_s: float

@@ -17,9 +17,12 @@ from connectors.database.rows import Checkpoint, HalfRow, IncidentRow, Partition
 from connectors.database.store import Store
 from connectors.records import Gap, Partition, RawBatch, Source
 from detectors.errors import DriftdError, OwnershipLost, SinkError, SourceError, StoreBusy, StoreError, StoreFull
+from monitor.canaries import CanaryCheck, EncoderChanged
+from monitor.canary_watch import AGAIN_S, CanaryWatch
 from monitor.collect import Collector
 from monitor.dead_letters import WAVE_HINT, DeadLetterLimit
 from monitor.decode import Decoder
+from monitor.embedders.embedder import RemoteEmbedder
 from monitor.first_reference import FirstReference
 from monitor.folding import Folder, Outcome
 from monitor.fraud import FraudStage
@@ -182,6 +185,9 @@ class Worker:
         self.learner: Learner | None = None
         self.folder: Folder | None = None
         self.halted = ""
+        self._changed: EncoderChanged | None = None
+        self._next_look = float("-inf")  # at the canaries, while the encoder is another one; monotonic clock
+        self._canaries: CanaryWatch | None = None
         self._settings = settings
         self._store = store
         self._watchdog = watchdog or Watchdog()
@@ -250,9 +256,19 @@ class Worker:
         return self._first.collector if self.pipeline is None else None
 
     @property
+    def encoder_changed(self) -> str:
+        """Why nothing is read until the encoder is the right one again, in words; "" while it is."""
+        return "" if self._changed is None else f"reading waits: {self._changed}"
+
+    @property
+    def canaries(self) -> Mapping[str, CanaryCheck]:
+        """What came of the last look at all canaries, by space."""
+        return {} if self._canaries is None else self._canaries.latest
+
+    @property
     def state(self) -> str:
         """In words, for people."""
-        state = self.halted or (self._first.state if self.pipeline is None else "running")
+        state = self.halted or self.encoder_changed or (self._first.state if self.pipeline is None else "running")
         blind = [row.title.partition(": ")[2] for row in self._troubles.open if row.kind in self.blind]
         return f"{state}; blind: {', '.join(blind)}" if blind else state
 
@@ -298,11 +314,14 @@ class Worker:
         self._first = FirstReference(
             self.name, self._settings, store=self._store, decoder=self._decoder, embedders=embedders
         )
-        self._load(self._first.built(float("-inf")))
+        try:
+            self._load(self._first.built(float("-inf")))
+        except EncoderChanged as error:
+            self._wait_for_encoder(error)
         rows = self._stored_open()
         self._open = {row.id: row for row in rows if row.kind not in OPERATIONAL}
         self._troubles.take_over(rows)
-        self.waits_outside = self.pipeline is None and not self._collects
+        self.waits_outside = self.pipeline is None and self._changed is None and not self._collects
         if not self.waits_outside:
             self.source.open(self._positions, topic_ids=self._topic_ids)
 
@@ -342,6 +361,14 @@ class Worker:
         elif self._holds_for_scores:
             self._holds_for_scores = False
             self._reader.hold(frozenset())
+        if self._changed is not None:
+            self._troubles.encoder_changed(self._changed, now_ms, clock_s)
+            self._reader.hold(self.source.partitions())
+            if batches:
+                self._reader.rewind()
+                batches = []
+        elif self.pipeline is not None:
+            self._troubles.encoder_right(now_ms, clock_s)
         records = sum(len(batch) for batch in batches)
         self._tally = _Tally()
         folded = None
@@ -350,7 +377,8 @@ class Worker:
         self._troubles.lag(self.longest_lag_s(now_ms), sum(self.source.lag().values()), now_ms, clock_s)
         try:
             self._settle(now_ms)
-            if self.pipeline is None and not self.halted:
+            self._look_at_canaries(clock_s)
+            if self.pipeline is None and not self.halted and self._changed is None:
                 batches, collected = self._collect(batches, now_ms, clock_s)
                 if not collected:
                     records = 0  # another worker collects, so these were left to be read again
@@ -381,10 +409,16 @@ class Worker:
         except SinkError as error:  # the scores that others want of every record
             self._start_over()
             return replace(self._told(records, seconds), failure=str(error))
-        except SourceError as error:  # a schema registry that does not answer: no fault of the records
+        except SourceError as error:  # a schema registry or an encoder that does not answer: no fault of the records
             self._start_over()
+            if self._canaries is not None:
+                self._canaries.soon()
             self._reader.stumble(error, clock_s)
             return replace(self._told(records, seconds), failure=str(error))
+        except EncoderChanged as error:
+            self._start_over()
+            self._wait_for_encoder(error)
+            return replace(self._told(0, seconds), failure=str(error))
         except StoreError as error:
             lost = isinstance(error, OwnershipLost)
             if not error.retryable and not lost:
@@ -445,8 +479,12 @@ class Worker:
             StoreError, SinkError: it was refused.
         """
         self._settle(now_ms)
-        if self.pipeline is not None and self._pending:
-            self._commit(now_ms)
+        try:
+            if self.pipeline is not None and self._pending:
+                self._commit(now_ms)
+        except (EncoderChanged, SourceError) as error:  # its records are read again
+            log.warning(event("last checkpoint not written", model=self.name, reason=str(error)))
+            self._start_over()
         if self.folder is not None:
             self._note(self.folder.step(self._store, now_ms, partitions=self.source.partitions()))
 
@@ -497,6 +535,7 @@ class Worker:
         if not rows:
             return
         spaces = load_spaces(rows, self.model, self._embedders)
+        self._canaries = CanaryWatch(spaces, every_s=self.model.reference.canaries_every)
         drift, outliers = self.model.drift, self.model.outliers
         self.pipeline = Pipeline(
             self.name,
@@ -608,6 +647,43 @@ class Worker:
         log.error(event("reading stopped", model=self.name, reason=why))
         self._troubles.wave(why, now_ms, clock_s)
 
+    def _wait_for_encoder(self, error: EncoderChanged) -> None:
+        """Read nothing more until the encoder is the right one again. What was not counted is not lost.
+
+        Raises:
+            EncoderChanged: the source has an end, so somebody waits for it.
+        """
+        if self.model.source.ends:
+            raise error
+        if self._changed is None or str(self._changed) != str(error):
+            log.error(event("encoder changed", model=self.name, reason=str(error)))
+        self._changed = error
+        for embedder in self._embedders.values():
+            if isinstance(embedder, RemoteEmbedder) and embedder.remote:
+                embedder.forget()  # the other encoder may have made them
+
+    def _look_at_canaries(self, clock_s: float) -> None:
+        """See whether the encoders still are those of the references, if it is time.
+
+        Raises:
+            EncoderChanged: one is not.
+            SourceError: one does not answer.
+        """
+        if self._changed is None:
+            if self._canaries is not None:
+                self._canaries.look(clock_s)
+            return
+        if clock_s < self._next_look:
+            return
+        self._next_look = clock_s + AGAIN_S
+        if self._canaries is None:
+            self._load(self._first.built(clock_s))
+        else:
+            self._canaries.look_at_all()
+        self._changed = None
+        self._reader.hold(frozenset())
+        log.info(event("the encoder is the one of the reference again", model=self.name))
+
     def _due(self, clock_s: float) -> bool:
         if self._checkpoint_began is None or self.pipeline is None:
             return False
@@ -623,6 +699,8 @@ class Worker:
 
     def _commit(self, now_ms: int) -> None:
         assert self.pipeline is not None
+        if self._canaries is not None:
+            self._canaries.look_at_a_few()
         checkpoint, receipt = self.pipeline.checkpoint(), ""
         if self.scores is not None:
             began = time.perf_counter()
@@ -683,7 +761,7 @@ class Worker:
         every = self._settings.checkpoint.every
         self._next_fold = clock_s + every * (LOST_FOLD if folded.lost else 1)
         self._states, self._written = folded.partitions, {}
-        if not self.halted and not self._holds_for_scores:
+        if not self.halted and not self._holds_for_scores and self._changed is None:
             self._reader.hold_those_ahead(folded.partitions, folded.stalled)
             if self.records >= self.model.dead_letters.stop_records:
                 self._troubles.no_wave(now_ms, clock_s)

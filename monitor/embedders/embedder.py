@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -101,6 +101,7 @@ class Embedder(Protocol):
         """
 
 
+@runtime_checkable
 class RemoteEmbedder(Embedder, Protocol):
     """One that asks another program for vectors, which may be replaced at any moment: see docs/canaries.md.
 
@@ -124,8 +125,13 @@ class RemoteEmbedder(Embedder, Protocol):
         """Forget every vector that is remembered: another encoder may have made it."""
 
 
+class _Embeds(Protocol):
+    @property
+    def embed(self) -> Callable[[Columns], Embedded]: ...
+
+
 def embed_all(
-    embedder: Embedder, columns: Columns, n: int, *, dimension: int = 0, failed: Callable[[str], None]
+    embedder: _Embeds, columns: Columns, n: int, *, dimension: int = 0, failed: Callable[[str], None]
 ) -> Embedded:
     """The vectors of n records; where the embedder raises, of those at which it does not when each is alone.
 

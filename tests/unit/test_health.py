@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 
 from connectors.records import Partition, SourceState
+from monitor.canaries import CanaryCheck
 from monitor.health import DATABASE_S, JOINING_S, SILENT_S, Health
 from monitor.troubles import GROWTH_S
 from monitor.web import Check
@@ -43,6 +44,8 @@ class FakeWorker:
     held: frozenset[Partition] = frozenset()
     ages: dict[Partition, float] = field(default_factory=dict)
     halted: str = ""
+    encoder_changed: str = ""
+    canaries: dict[str, CanaryCheck] = field(default_factory=dict)
     waits_outside: bool = False
     failure: str = ""
     dead: int = 3
@@ -74,7 +77,7 @@ def failing(checks: dict[str, Check]) -> set[str]:
 
 def test_all_is_well(health: Health) -> None:
     checks = look(health)
-    assert list(checks) == ["database", "group", "assignment", "lag", "dead letters"]
+    assert list(checks) == ["database", "group", "assignment", "lag", "encoder", "dead letters"]
     assert failing(checks) == set()
     assert checks["assignment"].detail == "2 of 4 partitions"
 
@@ -140,6 +143,15 @@ def test_a_model_that_stopped_reading_says_why(worker: FakeWorker, health: Healt
     checks = look(health)
     assert failing(checks) == {"dead letters"}
     assert checks["dead letters"].detail == worker.halted
+
+
+def test_a_model_whose_encoder_changed_says_what_about_it(worker: FakeWorker, health: Health) -> None:
+    assert look(health)["encoder"].detail == "no canaries"
+    worker.canaries = {"input": CanaryCheck(64, 0, 2e-7, 1e-4, "", None)}
+    assert look(health)["encoder"].detail == "input: 64 canaries, largest change 2e-07"
+    worker.encoder_changed = "reading waits: its vectors have 384 dimensions; they had 512"
+    checks = look(health)
+    assert failing(checks) == {"encoder"} and checks["encoder"].detail == worker.encoder_changed
 
 
 def test_files_have_no_group(worker: FakeWorker, health: Health) -> None:

@@ -20,6 +20,7 @@ from monitor.operations import (
     BLIND,
     clock_incident,
     embedder_incident,
+    encoder_changed_incident,
     gap_incidents,
     lag_incident,
     resolved,
@@ -49,6 +50,15 @@ EVERY: dict[str, Made] = {
     "lag": lag_incident("triage", lag_s=900, records=12_000, limit_s=600, since_ms=NOW - 60_000, now_ms=NOW),
     "embedder": embedder_incident(
         "triage", reasons={"wrong_dimension": 30, "embedder_failed": 70}, records=1_000, since_ms=NOW, now_ms=NOW
+    ),
+    "encoder": encoder_changed_incident(
+        "triage",
+        space="input",
+        cause="rotation",
+        problem="All angles are as before",
+        changed=64,
+        canaries=64,
+        now_ms=NOW,
     ),
     "zero": vectors_incident("triage", space="input", what="zero", count=300, records=400, since_ms=NOW, now_ms=NOW),
     "constant": vectors_incident(
@@ -102,6 +112,11 @@ def test_a_person_on_call_reads_what_it_is_since_when_and_what_to_do(name: str) 
             "embedder",
             "10 % of the records cannot",
             "100 of 1,000 records have no vector that can be used: 70 on which the",
+        ),
+        (
+            "encoder",
+            "the encoder of input was changed: its space",
+            "of 64 of 64 canaries. All angles are as before. The",
         ),
         ("zero", "75 % of the vectors of input are zero", "300 of 400 vectors are zero or not finite"),
         ("constant", "all vectors of input are the same", "400 records in a row have the very same vector"),
@@ -177,7 +192,7 @@ def test_the_fold_ends_gaps_each_for_itself_and_leaves_what_the_worker_opened() 
     ((first, _),) = gap_incidents("triage", [(GAP, NOW)])
     ((second, _),) = gap_incidents("triage", [(Gap(P3, 5, 9, "retention", "gone"), NOW + hour_ms)])
     rows = [first, second, *(row for row, _ in EVERY.values() if row.kind != "gap")]
-    assert {row.kind for row in rows} == {"gap", *BLIND} and BLIND <= OPERATIONAL
+    assert {row.kind for row in rows} == {"gap", "encoder_changed", *BLIND} and BLIND <= OPERATIONAL
     block = (NOW // hour_ms + 1) * hour_ms // 10_000 + 4
     assert advance(rows, [calm(block - 1)], policy, block * 10_000) == ([], []), "it stands for the whole hour"
     changed, told = advance(rows, [calm(block)], policy, (block + 1) * 10_000)

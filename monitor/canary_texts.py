@@ -1,0 +1,80 @@
+"""Texts that driftd made up, for embedders of text whose records may not be stored.
+
+What a change of a tokenizer or of its preprocessing touches is in some of them and not in others: capitals, accents,
+digits, other scripts, emoji, typos, punctuation, white space, and lengths from one word to more than is read.
+"""
+
+from __future__ import annotations
+
+_PARAGRAPH = (
+    "The parcel left the depot on Tuesday, was scanned twice at the border, and has not moved since; the carrier says "
+    "that a form is missing, the sender says that it was filled in, and nobody can find the number under which it was "
+    "filed. "
+)
+
+TEXTS: tuple[str, ...] = (
+    "hello",
+    "Hello",
+    "HELLO",
+    "thank you very much",
+    "Thank You Very Much",
+    "where is my order",
+    "Where is my order?",
+    "WHERE IS MY ORDER???",
+    "where is my oder",
+    "wehre si my ordre",
+    "i want to cancel my subscription",
+    "Please cancel subscription 48-1139-X before 31.12.2024.",
+    "my card was charged twice",
+    "My card was charged $49.90 twice on 3 May.",
+    "the app crashes when i open the camera",
+    "App v2.14.1 crashes (error 0x80070057) when I open the camera",
+    "can you change my delivery address to the office",
+    "Call me back at +1 (555) 010-0199 after 17:30",
+    "what is the interest rate on a fixed deposit of 10,000",
+    "1234567890",
+    "3.14159 2.71828 1.41421",
+    "no",
+    "ok",
+    "the food was cold and the waiter was rude",
+    "The food was WONDERFUL and the waiter a delight!",
+    "not bad at all, i would come again",
+    "best purchase of the year 👍👍",
+    "😂😂😂",
+    "late again 😡 third time this week",
+    "naïve café owners voted on the façade",
+    "naive cafe owners voted on the facade",
+    "Müßiggang ist aller Laster Anfang",
+    "Das Paket ist immer noch nicht angekommen, was soll ich tun?",
+    "Können Sie mir die Rechnung vom 12. März noch einmal schicken?",
+    "Où est ma commande ? Elle devait arriver hier.",
+    "J'ai oublié mon mot de passe et l'e-mail n'arrive pas.",
+    "¿Dónde está mi pedido? Llevo tres días esperando.",
+    "Quiero devolver los zapatos, no son de mi talla.",
+    "Il rimborso non è ancora arrivato sul mio conto",
+    "A encomenda chegou com a caixa aberta e vazia.",
+    "Gdzie jest moja paczka? Śledzenie nie działa.",
+    "Siparişim hâlâ gelmedi, lütfen yardım edin",
+    "Где мой заказ? Жду уже неделю.",
+    "Я хочу вернуть деньги за билет",
+    "أين طلبي؟ لم يصل بعد",
+    "मेरा ऑर्डर कहाँ है?",
+    "我的包裹在哪里？已经三天了。",
+    "返金はいつ届きますか？",
+    "주문한 상품이 아직 도착하지 않았어요",
+    "  too   many    spaces\tand a tab ",
+    "line one\nline two\nline three",
+    "punctuation, everywhere; really: (yes) [truly] {always} -- 'quoted' \"twice\"...",
+    "https://shop.example/returns?id=77&lang=en",
+    "someone@example.org wrote: unsubscribe",
+    "SELECT name FROM customers WHERE id = 7;",
+    "def area(r): return 3.14159 * r ** 2",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism",
+    "the quick brown fox jumps over the lazy dog near the river bank at dawn",
+    "a transfer to my savings account has been pending since monday and support keeps closing the ticket",
+    _PARAGRAPH.strip(),
+    (_PARAGRAPH * 3).strip(),
+    (_PARAGRAPH * 8).strip(),
+    ("Summary of the call: " + _PARAGRAPH * 14).strip(),
+)
