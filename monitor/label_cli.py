@@ -21,7 +21,7 @@ from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put_json, p
 
 if TYPE_CHECKING:
     from connectors.database.rows import LabelRow
-    from monitor.label_desk import Took
+    from monitor.joining import Took
     from monitor.labels import BadLabel, SaidLabel
     from monitor.settings import Settings
 
@@ -127,7 +127,7 @@ def _take_one(settings: Settings, model: str, document: dict[str, Any], *, json:
 
 def _take_file(settings: Settings, model: str, name: str, *, json: bool) -> None:
     from monitor.app import build_label_desk, open_store
-    from monitor.label_desk import Took
+    from monitor.joining import Took
     from monitor.progress import bar
 
     problems: list[_Problem] = []

@@ -17,7 +17,8 @@ from connectors.database.connection import wall_clock_ms
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch, Source
 from detectors.errors import OwnershipLost, SourceError, StoreError
-from monitor.label_desk import LabelDesk, Positions, Took
+from monitor.joining import Positions, Took
+from monitor.label_desk import LabelDesk
 from monitor.labels import BadLabel, SaidLabel, parse, read_label
 from monitor.log import RepeatingFailure, describe, event
 

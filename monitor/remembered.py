@@ -26,6 +26,7 @@ import numpy.typing as npt
 from connectors.database.rows import LabelledRecord, RememberedRow
 from connectors.records import Partition
 from detectors.errors import InvalidInput
+from monitor.joining import hashes_of
 from monitor.thinning import key_hashes
 
 Floats = npt.NDArray[np.float32]
@@ -106,11 +107,6 @@ def joined(rows: Sequence[RememberedRow]) -> RememberedRow:
         b"".join(row.ids for row in rows),
         b"".join(row.blob for row in rows),
     )
-
-
-def hashes_of(ids: bytes) -> Hashes:
-    """The hashes in a row's ``ids``, uint64 (n,)."""
-    return np.frombuffer(ids, "<u8").astype(np.uint64, copy=False)
 
 
 @dataclass(frozen=True, slots=True)

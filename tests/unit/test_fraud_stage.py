@@ -39,9 +39,10 @@ from monitor.fraud_learner import MOST_WEIGHT, Learner, fit_scorer, in_force, we
 from monitor.fraud_settings import EntitySettings, FraudSettings, RelationSettings
 from monitor.fraud_signals import made_anew, made_with, surprise_of
 from monitor.history import NothingStored, OneVersion
+from monitor.joining import hashes_of
 from monitor.pipeline import Pipeline, Space
 from monitor.record_counts import RecordCounts
-from monitor.remembered import Remembered, hashes_of
+from monitor.remembered import Remembered
 from monitor.scores import Scores
 from monitor.thinning import key_hashes
 

@@ -23,7 +23,8 @@ from connectors.database.rows import (
 )
 from connectors.database.store import Store
 from connectors.records import Partition
-from monitor.label_desk import LabelDesk, Took
+from monitor.joining import Took
+from monitor.label_desk import LabelDesk
 from monitor.labels import SaidLabel
 from monitor.remembered import pack
 
@@ -270,8 +271,8 @@ def test_a_damaged_row_is_passed_over_and_said(
 def test_many_labels_find_their_records_in_portions(
     store: Store, stream: Stream, new_desk: Callable[[], LabelDesk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monitor.label_desk.AT_A_TIME", 7)
-    monkeypatch.setattr("monitor.label_desk._IDS", 3)
+    monkeypatch.setattr("monitor.joining.AT_A_TIME", 7)
+    monkeypatch.setattr("monitor.joining._IDS", 3)
     names = [f"t{n}" for n in range(40)]
     for start in range(0, 40, 4):
         stream.checkpoint(*names[start : start + 4])

@@ -11,7 +11,7 @@ import pytest
 
 from connectors.database.rows import NewLabel
 from monitor.app import build_label_desk, open_store
-from monitor.label_desk import Took
+from monitor.joining import Took
 from monitor.label_records import NOWHERE, BroughtRecords
 from monitor.labels import SaidLabel
 from monitor.references import from_source

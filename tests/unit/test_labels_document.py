@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from monitor.cli import app
-from monitor.label_desk import MOST_WAITING, LabelDesk
+from monitor.joining import MOST_WAITING
+from monitor.label_desk import LabelDesk
 from monitor.label_reader import LabelReader
 from monitor.label_requests import MAX_BODY, LabelRequests
 from monitor.labels import MAX_TEXT_CHARS, SOURCES, WORDS

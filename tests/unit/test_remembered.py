@@ -11,7 +11,8 @@ import pytest
 
 from connectors.records import Partition
 from detectors.errors import InvalidInput
-from monitor.remembered import Remembered, hashes_of, joined, pack
+from monitor.joining import hashes_of
+from monitor.remembered import Remembered, joined, pack
 from monitor.thinning import key_hashes
 
 P0 = Partition("orders", 0)
