@@ -38,6 +38,8 @@ LabelReason = Literal[
     "bad_confidence",
     "bad_text",
 ]
+# What else may be wrong with a true answer; see monitor/truths.py.
+TruthReason = Literal["bad_truth", "bad_prediction", "bad_weight"]
 
 _FRAUD = "fraud fraudulent true yes 1 confirmed confirmed_fraud true_positive chargeback"
 _CLEARED = "cleared clear legit legitimate genuine false no 0 not_fraud no_fraud false_positive false_alarm good"
@@ -47,6 +49,7 @@ WORDS: Final[Mapping[str, Literal["fraud", "cleared"]]] = MappingProxyType(
 )
 SOURCES: Final[tuple[LabelSource, ...]] = get_args(LabelSource)
 
+EXAMPLE: Final = 'Expected, for example, {"id": "txn-4711", "label": "fraud"}'
 MAX_TEXT_CHARS = 200  # of by and origin
 _SECONDS_BELOW = 10_000_000_000  # a number below is a time in seconds: as milliseconds it would be of early 1970
 _EARLIEST_MS = 315_532_800_000  # 1980: programs write 0001-01-01, 1900-01-01 or 1970-01-01 for no date
@@ -54,13 +57,13 @@ _AHEAD_MS = 86_400_000  # a clock that is a day ahead is wrong
 
 
 class BadLabel(InvalidInput):
-    """A document that is no label.
+    """A document that is no label, of fraud or of what is true.
 
     Args:
         reason: one of a short fixed list of words, used as a metric label.
     """
 
-    def __init__(self, reason: LabelReason, message: str, *, hint: str = "") -> None:
+    def __init__(self, reason: LabelReason | TruthReason, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
 
@@ -73,8 +76,11 @@ class SaidLabel:
     record: Any | None = None
 
 
-def parse(text: bytes) -> Any:
+def parse(text: bytes, *, example: str = EXAMPLE) -> Any:
     """The value of a JSON text.
+
+    Args:
+        example: what was expected, in words.
 
     Raises:
         BadLabel: it is none.
@@ -82,11 +88,14 @@ def parse(text: bytes) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadLabel("bad_json", f"Not JSON: {error}.", hint=_EXAMPLE) from error
+        raise BadLabel("bad_json", f"Not JSON: {error}.", hint=example) from error
 
 
-def documents(body: bytes) -> Iterator[Any]:
+def documents(body: bytes, *, example: str = EXAMPLE) -> Iterator[Any]:
     """The documents of a body that holds one, a list of them, or one in each line.
+
+    Args:
+        example: what was expected, in words.
 
     Raises:
         BadLabel: it holds something else, said with the line.
@@ -96,10 +105,10 @@ def documents(body: bytes) -> Iterator[Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         lines = [(number, line) for number, line in enumerate(body.splitlines(), start=1) if line.strip()]
         if len(lines) < 2:
-            parse(body)
+            parse(body, example=example)
         for number, line in lines:
             try:
-                yield parse(line)
+                yield parse(line, example=example)
             except BadLabel as error:
                 raise BadLabel(error.reason, f"Line {number}: {error.message}", hint=error.hint) from error
         return
@@ -120,24 +129,19 @@ def read_label(document: Any, now_ms: int, *, origin: str, default_ms: int | Non
     Raises:
         BadLabel: what is wrong, and what was expected.
     """
-    if not isinstance(document, dict):
-        raise BadLabel(
-            "bad_json",
-            f"A label is an object, found {'null' if document is None else _named(document)}.",
-            hint=_EXAMPLE,
-        )
-    record_id = _record_id(document.get("id"))
+    document = object_of(document)
+    record_id = record_id_of(document)
     word = _word(document.get("label"))
     stated = document.get("time")
-    time_ms = (now_ms if default_ms is None else default_ms) if stated in (None, "") else _time_ms(stated, now_ms)
+    time_ms = (now_ms if default_ms is None else default_ms) if stated in (None, "") else time_of(stated, now_ms)
     source = document.get("source")
     source = "analyst" if source in (None, "") else source.strip().lower() if isinstance(source, str) else source
     if source not in SOURCES:
         raise BadLabel(
-            "unknown_source", f"source of {record_id} is {_named(source)}; expected one of {', '.join(SOURCES)}."
+            "unknown_source", f"source of {record_id} is {named(source)}; expected one of {', '.join(SOURCES)}."
         )
     confidence = _confidence(document.get("confidence"), record_id)
-    by, own = (_text(document, name, record_id) for name in ("by", "origin"))
+    by, own = (text_of(document, name, record_id) for name in ("by", "origin"))
     if own:
         origin = f"own:{own}"
     elif stated not in (None, ""):
@@ -148,17 +152,32 @@ def read_label(document: Any, now_ms: int, *, origin: str, default_ms: int | Non
     return SaidLabel(label, record if record not in (None, "") else None)
 
 
-_EXAMPLE = 'Expected, for example, {"id": "txn-4711", "label": "fraud"}'
+def object_of(document: Any, *, example: str = EXAMPLE) -> dict[str, Any]:
+    """A document that is an object.
+
+    Raises:
+        BadLabel: it is something else.
+    """
+    if isinstance(document, dict):
+        return document
+    found = "null" if document is None else named(document)
+    raise BadLabel("bad_json", f"A label is an object, found {found}.", hint=example)
 
 
-def _record_id(value: Any) -> str:
+def record_id_of(document: Mapping[str, Any], *, example: str = EXAMPLE) -> str:
+    """The id of the record that a document is about.
+
+    Raises:
+        BadLabel: there is none, or it is none.
+    """
+    value = document.get("id")
     if value in (None, ""):
-        raise BadLabel("missing_id", "A label names no record: its id is missing.", hint=_EXAMPLE)
+        raise BadLabel("missing_id", "A label names no record: its id is missing.", hint=example)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or len(value) > MAX_ID_CHARS:
         raise BadLabel(
-            "bad_id", f"id is {_named(value)}; expected text of at most {MAX_ID_CHARS} characters, or a whole number."
+            "bad_id", f"id is {named(value)}; expected text of at most {MAX_ID_CHARS} characters, or a whole number."
         )
     return clean(value)
 
@@ -172,12 +191,21 @@ def _word(value: Any) -> Literal["fraud", "cleared"]:
             return found
     raise BadLabel(
         "unknown_label",
-        f"label is {_named(value)}; expected fraud or cleared.",
+        f"label is {named(value)}; expected fraud or cleared.",
         hint=f"These are understood too: {', '.join(word for word in WORDS if word not in ('fraud', 'cleared'))}",
     )
 
 
-def _time_ms(value: Any, now_ms: int) -> int:
+def time_of(value: Any, now_ms: int, *, name: str = "time") -> int:
+    """A time that a document states, in milliseconds since 1970.
+
+    Args:
+        now_ms: wall clock; a time that lies a day ahead is none.
+        name: under which it stands in the document.
+
+    Raises:
+        BadLabel: it is none.
+    """
     expected = "expected RFC 3339, such as 2026-01-31T12:00:00Z, or milliseconds since 1970"
     if isinstance(value, str) and value.strip().lstrip("-").isdigit():
         value = int(value.strip()[:20])
@@ -185,17 +213,17 @@ def _time_ms(value: Any, now_ms: int) -> int:
         try:
             time_ms = parse_time(value.strip())
         except (InvalidInput, OverflowError) as error:
-            raise BadLabel("bad_time", f"time is {_named(value)}; {expected}.") from error
+            raise BadLabel("bad_time", f"{name} is {named(value)}; {expected}.") from error
     elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**62:
         time_ms = round(value)
         if time_ms < _SECONDS_BELOW:
-            raise BadLabel("bad_time", f"time is {_named(value)}, which looks like seconds; {expected}.")
+            raise BadLabel("bad_time", f"{name} is {named(value)}, which looks like seconds; {expected}.")
     else:
-        raise BadLabel("bad_time", f"time is {_named(value)}; {expected}.")
+        raise BadLabel("bad_time", f"{name} is {named(value)}; {expected}.")
     if time_ms < _EARLIEST_MS:
-        raise BadLabel("bad_time", f"time is {_named(value)}, before 1980: a date that stands for none; leave it out.")
+        raise BadLabel("bad_time", f"{name} is {named(value)}, before 1980: a date that stands for none; leave it out.")
     if time_ms > now_ms + _AHEAD_MS:
-        raise BadLabel("bad_time", f"time is {_named(value)}, more than a day ahead of the clock here.")
+        raise BadLabel("bad_time", f"{name} is {named(value)}, more than a day ahead of the clock here.")
     return time_ms
 
 
@@ -209,12 +237,17 @@ def _confidence(value: Any, record_id: str) -> float:
     if not 0.0 < number <= 1.0:
         raise BadLabel(
             "bad_confidence",
-            f"confidence of {record_id} is {_named(value)}; expected a number above 0 and at most 1.",
+            f"confidence of {record_id} is {named(value)}; expected a number above 0 and at most 1.",
         )
     return number
 
 
-def _text(document: Mapping[str, Any], name: str, record_id: str) -> str:
+def text_of(document: Mapping[str, Any], name: str, record_id: str) -> str:
+    """A short text of a document; "" where it has none.
+
+    Raises:
+        BadLabel: it is longer, or something else.
+    """
     value = document.get(name)
     if value is None:
         return ""
@@ -223,12 +256,12 @@ def _text(document: Mapping[str, Any], name: str, record_id: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS:
         raise BadLabel(
             "bad_text",
-            f"{name} of {record_id} is {_named(value)}; expected at most {MAX_TEXT_CHARS} characters of text.",
+            f"{name} of {record_id} is {named(value)}; expected at most {MAX_TEXT_CHARS} characters of text.",
         )
     return value
 
 
-def _named(value: Any) -> str:
+def named(value: Any) -> str:
     """A value in words, short: what a person needs to find it."""
     if value is None:
         return "missing"

@@ -47,7 +47,8 @@ from connectors.database.rows import (
     SummaryDelta,
     TruthRow,
 )
-from connectors.database.truths import MOST_REALISED, realised_of, truths_of
+from connectors.database.truths import MOST_REALISED, first_truths_of, realised_of
+from connectors.database.verdicts import truths_at
 from connectors.records import Partition
 from detectors.errors import OwnershipLost, StoreError
 
@@ -213,9 +214,13 @@ class Fold:
         )
         return map(summary_row, self._snapshot.execute(query, execution_options={"yield_per": 100}))
 
-    def truths(self, after: int, most: int) -> list[TruthRow]:
-        """Truths of the model that count, by version, from the one behind ``after`` on, the first ``most``."""
-        return truths_of(self._snapshot, self._model, after=after, most=most)
+    def truths(self, after: int, most: int, *, upto: int | None = None) -> list[TruthRow]:
+        """See `first_truths_of`."""
+        return first_truths_of(self._snapshot, self._model, after, most, upto=upto)
+
+    def truths_at(self, from_block: int, below: int) -> dict[int, int] | None:
+        """How many true answers counted when the model's own fold judged these blocks; None where it is this one."""
+        return truths_at(self._snapshot, self._model, from_block, below) if self._lane else None
 
     def realised_between(
         self, from_ms: int, to_ms: int, *, upto: int | None = None, most: int = MOST_REALISED

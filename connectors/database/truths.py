@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
 
 from connectors.database import schema
 from connectors.database.columns import answer_columns, clean, rows_of, truth_columns, truth_row
@@ -96,6 +96,11 @@ class Truths:
         """Truths that count, by version: after < version <= upto, the first ``most``."""
         with self._database.reading() as connection:
             return truths_of(connection, model, after=after, upto=upto, most=most)
+
+    def first_truths(self, model: str, after: int, most: int, *, upto: int | None = None) -> list[TruthRow]:
+        """See `first_truths_of`."""
+        with self._database.reading() as connection:
+            return first_truths_of(connection, model, after, most, upto=upto)
 
     def realised_between(
         self, model: str, from_ms: int, to_ms: int, *, upto: int | None = None, most: int = MOST_REALISED
@@ -184,12 +189,22 @@ class Truths:
 
 
 def truths_of(
-    connection: Connection, model: str, *, after: int, upto: int | None = None, most: int | None = None
+    connection: Connection,
+    model: str,
+    *,
+    after: int,
+    upto: int | None = None,
+    most: int | None = None,
+    corrections: bool = True,
 ) -> list[TruthRow]:
-    """See `Truths.truths`."""
+    """See `Truths.truths`; without ``corrections``, only the first that counted of each record."""
     query = select(_TRUTHS).where(_TRUTHS.c.model == model, _TRUTHS.c.version > max(after, 0))
     if upto is not None:
         query = query.where(_TRUTHS.c.version <= upto)
+    if not corrections:
+        before = _TRUTHS.alias()
+        same = (before.c.model == model) & (before.c.record_id == _TRUTHS.c.record_id)
+        query = query.where(~exists().where(same, before.c.version > 0, before.c.version < _TRUTHS.c.version))
     if most is not None:
         query = query.limit(most)
     return rows_of(connection.execute(query.order_by(_TRUTHS.c.version)), truth_row)
