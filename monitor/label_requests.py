@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from connectors.database.connection import wall_clock_ms
-from detectors.errors import InvalidSettings, StoreError
+from detectors.errors import InvalidSettings, SourceError, StoreError
 from monitor.labels import BadLabel, SaidLabel, documents, read_label
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class LabelRequests:
             return Answer(400, wrong | {"taken": 0})
         try:
             took = reader.take(labels)
-        except StoreError as error:
+        except (SourceError, StoreError) as error:  # a record that a label brings along may be embedded by a server
             return _later(error.message)
         return Answer(200, took.counts())
 

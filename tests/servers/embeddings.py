@@ -1,4 +1,4 @@
-"""A small real HTTP server that embeds texts by the Open Inference Protocol V2 and as OpenAI does, with faults to order."""
+"""A small real HTTP server that embeds texts (Open Inference Protocol V2, OpenAI), with faults to order."""
 
 from __future__ import annotations
 
