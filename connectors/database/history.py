@@ -12,7 +12,9 @@ from connectors.database import schema
 from connectors.database.columns import clean, fraud_hit, rows_of
 from connectors.database.connection import Database
 from connectors.database.folding import Fold
-from connectors.database.rows import FraudHit
+from connectors.database.rows import FraudHit, TruthRow
+from connectors.database.truths import first_truths_of
+from connectors.database.verdicts import truths_at
 
 _SUMMARIES, _READINGS, _KEPT = schema.summaries, schema.readings, schema.kept
 
@@ -102,6 +104,14 @@ class History:
         # All at once: one by one, each row costs as much as what is in it.
         for first, blocks, blob in self._snapshot.execute(query).all():
             yield StoredBlocks(first, blocks, blob)
+
+    def truths(self, after: int, most: int, *, upto: int | None = None) -> list[TruthRow]:
+        """See `first_truths_of`."""
+        return first_truths_of(self._snapshot, self._model, after, most, upto=upto)
+
+    def truths_at(self, from_block: int, below: int) -> dict[int, int]:
+        """See `truths_at`."""
+        return truths_at(self._snapshot, self._model, from_block, below)
 
     def fraud_hits(self, space: str, from_block: int, to_block: int, at_least: float, most: int) -> list[FraudHit]:
         """The candidates of some blocks, as `Fold.fraud_hits` gives those of one."""

@@ -189,25 +189,32 @@ class Truths:
 
 
 def truths_of(
-    connection: Connection,
-    model: str,
-    *,
-    after: int,
-    upto: int | None = None,
-    most: int | None = None,
-    corrections: bool = True,
+    connection: Connection, model: str, *, after: int, upto: int | None = None, most: int | None = None
 ) -> list[TruthRow]:
-    """See `Truths.truths`; without ``corrections``, only the first that counted of each record."""
+    """See `Truths.truths`."""
+    query = _counting(model, after, upto, most)
+    return rows_of(connection.execute(query.order_by(_TRUTHS.c.version)), truth_row)
+
+
+def first_truths_of(
+    connection: Connection, model: str, after: int, most: int, *, upto: int | None = None
+) -> list[TruthRow]:
+    """The first truth that counted of each record, by version: after < version <= upto, so many at most.
+
+    A later one of the same record corrects it, see `realised_of`; but what has counted, has counted.
+    """
+    before = _TRUTHS.alias()
+    same = (before.c.model == model) & (before.c.record_id == _TRUTHS.c.record_id)
+    earlier = exists().where(same, before.c.version > 0, before.c.version < _TRUTHS.c.version)
+    query = _counting(model, after, upto, most).where(~earlier)
+    return rows_of(connection.execute(query.order_by(_TRUTHS.c.version)), truth_row)
+
+
+def _counting(model: str, after: int, upto: int | None, most: int | None) -> Any:
     query = select(_TRUTHS).where(_TRUTHS.c.model == model, _TRUTHS.c.version > max(after, 0))
     if upto is not None:
         query = query.where(_TRUTHS.c.version <= upto)
-    if not corrections:
-        before = _TRUTHS.alias()
-        same = (before.c.model == model) & (before.c.record_id == _TRUTHS.c.record_id)
-        query = query.where(~exists().where(same, before.c.version > 0, before.c.version < _TRUTHS.c.version))
-    if most is not None:
-        query = query.limit(most)
-    return rows_of(connection.execute(query.order_by(_TRUTHS.c.version)), truth_row)
+    return query if most is None else query.limit(most)
 
 
 def realised_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from connectors.database import schema
 from connectors.database.columns import rows_of, verdict_row
@@ -51,6 +51,19 @@ class Verdicts:
         changed = select(told).where(told.c.before.is_(None) | (told.c.before != told.c.word))
         return self._verdicts(changed.order_by(told.c.block.desc()).limit(limit))[::-1]
 
+    def truths_at(self, model: str, from_block: int, below: int) -> dict[int, int]:
+        """See `truths_at`."""
+        with self._database.reading() as connection:
+            return truths_at(connection, model, from_block, below)
+
     def _verdicts(self, query: Any) -> list[VerdictRow]:
         with self._database.reading() as connection:
             return rows_of(connection.execute(query), verdict_row)
+
+
+def truths_at(connection: Connection, model: str, from_block: int, below: int) -> dict[int, int]:
+    """By block, from_block <= block < below, the number of the last true answer that its verdict rests on."""
+    query = select(_TABLE.c.block, _TABLE.c.truths).where(
+        _TABLE.c.model == model, _TABLE.c.block >= from_block, _TABLE.c.block < below
+    )
+    return {row.block: row.truths for row in connection.execute(query.order_by(_TABLE.c.block))}

@@ -163,6 +163,8 @@ def test_a_fold_reads_truths_as_they_were_when_it_began(store: Store) -> None:
         assert [row.said.truth for row in fold.realised_between(0, 100)] == ["cat", "cat"]
     with store.begin_fold("m") as fold:
         assert [row.version for row in fold.truths(1, 2)] == [2, 3]
+        # The second truth of t1 is the fourth; its first one has counted.
+        assert fold.truths(3, 2) == [] and [row.version for row in fold.truths(0, 9, upto=2)] == [1, 2]
 
 
 def test_truths_are_counted_by_what_becomes_of_them(store: Store, clock: Clock) -> None:
