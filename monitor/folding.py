@@ -30,6 +30,7 @@ from connectors.database.rows import (
     PartitionState,
     ReadingRow,
     SummaryDelta,
+    VerdictRow,
 )
 from connectors.database.store import Store
 from connectors.notification import Notification
@@ -41,6 +42,7 @@ from detectors.rate import RateReading, RateRule, RateState, fold_rates
 from detectors.reference import Reference
 from detectors.segments import constants_of, measured_segments
 from detectors.summary import BlockSummary, score_at_share
+from monitor import verdicts
 from monitor.ageing import age_rules
 from monitor.block_stats import block_stats
 from monitor.budget import RATE_SHARE, fold_settings, fraud_share, segment_shares, why_only_warns
@@ -65,6 +67,7 @@ from monitor.opinions import Opinions, OpinionStream, opinion_streams
 from monitor.pipeline import EVERYTHING, Space
 from monitor.record_counts import FraudCounts, RecordCounts
 from monitor.settings import ModelSettings, Settings
+from monitor.verdicts import Traffic, TrueAnswers, Verdicts
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ _CANDIDATE_BINS = int(np.searchsorted(P_EDGES, 2.0**-10)) + 1
 BUDGET_RECORDS = 50  # over the budget: 50,000 records for a budget of one in a thousand
 
 
-class Past(Protocol):
+class Past(TrueAnswers, Protocol):
     """What judging reads beside the blocks themselves; `connectors.database.folding.Fold` is one."""
 
     def states(self) -> list[rows.FoldState]:
@@ -94,12 +97,14 @@ class Weighed:
         evidence: by block.
         states: of the alarms after them.
         readings, flag_at: see `FoldResult`; empty where they were not wanted.
+        whole: of each space and block, what the verdict needs of its whole traffic.
     """
 
     evidence: dict[int, list[Evidence]]
     states: list[rows.FoldState]
     readings: list[ReadingRow]
     flag_at: dict[tuple[str, int], float]
+    whole: dict[tuple[str, int], Traffic]
 
 
 class _SegmentState(msgspec.Struct, frozen=True):
@@ -168,6 +173,7 @@ class Folder:
         fraud: what fraud scores were fitted on; None where records are not scored as fraud.
         sinks: the names of those that are told; None: all.
         history: the stretch of history whose blocks are folded; None: live records.
+        answers: where true answers come from; None: from where the blocks are.
     """
 
     def __init__(
@@ -179,6 +185,7 @@ class Folder:
         fraud: FraudParts | None = None,
         sinks: Sequence[str] | None = None,
         history: HistoryRange | None = None,
+        answers: TrueAnswers | None = None,
     ) -> None:
         self.model = model
         self._settings = settings.models[model]
@@ -186,6 +193,7 @@ class Folder:
         self._age_rules = age_rules(settings, model)
         self._sinks = tuple(settings.sinks if sinks is None else sinks)
         self._history = history
+        self._answers = answers
         self._policy = IncidentPolicy(
             resolve_after_ms=round(settings.incidents.resolve_after * 1000),
             cooldown_ms=round(settings.incidents.cooldown * 1000),
@@ -200,6 +208,9 @@ class Folder:
             for segment, share in shares.items():
                 self._alarms[space.name, segment] = self._alarm(settings, space, segment, share)
         self._fraud = None if fraud is None else self._fraud_alarm(settings, fraud)
+        self._verdict = Verdicts(
+            model, settings, spaces=spaces, only_warns={s.name: self.only_warns(s.name) for s in spaces}
+        )
         self._stood: dict[Partition, tuple[int, float]] = {}  # where a partition stands, and since when, monotonic
 
     def _alarm(self, settings: Settings, space: Space, segment: str, share: float) -> _Alarm:
@@ -459,14 +470,20 @@ class Folder:
         wide = {} if widths is None else widths
         weighed = self.weigh(current, merged, widths=wide, bare=bare)
         readings, evidence, changed = weighed.readings, weighed.evidence, weighed.states
+        whole = dict(weighed.whole)
         for other in elsewhere:
+            whole |= other.whole
             for block, entries in other.evidence.items():
                 evidence.setdefault(block, []).extend(entries)
         window = _WholeState.restored(current.get(("", EVERYTHING)))
         before = window.deployed(block_ms=self._block_ms)
         deployments: list[DeploymentRow] = []
         first = min(counts, default=0)
-        alerts = self._fraud_alerts(current, first - wide.get(("", EVERYTHING, first, 0), 1) + 1)
+        first -= wide.get(("", EVERYTHING, first, 0), 1) - 1
+        alerts = self._fraud_alerts(current, first)
+        verdict = self._verdict.restored(current.get(verdicts.STATE))
+        verdict.hear(past if self._answers is None else self._answers, first, below)
+        said: list[VerdictRow] = []
         hits: list[FraudHit] = []
         unlisted = 0
         for block, count in sorted(counts.items()):
@@ -480,14 +497,20 @@ class Folder:
                 if not bare:
                     readings.append(self._fraud_row(about))
                 evidence[block].extend(self._fraud_evidence(about, count.fraud))
-        changed.append(window.row())
+            seen = {space: whole[space, block] for space in self._verdict.spaces if (space, block) in whole}
+            row, stale = verdict.push(block, seen, evidence[block], window.deployed(block_ms=self._block_ms), span=span)
+            said += [] if bare else [row]
+            evidence[block].extend(stale)
+        changed += [window.row(), verdict.row()]
         if alerts is not None:
             changed.append(alerts.row())
         why = (lambda row: None) if causes is None else self._causes(causes)
         held, notifications = self._incidents(incidents, evidence, below, [*before, *deployments], why)
         outbox = [(sink, notification) for notification in notifications for sink in self._sinks]
         flags = weighed.flag_at
-        result = FoldResult(below, [], changed, readings, held, outbox, flags, deployments=deployments, hits=hits)
+        result = FoldResult(
+            below, [], changed, readings, held, outbox, flags, deployments=deployments, hits=hits, verdicts=said
+        )
         return result, unlisted
 
     def weigh(
@@ -506,6 +529,7 @@ class Folder:
         readings: list[ReadingRow] = []
         evidence: dict[int, list[Evidence]] = {}
         flag_at: dict[tuple[str, int], float] = {}
+        whole: dict[tuple[str, int], Traffic] = {}
         advancing: dict[tuple[str, str], _Advancing] = {}
         for (space, block), summaries in sorted(self._by_block(merged).items()):
             spans = []
@@ -524,6 +548,8 @@ class Folder:
             for state, summary, drift, rate in zip(states, taken, drifts, rates, strict=True):
                 if drift or rate is not None:
                     said += self._evidence(state.alarm, drift, rate)
+                if state.alarm.segment == EVERYTHING:
+                    whole[space, block] = Traffic(summary.n, summary.h, summary.confidence)
                 if bare or rate is None:
                     continue
                 if state.alarm.segment == EVERYTHING:
@@ -534,7 +560,7 @@ class Folder:
                     self._row(state.alarm, rate, "outlier_rate", statistic=rate.rate),
                     *state.opinions(block, summary, block_ms=self._block_ms),
                 ]
-        return Weighed(evidence, [state.row() for state in advancing.values()], readings, flag_at)
+        return Weighed(evidence, [state.row() for state in advancing.values()], readings, flag_at, whole)
 
     def _fraud_alerts(self, stored: Mapping[tuple[str, str], rows.FoldState], first_block: int) -> FraudAlerts | None:
         settings = self._settings.fraud

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from connectors.database import rows
 from connectors.database.history import History
-from connectors.database.rows import FraudHit, IncidentRow, ReadingRow, ReferenceRow
+from connectors.database.rows import FraudHit, IncidentRow, ReadingRow, ReferenceRow, TruthRow
 from connectors.database.store import Store
 from connectors.notification import Notification
 from detectors.errors import InvalidInput
@@ -420,6 +420,14 @@ class _Replay:
     def states(self) -> list[rows.FoldState]:
         """See `monitor.folding.Past`."""
         return list(self._states.values())
+
+    def truths(self, after: int, most: int, *, upto: int | None = None) -> list[TruthRow]:
+        """See `monitor.folding.Past`."""
+        return self._history.truths(after, most, upto=upto)
+
+    def truths_at(self, from_block: int, below: int) -> dict[int, int]:
+        """See `monitor.folding.Past`."""
+        return self._history.truths_at(from_block, below)
 
     def fraud_hits(self, space: str, block: int, at_least: float, most: int) -> list[FraudHit]:
         """See `monitor.folding.Past`."""
