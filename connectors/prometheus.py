@@ -223,6 +223,31 @@ class Metrics:
             "Labels that count for nothing, because of the same record more was said.",
             "model",
         )
+        self.truths_taken = counter(
+            "driftd_truths_total",
+            "truths",
+            "True answers that came, by what became of them: new, repeated, or the reason why they could not be used.",
+            "model",
+            "outcome",
+        )
+        self.truths_matched = gauge(
+            "driftd_truths_matched", "truths", "True answers to records whose own answer is known: they count.", "model"
+        )
+        self.truths_waiting = gauge(
+            "driftd_truths_waiting", "truths", "True answers to records whose own answer is not known yet.", "model"
+        )
+        self.truths_unmatched = gauge(
+            "driftd_truths_unmatched",
+            "truths",
+            "Of them, those that have waited longer than answers are remembered.",
+            "model",
+        )
+        self.truths_corrected = gauge(
+            "driftd_truths_corrected",
+            "truths",
+            "True answers that count, but of whose record another one says more lately what is true.",
+            "model",
+        )
         self.entities_dropped = counter(
             "driftd_entities_dropped_total",
             "entities",
@@ -467,6 +492,26 @@ class Metrics:
             "-",
             "1 while an incident is open by which what is said of the model cannot be relied on; else 0.",
             "model",
+        )
+        self.encoder_changed = gauge(
+            "driftd_encoder_changed",
+            "-",
+            "1 while reading waits because an encoder makes other vectors of the reference's canaries; else 0.",
+            "model",
+        )
+        self.canaries = gauge(
+            "driftd_canaries",
+            "records",
+            "Inputs stored with the reference that were embedded again and compared, at the last look at all of them.",
+            "model",
+            "space",
+        )
+        self.canary_change = gauge(
+            "driftd_canary_change",
+            "-",
+            "Largest change of their vectors at that look, as half a squared distance: 1 - cosine, or of the lengths.",
+            "model",
+            "space",
         )
         self._oldest_incident = gauge(
             "driftd_open_incident_since_timestamp_seconds",

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from connectors.database.connection import wall_clock_ms
+from connectors.database.rows import ReferenceRow
 from connectors.database.store import Store
 from connectors.schema_registry import SchemaSettings
 from detectors.errors import DriftdError, InvalidReference
@@ -21,6 +22,7 @@ from monitor.app import (
     build_scores,
     build_sinks,
     build_source,
+    build_truth_source,
     check_references_folder,
     open_store,
 )
@@ -34,6 +36,7 @@ from monitor.budget import (
     together,
     why_only_warns,
 )
+from monitor.canaries import in_words
 from monitor.collect import check_block_length
 from monitor.decode import Decoder
 from monitor.entities import scattered_text
@@ -41,6 +44,7 @@ from monitor.folding import alarmed_segments
 from monitor.fraud_build import fraud_row_in_use
 from monitor.references import seasons_in_days
 from monitor.settings import ModelSettings, Settings
+from monitor.spaces import fit_together
 from monitor.times import text_of
 
 GAPS_NAMED, DAY_MS = 5, 86_400_000
@@ -120,6 +124,9 @@ def check_everything(settings: Settings) -> list[Finding]:
             findings.append(_look(f"model {name}, scores", partial(_scores, name, model)))
         if model.fraud is not None and model.fraud.labels is not None:
             findings.append(_look(f"model {name}, topic of labels", partial(_label_topic, name, model)))
+        if model.performance.labels is not None:
+            findings.append(_look(f"model {name}, topic of true answers", partial(_truth_topic, name, model)))
+    findings += _canary_findings(settings)
     for name in settings.sinks:
         findings.append(_look(f"sink {name}", partial(_sink, settings, name)))
     return findings
@@ -129,6 +136,30 @@ def _embedder(settings: Settings, name: str, space: str) -> str:
     embedder = settings.models[name].spaces[space].embedder.build()
     Decoder(settings.models[name].watched_record, fields=list(embedder.fields))
     return f"embedder {embedder.kind} of {', '.join(embedder.fields)}"
+
+
+def _canary_findings(settings: Settings) -> list[Finding]:
+    """Whether each encoder still is the one that made its reference; nothing where there is none yet."""
+    try:
+        store = open_store(settings)
+    except DriftdError:
+        return []  # the finding on the database says why
+    try:
+        rows = {place: store.active_reference(*place) for place in _spaces(settings)}
+    finally:
+        store.close()
+    return [
+        _look(f"model {name}, canaries of {space}", partial(_canaries, settings.models[name], row))
+        for (name, space), row in rows.items()
+        if row is not None
+    ]
+
+
+def _canaries(model: ModelSettings, row: ReferenceRow) -> str:
+    reference = Reference.load(Path(row.path))
+    embedder = model.spaces[row.space].embedder.build()
+    check = fit_together(embedder, reference, f"{row.model}/{row.space} version {row.version}")
+    return in_words(None, embedder.kind) if check is None else check.text
 
 
 def _source(name: str, model: ModelSettings) -> str:
@@ -141,6 +172,12 @@ def _schemas(settings: SchemaSettings) -> str:
 
 def _label_topic(name: str, model: ModelSettings) -> str:
     source = build_label_source(name, model)
+    assert source is not None
+    return source.check()
+
+
+def _truth_topic(name: str, model: ModelSettings) -> str:
+    source = build_truth_source(name, model)
     assert source is not None
     return source.check()
 

@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from types import FrameType
+from typing import Any
 
-from connectors.database.rows import MuteRow, Retention
+from connectors.database.rows import MuteRow, NewTruth, Retention
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from detectors.errors import DriftdError, RetryableError, SinkError, StoreError
@@ -25,6 +26,7 @@ from monitor.app import (
     build_dead_letter_topics,
     build_label_readers,
     build_sinks,
+    build_truth_readers,
     build_workers,
     check_references_folder,
     http_address,
@@ -34,12 +36,14 @@ from monitor.block_stats import SURPRISE_BELOW
 from monitor.budget import budget_so_far, is_page, observed_by_model, together
 from monitor.child import Parent
 from monitor.dead_letters import DeadLetterPublisher
+from monitor.document_reader import DocumentReader
 from monitor.folding import Outcome
 from monitor.fraud_learner import Learner
 from monitor.fraud_settings import FRAUD_SPACE
 from monitor.health import Health
 from monitor.incident_list import alerted, mute_of
-from monitor.label_requests import LabelRequests
+from monitor.label_requests import TRUTHS, LabelRequests
+from monitor.labels import SaidLabel
 from monitor.log import configure, event
 from monitor.pacing import Pace
 from monitor.sender import OutboxSender
@@ -93,7 +97,8 @@ class Daemon:
         self._seen: dict[str, tuple[int, int, int]] = {}  # what a source counts, as it was counted here, by model
         self._fit_failures: dict[str, int] = {}  # of the fraud scorer, as they were counted here, by model
         self._health: dict[str, Health] = {}
-        self._labels = LabelRequests(settings.http)
+        self._labels = LabelRequests[SaidLabel](settings.http)
+        self._truths = LabelRequests[NewTruth](settings.http, path=TRUTHS, needs="a prediction (record.prediction)")
         self._start_at: dict[str, float] = {}  # when a model that did not start is tried again, monotonic clock
 
     def run(self) -> int:
@@ -110,7 +115,7 @@ class Daemon:
         with ExitStack() as closing:
             self._watchdog.start()
             closing.callback(self._watchdog.stop)
-            web = WebServer(self._status, self._metrics, host=host, port=port, labels=self._labels)
+            web = WebServer(self._status, self._metrics, host=host, port=port, labels=self._labels, truths=self._truths)
             web.start()
             closing.callback(web.stop)
             if self._parent:
@@ -153,13 +158,17 @@ class Daemon:
         publisher.start()
         closing.callback(publisher.stop)
         readers = build_label_readers(self._settings, store, self._metrics, ordinal=self._ordinal)
-        for reader in readers.values():
+        truths = build_truth_readers(self._settings, store, self._metrics, ordinal=self._ordinal)
+        taking: list[tuple[str, DocumentReader[Any]]] = [*readers.items(), *truths.items()]
+        for _, reader in taking:
             reader.start()
             closing.callback(reader.stop)
-        for reader in readers.values():
+        for _, reader in taking:
             closing.callback(reader.ask_to_stop)
         self._labels.open(readers)
         closing.callback(self._labels.close)
+        self._truths.open(truths)
+        closing.callback(self._truths.close)
         for worker in workers:
             closing.callback(worker.source.close)
             closing.callback(worker.close)
@@ -191,9 +200,10 @@ class Daemon:
             self._look_at_mutes(store, workers)
             for sink, trouble in sender.troubles().items():
                 self._status.check(f"sink {sink}", ok=not trouble, detail=trouble or "nothing known against it")
-            for name, reader in readers.items():
+            for name, reader in taking:
                 trouble = reader.trouble
-                self._status.check(f"labels of {name}", ok=not trouble, detail=trouble or "nothing known against it")
+                detail = trouble or "nothing known against it"
+                self._status.check(f"{reader.what} of {name}", ok=not trouble, detail=detail)
         self._drain([worker for worker in workers if worker not in starting])
         if not self._stopping:
             sender.finish()
@@ -378,6 +388,10 @@ class Daemon:
         metrics, name = self._metrics, worker.name
         metrics.last_poll.labels(name).set(time.time())
         metrics.blind.labels(name).set(bool(worker.blind))
+        metrics.encoder_changed.labels(name).set(bool(worker.encoder_changed))
+        for space, check in worker.canaries.items():
+            metrics.canaries.labels(name, space).set(check.canaries)
+            metrics.canary_change.labels(name, space).set(check.largest)
         metrics.records.labels(name).inc(step.counted)
         for reason, count in step.dead.items():
             metrics.dead_letters.labels(name, reason).inc(count)

@@ -17,6 +17,7 @@ from detectors.seasons import MIN_CYCLES, Trial
 from detectors.segments import constants_of, measured_segments
 from monitor.app import build_history, check_references_folder, open_store
 from monitor.budget import why_only_warns
+from monitor.canaries import in_words
 from monitor.collect import Collector, next_version
 from monitor.decode import Decoder
 from monitor.scoring import read_vectors
@@ -209,6 +210,7 @@ def describe(path: Path) -> dict[str, Any]:
         "soft whitening": reference.geometry.whitening,
         "built": text_of(reference.created_ms),
         "embedder": reference.embedder.kind if reference.embedder else "ready vectors",
+        "canaries": in_words(reference.canaries, reference.embedder.kind),
         "segments": {name: list(values) for name, values in reference.segments.items()},
         "segments with a baseline of their own": measured_segments(reference.drift),
         "may page": small_in_words(reference) or "yes",

@@ -262,8 +262,9 @@ class Worker:
 
     @property
     def canaries(self) -> Mapping[str, CanaryCheck]:
-        """What came of the last look at all canaries, by space."""
-        return {} if self._canaries is None else self._canaries.latest
+        """What came of the last look at all canaries, or of that at which an encoder was another one, by space."""
+        latest = {} if self._canaries is None else self._canaries.latest
+        return latest if self._changed is None else latest | {self._changed.space: self._changed.check}
 
     @property
     def state(self) -> str:
@@ -411,9 +412,8 @@ class Worker:
             return replace(self._told(records, seconds), failure=str(error))
         except SourceError as error:  # a schema registry or an encoder that does not answer: no fault of the records
             self._start_over()
-            if self._canaries is not None:
-                self._canaries.soon()
-            self._reader.stumble(error, clock_s)
+            if not self._is_of_another_encoder(error):
+                self._reader.stumble(error, clock_s)
             return replace(self._told(records, seconds), failure=str(error))
         except EncoderChanged as error:
             self._start_over()
@@ -661,6 +661,22 @@ class Worker:
         for embedder in self._embedders.values():
             if isinstance(embedder, RemoteEmbedder) and embedder.remote:
                 embedder.forget()  # the other encoder may have made them
+
+    def _is_of_another_encoder(self, error: SourceError) -> bool:
+        """Whether a source failed because the program that embeds was replaced, by one with longer vectors perhaps."""
+        if self._canaries is None:
+            return False
+        self._canaries.soon()  # where it does not answer, it may come back as another one
+        if error.retryable:
+            return False
+        try:
+            self._canaries.look_at_all()
+        except EncoderChanged as changed:
+            self._wait_for_encoder(changed)
+            return True
+        except SourceError:
+            pass  # it is told of by the first one
+        return False
 
     def _look_at_canaries(self, clock_s: float) -> None:
         """See whether the encoders still are those of the references, if it is time.

@@ -26,6 +26,12 @@ VERDICTS = (
         "`driftd doctor`, `driftd check`; until then all other numbers of the model rest on nothing",
     ),
     Verdict(
+        "encoder changed",
+        PAGE,
+        "what makes the vectors was replaced: reading waits, and no drift is told of it",
+        "roll the encoder back; or `driftd reference build`, then start driftd again",
+    ),
+    Verdict(
         "drifted",
         PAGE,
         "the records differ from the reference in level or shape, surely enough for a page",
@@ -51,20 +57,31 @@ VERDICTS = (
     ),
     Verdict("fresh", FINE, "nothing is open: the stream looks like its reference", "nothing"),
 )
-LEARNING, FRESH = 5, 6
+LEARNING, FRESH = 6, 7
 
 # What a cell with such a word looks like.
 WORD_COLOURS = tuple((verdict.word, verdict.colour) for verdict in VERDICTS)
 
 # Incidents about what is watched. All other kinds are about the watching itself: then driftd is blind.
-SEEN_KINDS = ("drift", "outlier_rate", "stale", "dead_letters", "gap", "fraud_wave", "flood", "fraud_changed")
+SEEN_KINDS = (
+    "encoder_changed",
+    "drift",
+    "outlier_rate",
+    "stale",
+    "dead_letters",
+    "gap",
+    "fraud_wave",
+    "flood",
+    "fraud_changed",
+)
 
 # The rank of one row of the table incidents.
 RANK_OF_INCIDENT = f"""
 CASE WHEN kind NOT IN ({", ".join(f"'{kind}'" for kind in SEEN_KINDS)}) THEN 1
-WHEN kind = 'drift' AND severity = 'page' AND detail::json ->> 'channel' IS DISTINCT FROM 'mix' THEN 2
-WHEN kind = 'drift' AND severity = 'page' THEN 3
-ELSE 4 END
+WHEN kind = 'encoder_changed' THEN 2
+WHEN kind = 'drift' AND severity = 'page' AND detail::json ->> 'channel' IS DISTINCT FROM 'mix' THEN 3
+WHEN kind = 'drift' AND severity = 'page' THEN 4
+ELSE 5 END
 """.strip()
 
 
