@@ -370,7 +370,7 @@ class Judge:
         state.decided_part = part
         state.numbers = astuple(
             _Numbers(
-                facts.records,
+                float(facts.records),
                 found.confidence,
                 found.estimated,
                 found.low,
@@ -382,7 +382,7 @@ class Judge:
                 facts.realised,
                 facts.realised_low,
                 facts.realised_high,
-                facts.labels,
+                float(facts.labels),
                 facts.evidence,
             )
         )
