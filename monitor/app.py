@@ -10,6 +10,7 @@ from connectors.alertmanager import AlertmanagerSink
 from connectors.database.store import Store
 from connectors.kafka import KafkaSettings
 from connectors.kafka_dead_letters import KafkaDeadLetterTopic
+from connectors.kafka_labels import KafkaLabelsSettings
 from connectors.kafka_scores import KafkaScoresSettings
 from connectors.notification import Sink
 from connectors.prometheus import Metrics
@@ -21,6 +22,8 @@ from monitor.label_reader import LabelReader
 from monitor.label_records import BroughtRecords
 from monitor.scores import Scores
 from monitor.settings import ModelSettings, Settings
+from monitor.truth_desk import TruthDesk
+from monitor.truth_reader import TruthReader
 from monitor.watchdog import Watchdog
 from monitor.worker import Worker
 
@@ -121,14 +124,63 @@ def build_label_readers(
     return readers
 
 
+def takes_truths(model: ModelSettings) -> bool:
+    """Whether true answers can be compared with what the model answered."""
+    return model.record.prediction is not None
+
+
+def build_truth_desk(name: str, settings: Settings, store: Store) -> TruthDesk:
+    """Where the true answers of one model are taken in.
+
+    Raises:
+        InvalidInput: its own answers are not mapped.
+    """
+    if not takes_truths(settings.models[name]):
+        raise InvalidInput(
+            f"What model {name} answers is not mapped, so that true answers have nothing to be compared with.",
+            hint=f"Set models.{name}.record.prediction; see docs/labels.md",
+        )
+    return TruthDesk(name, store, remembered_days=settings.retention.answers_days)
+
+
+def build_truth_readers(
+    settings: Settings, store: Store, metrics: Metrics, *, ordinal: int = 0
+) -> dict[str, TruthReader]:
+    """What takes true answers in, for each model whose own answers are mapped."""
+    return {
+        name: TruthReader(
+            name,
+            build_truth_desk(name, settings, store),
+            store,
+            source=build_truth_source(name, model, ordinal=ordinal),
+            metrics=metrics,
+            compares=ordinal == 0,
+            remembered_days=settings.retention.answers_days,
+        )
+        for name, model in settings.models.items()
+        if takes_truths(model)
+    }
+
+
+def build_truth_source(name: str, model: ModelSettings, *, ordinal: int = 0) -> Source | None:
+    """The topic of a model's true answers; None where there is none."""
+    return _document_source(name, model, model.performance.labels, kind="truths", ordinal=ordinal)
+
+
 def build_label_source(name: str, model: ModelSettings, *, ordinal: int = 0) -> Source | None:
     """The topic of a model's labels; None where there is none."""
     labels = None if model.fraud is None else model.fraud.labels
+    return _document_source(name, model, labels, kind="labels", ordinal=ordinal)
+
+
+def _document_source(
+    name: str, model: ModelSettings, labels: KafkaLabelsSettings | None, *, kind: str, ordinal: int
+) -> Source | None:
     if labels is None:
         return None
     if isinstance(model.source, KafkaSettings):
         labels = labels.beside(model.source)
-    group = f"driftd-{name}-labels"
+    group = f"driftd-{name}-{kind}"
     return labels.build(client_id=f"{group}-{socket.gethostname()}-{ordinal}", group=group)
 
 

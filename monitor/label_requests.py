@@ -1,6 +1,6 @@
-"""POST /labels: who may, what a body may be, and what is answered.
+"""POST /labels and POST /truths: who may, what a body may be, and what is answered.
 
-One process takes labels in itself (`LabelRequests`); the supervisor of several passes them on to one of them
+One process takes them in itself (`LabelRequests`); the supervisor of several passes them on to one of them
 (`PassedOnLabels`). Both ask for the token, so that nothing of a stranger goes further than here.
 """
 
@@ -13,20 +13,24 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 from urllib.parse import quote
 
 from connectors.database.connection import wall_clock_ms
 from detectors.errors import InvalidSettings, SourceError, StoreError
-from monitor.labels import BadLabel, SaidLabel, documents, read_label
+from monitor.labels import BadLabel, documents
 
 if TYPE_CHECKING:
-    from monitor.label_reader import LabelReader
+    from monitor.document_reader import DocumentReader
     from monitor.settings import HttpSettings
 
+LABELS: Final = "/labels"
+TRUTHS: Final = "/truths"
 MAX_BODY = 8 << 20  # bytes
 RETRY_AFTER_S = 5
 _PASS_ON_WITHIN_S = 60.0
+
+D = TypeVar("D")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,13 @@ class Answer:
 
 
 class TakesLabels(Protocol):
-    """Who answers POST /labels; called from several threads at once."""
+    """Who answers POST /labels, or POST /truths; called from several threads at once."""
 
     def allowed(self, authorization: str) -> Answer | None:
         """None if a request with this header may go on, otherwise what it is answered."""
 
     def answer(self, model: str, body: bytes, authorization: str) -> Answer:
-        """Take the labels in a body in, all or none of them."""
+        """Take what is in a body in, all or none of it."""
 
 
 class Token:
@@ -103,20 +107,24 @@ class Token:
         return text
 
 
-class LabelRequests:
-    """Takes labels in, in the process that watches the models.
+class LabelRequests(Generic[D]):
+    """Takes labels in, or true answers, in the process that watches the models.
 
     Args:
         settings: of HTTP, which hold the token.
+        path: under which it is asked.
+        needs: what a model must have to be asked, in words.
     """
 
-    def __init__(self, settings: HttpSettings) -> None:
+    def __init__(self, settings: HttpSettings, *, path: str = LABELS, needs: str = "fraud settings") -> None:
         self._token = Token(settings)
+        self._path = path
+        self._needs = needs
         self._lock = threading.Lock()
-        self._readers: dict[str, LabelReader] | None = None  # None before the database is open
+        self._readers: dict[str, DocumentReader[D]] | None = None  # None before the database is open
 
-    def open(self, readers: Mapping[str, LabelReader]) -> None:
-        """From now on take labels of these models."""
+    def open(self, readers: Mapping[str, DocumentReader[D]]) -> None:
+        """From now on take documents of these models."""
         with self._lock:
             self._readers = dict(readers)
 
@@ -142,38 +150,41 @@ class LabelRequests:
             known = ", ".join(readers) or "none"
             return _refused(
                 404 if model else 400,
-                f"There is no model {model} with fraud settings." if model else "Of which model?",
-                f"Name one in the address: /labels?model=NAME. There is: {known}",
+                f"There is no model {model} with {self._needs}." if model else "Of which model?",
+                f"Name one in the address: {self._path}?model=NAME. There is: {known}",
             )
-        labels: list[SaidLabel] = []
+        found: list[D] = []
         now_ms = wall_clock_ms()
         try:
-            labels.extend(
-                read_label(document, now_ms, origin=f"post:{secrets.token_hex(16)}") for document in documents(body)
+            found.extend(
+                reader.read_document(document, now_ms, origin=f"post:{secrets.token_hex(16)}")
+                for document in documents(body, example=reader.example)
             )
         except BadLabel as error:
             reader.refused(error.reason)
             # extend keeps what came before the error.
-            wrong = {"error": error.message, "hint": error.hint, "reason": error.reason, "row": len(labels) + 1}
+            wrong = {"error": error.message, "hint": error.hint, "reason": error.reason, "row": len(found) + 1}
             return Answer(400, wrong | {"taken": 0})
         try:
-            took = reader.take(labels)
+            took = reader.take(found)
         except (SourceError, StoreError) as error:  # a record that a label brings along may be embedded by a server
             return _later(error.message)
         return Answer(200, took.counts())
 
 
 class PassedOnLabels:
-    """Passes labels on to a worker that runs.
+    """Passes labels, or true answers, on to a worker that runs.
 
     Args:
         settings: of HTTP, which hold the token.
         ports: of the workers that answer now.
+        path: under which they are asked.
     """
 
-    def __init__(self, settings: HttpSettings, ports: Callable[[], list[int]]) -> None:
+    def __init__(self, settings: HttpSettings, ports: Callable[[], list[int]], *, path: str = LABELS) -> None:
         self._token = Token(settings)
         self._ports = ports
+        self._path = path
 
     def allowed(self, authorization: str) -> Answer | None:
         """See `TakesLabels`."""
@@ -183,19 +194,19 @@ class PassedOnLabels:
         """See `TakesLabels`. What a worker cannot take now, another one may."""
         last = _later("No worker answers.")
         for port in self._ports():
-            answer = _passed_on(port, model, body, authorization)
+            answer = _passed_on(port, self._path, model, body, authorization)
             if answer is not None and answer.code != 503:
                 return answer
             last = answer or last
         return last
 
 
-def _passed_on(port: int, model: str, body: bytes, authorization: str) -> Answer | None:
+def _passed_on(port: int, path: str, model: str, body: bytes, authorization: str) -> Answer | None:
     """What the worker at a port answers; None where it does not."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PASS_ON_WITHIN_S)
     try:
         headers = {"authorization": authorization, "content-type": "application/json", "connection": "close"}
-        connection.request("POST", f"/labels?model={quote(model)}", body=body, headers=headers)
+        connection.request("POST", f"{path}?model={quote(model)}", body=body, headers=headers)
         answer = connection.getresponse()
         said = json.loads(answer.read())
         kept = {

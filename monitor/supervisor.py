@@ -22,7 +22,7 @@ from types import FrameType
 from connectors.kafka import KafkaSettings
 from detectors.errors import InvalidInput
 from monitor.app import check_references_folder, http_address
-from monitor.label_requests import PassedOnLabels
+from monitor.label_requests import LABELS, TRUTHS, PassedOnLabels
 from monitor.log import configure, event
 from monitor.overview import Overview
 from monitor.settings import Settings
@@ -103,8 +103,10 @@ class Supervisor:
         host, port = http_address(self._settings)
         with ExitStack() as closing:
             closing.callback(self._overview.stop)
-            labels = PassedOnLabels(self._settings.http, self._overview.ports)
-            web = WebServer(self._overview, self._overview, host=host, port=port, labels=labels)
+            labels, truths = (
+                PassedOnLabels(self._settings.http, self._overview.ports, path=path) for path in (LABELS, TRUTHS)
+            )
+            web = WebServer(self._overview, self._overview, host=host, port=port, labels=labels, truths=truths)
             web.start()
             closing.callback(web.stop)
             self._overview.start()

@@ -2,7 +2,7 @@
 
 * /livez answers 503 when a model's last poll came back too long ago: the process hangs, start it anew.
 * /readyz answers 503 while something does not work, with a JSON list of what was looked at; a restart will not help.
-* POST /labels takes labels in: monitor/label_requests.py.
+* POST /labels takes labels in, and POST /truths true answers: monitor/label_requests.py.
 * / is the same for people, in one page without scripts or anything from elsewhere; /status the same as JSON.
 
 The daemon writes into a `Status`, the server reads from it; they share nothing else.
@@ -23,7 +23,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any, Protocol
 
 from detectors.errors import DriftdError
-from monitor.label_requests import MAX_BODY, TakesLabels, too_large
+from monitor.label_requests import LABELS, MAX_BODY, TRUTHS, TakesLabels, too_large
 
 if TYPE_CHECKING:
     import uvicorn
@@ -163,7 +163,7 @@ class WebServer:
 
     Args:
         host, port: where to listen; port 0 takes a free one, which ``port`` tells after `start`.
-        labels: who answers POST /labels; nobody by default.
+        labels, truths: who answers POST /labels and POST /truths; nobody by default.
     """
 
     def __init__(
@@ -174,12 +174,13 @@ class WebServer:
         host: str = "127.0.0.1",
         port: int = 9464,
         labels: TakesLabels | None = None,
+        truths: TakesLabels | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self._status = status
         self._metrics = metrics
-        self._labels = labels
+        self._takes = {path: takes for path, takes in ((LABELS, labels), (TRUTHS, truths)) if takes is not None}
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -293,10 +294,10 @@ class WebServer:
 
         routes = {"/": page, "/metrics": show_metrics, "/livez": livez, "/readyz": readyz, "/status": everything}
         shown = [Route(path, endpoint) for path, endpoint in routes.items()]
-        return Starlette(routes=[*shown, *([] if self._labels is None else [_labels_route(self._labels)])])
+        return Starlette(routes=[*shown, *(_taking_route(path, takes) for path, takes in self._takes.items())])
 
 
-def _labels_route(labels: TakesLabels) -> Any:
+def _taking_route(path: str, takes: TakesLabels) -> Any:
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import ClientDisconnect
     from starlette.responses import Response
@@ -305,7 +306,7 @@ def _labels_route(labels: TakesLabels) -> Any:
     async def take(request: Request) -> Response:
         authorization = request.headers.get("authorization", "")
         # Before the body is read: a stranger's is not worth its memory.
-        answer = await run_in_threadpool(labels.allowed, authorization)
+        answer = await run_in_threadpool(takes.allowed, authorization)
         if answer is None:
             body = bytearray()
             try:
@@ -319,11 +320,11 @@ def _labels_route(labels: TakesLabels) -> Any:
                 answer = too_large()
             else:
                 model = request.query_params.get("model", "")
-                answer = await run_in_threadpool(labels.answer, model, bytes(body), authorization)
+                answer = await run_in_threadpool(takes.answer, model, bytes(body), authorization)
         headers = {**_NO_STORE, **answer.headers, "content-type": "application/json"}
         return Response(json.dumps(answer.body) + "\n", answer.code, headers=headers)
 
-    return Route("/labels", take, methods=["POST"])
+    return Route(path, take, methods=["POST"])
 
 
 def status_page(checks: Sequence[Check], models: Sequence[ModelStatus], liveness: Check) -> str:
