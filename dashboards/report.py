@@ -34,6 +34,7 @@ from dashboards.report_data import (
 )
 from dashboards.report_fraud import fraud_section
 from dashboards.report_parts import MAX_EXCERPT, card, left_out, pill, side, table
+from dashboards.report_verdict import PILLS, verdict_section
 from dashboards.scales import clock, count, duration, period, safe_text, small
 from detectors.errors import InvalidInput
 
@@ -76,8 +77,11 @@ def render(report: Report) -> str:
     """The report as the text of an HTML page."""
     sections = (
         _header(report.header),
-        _verdict(report.header),
+        _verdict(report),
         _tiles(report),
+        ""
+        if report.verdict is None
+        else verdict_section(report.verdict, start_ms=report.header.start_ms, end_ms=report.header.end_ms),
         _comparisons(report.comparisons),
         _timelines(report.timelines, report.header),
         _incidents(report.incidents, report.header),
@@ -114,9 +118,14 @@ def _header(header: Header) -> str:
     )
 
 
-def _verdict(header: Header) -> str:
-    status = pill(header.status, _STATUS_WORDS[header.status])
-    return f'<div class="verdict {header.status}">{status}<span>{safe_text(header.verdict)}</span></div>'
+def _verdict(report: Report) -> str:
+    header, verdict = report.header, report.verdict
+    if verdict is None:
+        status = pill(header.status, _STATUS_WORDS[header.status])
+        return f'<div class="verdict {header.status}">{status}<span>{safe_text(header.verdict)}</span></div>'
+    kind = PILLS[verdict.level]
+    said = safe_text(header.verdict)
+    return f'<div class="verdict {kind}">{pill(kind, verdict.word)}<span>{said}</span></div>'
 
 
 def _tiles(report: Report) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from dashboards.verdict_words import Level
 from detectors.errors import InvalidInput
 
 Floats = npt.NDArray[np.float64]
@@ -406,6 +407,61 @@ class FraudSection:
     marks: tuple[MarkRow, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class WordSpan:
+    """From when to when one word was said of the model. ``level`` as of `dashboards.verdict_words`."""
+
+    start_ms: int
+    end_ms: int
+    word: str
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPoint:
+    """Share of right answers among labelled records, as it was known then, with its interval; NaN where unknown."""
+
+    time_ms: int
+    value: float
+    low: float
+    high: float
+    labels: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerdictSection:
+    """Whether the model is still good, now and over time. Shares of right answers, 0 to 1; NaN where not known.
+
+    Attributes:
+        word, level: said now; ``since_ms``: since when.
+        reasons: sentences, the weightiest first.
+        numbers: names and texts.
+        unseen: what nobody can see; "" to leave it out.
+        next_step: what to do, commands in backquotes.
+        spans: what was said when.
+        starts_ms: int64 (m,), strictly increasing; the blocks' beginnings.
+        block_ms: their length.
+        low, high, floor, novel: float64 (m,): ends of the estimate, the floor, and the share of new content.
+        measured: where labels are known.
+    """
+
+    word: str
+    level: Level
+    since_ms: int | None
+    reasons: tuple[str, ...]
+    numbers: tuple[tuple[str, str], ...]
+    unseen: str
+    next_step: str
+    spans: tuple[WordSpan, ...]
+    starts_ms: Counts
+    block_ms: int
+    low: Floats
+    high: Floats
+    floor: Floats
+    novel: Floats
+    measured: tuple[MeasuredPoint, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """Everything that a report shows. ``settings`` holds (key, value) as texts, without secrets."""
@@ -422,6 +478,7 @@ class Report:
     settings: tuple[tuple[str, str], ...] = ()
     budget: AlarmBudget | None = None
     fraud: FraudSection | None = None
+    verdict: VerdictSection | None = None
 
 
 def flat_map(

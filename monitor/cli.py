@@ -20,8 +20,10 @@ from monitor.deadletters_cli import deadletters_app
 from monitor.fraud_cli import fraud
 from monitor.label_cli import label
 from monitor.mute_cli import mute_app
+from monitor.nearest_cli import nearest
 from monitor.replay_cli import replay
 from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_json, put_table, say
+from monitor.verdict_cli import verdict
 
 app = typer.Typer(
     name="driftd",
@@ -39,9 +41,11 @@ app.add_typer(dashboards_app, name="dashboards")
 app.add_typer(mute_app, name="mute")
 app.command()(bootstrap)
 app.command()(label)
+app.command()(nearest)
 app.command()(backfill)
 app.command()(fraud)
 app.command()(replay)
+app.command()(verdict)
 
 
 def main() -> None:

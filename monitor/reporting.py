@@ -66,7 +66,9 @@ from monitor.incident_list import mute_of
 from monitor.opinions import is_opinion
 from monitor.pipeline import EVERYTHING
 from monitor.settings import ModelSettings, Settings
+from monitor.standing import standing_of
 from monitor.times import text_of
+from monitor.verdict_drawing import verdict_section
 from monitor.wording import acknowledged_by, muted_until, notes_of
 
 STRANGEST = 12  # records shown with their nearest normal ones
@@ -136,6 +138,7 @@ def report_of(
         fraud=_fraud(
             fraud_facts(settings, store, model, now_ms=now_ms, hours=hours, opinions=True), spaces, notes or {}
         ),
+        verdict=verdict_section(store, standing_of(settings, store, model), from_ms=start_ms, to_ms=end_ms),
     )
 
 

@@ -102,10 +102,18 @@ def numbers(row: VerdictRow) -> list[tuple[str, str]]:
     if not math.isnan(row.confidence):
         found.append(("confidence", f"{share(row.confidence)} on average, as the model says it"))
     if row.labels and not math.isnan(row.evidence):
-        found.append(("evidence", f"10^{row.evidence:.1f} to 1 that labels are below the floor"))
+        found.append(("labels say", _evidence(row.evidence)))
     if not math.isnan(row.age_s):
         found.append(("model age", duration(row.age_s)))
     return found
+
+
+def _evidence(evidence: float) -> str:
+    """What a log10 e-value of labels against the floor means: how rare it would be by chance."""
+    if evidence < 1.0:
+        return "nothing against it"
+    often = f"{10.0**evidence:,.0f}" if evidence < 9.0 else f"10^{evidence:.0f}"
+    return f"below the floor; by chance, labels say so once in {often} labels"
 
 
 def _against_floor(row: VerdictRow) -> str:
@@ -116,14 +124,14 @@ def _against_floor(row: VerdictRow) -> str:
 
 
 def unseen(row: VerdictRow, *, delay_s: float | None = None) -> str:
-    """What nobody can see with what is known now.
+    """What nobody can see with what is known now: the last reason of a verdict, and what would help.
 
     Args:
         delay_s: how long true answers take, as far as that is known.
     """
-    changed = "answers that turned wrong while the records look as before and the model is as sure as before"
+    said = [*row.reasons[-1:]]
     if not row.labels:
-        estimate = " Without record.confidence, not even an estimate." if math.isnan(row.low) else ""
-        return f"Without true answers nobody sees {changed}.{estimate} Bring some: driftd truth FILE"
-    late = "" if delay_s is None else f"; they come about {duration(delay_s)} after their records"
-    return f"Only true answers show {changed}; the last {row.labels:,} count{late}."
+        said.append("Bring true answers: driftd truth FILE")
+    elif delay_s is not None:
+        said.append(f"They come about {duration(delay_s)} after their records.")
+    return " ".join(said)

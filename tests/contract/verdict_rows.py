@@ -30,6 +30,6 @@ def verdict(block: int, **more: Any) -> VerdictRow:
         "evidence": float("nan"),
         "truths": 0,
         "age_s": 86_400.0,
-        "reasons": ("The estimate is above the floor.",),
+        "reasons": ("The estimate is above the floor.", "Wrong answers cannot be seen without labels."),
     }
     return VerdictRow(block=block, **(values | more))

@@ -17,6 +17,7 @@ from dashboards.report_data import (
     Excerpt,
     Header,
     Mark,
+    MeasuredPoint,
     Period,
     ReferenceIdentity,
     Report,
@@ -24,8 +25,11 @@ from dashboards.report_data import (
     StrangeRecord,
     Timeline,
     Traffic,
+    VerdictSection,
+    WordSpan,
     flat_map,
 )
+from dashboards.verdict_picture import write_verdict
 
 pytestmark = pytest.mark.chromium
 
@@ -104,6 +108,28 @@ def _report(text: str) -> Report:
             StrangeRecord(text, START, "input", "", 9.0, 1e-4, Excerpt(pixels, text), Excerpt(pixels, text), text, 0.5),
         ),
         settings=((text, text),),
+        verdict=_verdict(text),
+    )
+
+
+def _verdict(text: str) -> VerdictSection:
+    starts = START + np.arange(200, dtype=np.int64) * 10_000
+    return VerdictSection(
+        word=text,
+        level="page",
+        since_ms=START,
+        reasons=(text,),
+        numbers=((text, text),),
+        unseen=text,
+        next_step=f"`{text}`",
+        spans=(WordSpan(START, START + 2_000_000, text, "page"),),
+        starts_ms=starts,
+        block_ms=10_000,
+        low=np.full(200, 0.8),
+        high=np.full(200, 0.9),
+        floor=np.full(200, 0.85),
+        novel=np.full(200, 0.1),
+        measured=(MeasuredPoint(START, 0.9, 0.8, 0.95, 10),),
     )
 
 
@@ -138,6 +164,15 @@ def test_the_picture_of_replays_renders_in_the_same_frame_without_a_complaint(ch
     done = _run(chromium, tmp_path, "--dump-dom", page.as_uri())
     assert 'data-ready="yes"' in done.stdout and _console(done) == []
     assert "<title>x</title>" not in done.stdout and done.stdout.count('class="open page"') == 2
+
+
+def test_the_picture_of_a_verdict_renders_in_the_same_frame_without_a_complaint(chromium: str, tmp_path: Path) -> None:
+    text = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    page = tmp_path / "verdict.html"
+    write_verdict(page, text, _verdict(text))
+    done = _run(chromium, tmp_path, "--dump-dom", page.as_uri())
+    assert 'data-ready="yes"' in done.stdout and _console(done) == []
+    assert "<title>x</title>" not in done.stdout and done.stdout.count('class="band"') == 1
 
 
 def test_a_script_that_is_not_ours_is_refused_by_the_page(chromium: str, tmp_path: Path) -> None:

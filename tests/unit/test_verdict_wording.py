@@ -99,11 +99,12 @@ def test_what_is_not_known_is_left_out_of_the_numbers() -> None:
     assert share(NAN) == "unknown" and between(0.5, 0.625) == "50.0 % to 62.5 %"
 
 
-def test_what_cannot_be_seen_is_told_with_and_without_labels() -> None:
-    assert "Without true answers nobody sees" in unseen(verdict(0)) and "record.confidence" not in unseen(verdict(0))
-    assert "record.confidence" in unseen(verdict(0, low=NAN))
-    known = unseen(verdict(0, labels=1_312), delay_s=2 * 86_400.0)
-    assert "the last 1,312 count; they come about 2 days after their records." in known
+def test_what_cannot_be_seen_is_the_last_reason_and_what_would_help() -> None:
+    row = verdict(0, reasons=("All is well.", "Wrong answers cannot be seen."))
+    assert unseen(row) == "Wrong answers cannot be seen. Bring true answers: driftd truth FILE"
+    known = verdict(0, labels=1_312, reasons=("All is well.", "Only labels show it."))
+    assert unseen(known, delay_s=2 * 86_400.0) == "Only labels show it. They come about 2 days after their records."
+    assert unseen(known) == "Only labels show it."
 
 
 def test_words_are_ranked_with_the_worst_first() -> None:
@@ -116,3 +117,12 @@ def test_words_are_ranked_with_the_worst_first() -> None:
     assert rank_of("blind") == 1 and rank_of("fresh") == len(VERDICTS) < rank_of("no word")
     assert {"blind", "encoder changed", "degraded", "drifted"} == ALARMING
     assert verdict_of("fresh").next_step == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [(-1.0, "nothing against it"), (0.9, "nothing against it"), (4.0, "once in 10,000 labels"), (12.2, "in 10^12 ")],
+)
+def test_evidence_of_labels_is_told_as_what_chance_would_do(evidence: float, said: str) -> None:
+    row = verdict(0, labels=300, realised=0.8, realised_low=0.75, realised_high=0.85, evidence=evidence)
+    assert said in dict(numbers(row))["labels say"]
