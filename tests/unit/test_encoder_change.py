@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -35,7 +37,7 @@ def touched(rows: npt.NDArray[np.bool_], by: float) -> Floats:
     return moved
 
 
-INJECTED: dict[str, tuple[Floats, Floats, str, str]] = {
+INJECTED: dict[str, tuple[Floats, npt.NDArray[np.floating[Any]], str, str]] = {
     "fewer dimensions": (BEFORE, BEFORE[:, :48], "dimension", "have 48 dimensions; they had 96"),
     "normalisation off": (BEFORE, BEFORE * CHANCE.uniform(5, 9, (M, 1)), "normalisation", "switched normalisation off"),
     "normalisation on": (vectors_of(2, lengths=True), vectors_of(2), "normalisation", "switched normalisation on"),
@@ -65,11 +67,12 @@ def test_each_change_of_an_encoder_is_found_with_its_cause(name: str) -> None:
 def test_a_thousand_clean_checks_find_nothing() -> None:
     """A real matrix product in float32, of other rows, in other batches and another order: its last bits differ."""
     chance = np.random.default_rng(11)
-    weights = [chance.normal(size=(D, 256)).astype(np.float32) / 16, chance.normal(size=(256, D)).astype(np.float32)]
+    first: Floats = chance.normal(size=(D, 256)).astype(np.float32) / np.float32(16)
+    second: Floats = chance.normal(size=(256, D)).astype(np.float32)
     inputs = chance.normal(size=(M, D)).astype(np.float32)
 
     def embed(rows: Floats) -> Floats:
-        return np.asarray(np.tanh(rows @ weights[0]) @ weights[1], dtype=np.float32)
+        return np.asarray(np.tanh(rows @ first) @ second, dtype=np.float32)
 
     before, largest = embed(inputs), 0.0
     for _ in range(1_000):
