@@ -26,6 +26,7 @@ from monitor.history import Found, HistoryLabels, HistoryWorker, history_pipelin
 from monitor.history_range import HistoryRange
 from monitor.outbox import RetryPolicy, SinkQueue
 from monitor.settings import Settings
+from monitor.verdicts import AnswersOfThen
 
 SAMPLE = 4096  # records that a dry run scores,
 SAMPLE_PARTITIONS = 256  # from so many partitions, the largest: small files hold few
@@ -100,7 +101,7 @@ def job_of(row: BackfillRow, settings: Settings, store: Store, *, live: Store | 
     spans = {place: Span(first, after, topic_id) for place, (first, after, topic_id) in ordered}
     labels = HistoryLabels(int(str(row.detail["labels"])), store)
     if live is not None:
-        labels = HistoryLabels(0, store, live.label_spans(name))
+        labels = HistoryLabels(0, store, live.label_spans(name), AnswersOfThen(live, name))
     in_lane = row.lane != name
     live_from, read_to_ms = row.detail.get("live_from_block"), row.detail.get("read_to_ms")
     return Job(

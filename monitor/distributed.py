@@ -178,6 +178,7 @@ class DistributedRunner:
             spaces=self._pipeline.spaces,
             sinks=sinks_of_history(settings),
             history=job.range,
+            answers=job.labels.answers,
         )
         self._in_turn = self._model.thins_by_key or self._model.record.pair is not None
         self._detects = self._model.record.format == "auto"

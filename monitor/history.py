@@ -38,6 +38,7 @@ from monitor.reader import Reader
 from monitor.scores import Scores, TakenScores
 from monitor.settings import Settings
 from monitor.spaces import load_fraud_of, load_spaces
+from monitor.verdicts import TrueAnswers
 from monitor.worker import DeadLetterWave
 
 POLL_S = 0.5
@@ -142,11 +143,13 @@ class HistoryLabels:
         store: where the labels are.
         version: those of this version everywhere, or
         spans: those that were in force when each record came; None where ``version`` holds.
+        answers: where true answers come from; None: from where history is written.
     """
 
     version: int
     store: StoredLabels
     spans: Sequence[LabelSpan] | None = None
+    answers: TrueAnswers | None = None
 
 
 def history_pipeline(
@@ -271,6 +274,7 @@ class HistoryWorker:
             fraud=None if stage is None else stage.parts,
             sinks=sinks,
             history=history,
+            answers=labels.answers,
         )
         self._reader = Reader(
             source,

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from connectors.database import rows
 from connectors.database.rows import DeploymentRow, TruthRow, VerdictRow
+from connectors.database.store import Store
 from detectors.conformal import N_BINS
 from detectors.feedback import SecondOpinion
 from detectors.performance import UNKNOWN, ConfidenceCalibration, Estimate, estimate, novel_mass, unsupported
@@ -67,6 +68,27 @@ class TrueAnswers(Protocol):
 
     def truths_at(self, from_block: int, below: int) -> dict[int, int] | None:
         """By block, how many counted when it was judged; None: all that are there count from now on."""
+
+
+class AnswersOfThen:
+    """True answers as they counted when the live blocks were judged: for a trial in a database of its own.
+
+    Args:
+        live: where they are.
+        model: the model's name.
+    """
+
+    def __init__(self, live: Store, model: str) -> None:
+        self._live = live
+        self._model = model
+
+    def truths(self, after: int, most: int, *, upto: int | None = None) -> list[TruthRow]:
+        """See `TrueAnswers`."""
+        return self._live.first_truths(self._model, after, most, upto=upto)
+
+    def truths_at(self, from_block: int, below: int) -> dict[int, int]:
+        """See `TrueAnswers`."""
+        return self._live.truths_at(self._model, from_block, below)
 
 
 class _Part(msgspec.Struct):
