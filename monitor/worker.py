@@ -315,10 +315,7 @@ class Worker:
         self._first = FirstReference(
             self.name, self._settings, store=self._store, decoder=self._decoder, embedders=embedders
         )
-        try:
-            self._load(self._first.built(float("-inf")))
-        except EncoderChanged as error:
-            self._wait_for_encoder(error)
+        self._load_or_wait(self._first.built(float("-inf")))
         rows = self._stored_open()
         self._open = {row.id: row for row in rows if row.kind not in OPERATIONAL}
         self._troubles.take_over(rows)
@@ -461,7 +458,7 @@ class Worker:
         try:
             rows = self._first.built(clock_s)
             if rows:
-                self._load(rows)
+                self._load_or_wait(rows)
                 self.source.open(self._positions, topic_ids=self._topic_ids)
                 self.waits_outside = False
                 return Step(0, finished=False)
@@ -529,6 +526,13 @@ class Worker:
 
     def _stored_halves(self, partition: Partition) -> Sequence[HalfRow]:
         return self._store.halves(self.name, partition)
+
+    def _load_or_wait(self, rows: Sequence[ReferenceRow]) -> None:
+        """As `_load`; where an encoder is another one, it is tried again."""
+        try:
+            self._load(rows)
+        except EncoderChanged as error:
+            self._wait_for_encoder(error)
 
     def _load(self, rows: Sequence[ReferenceRow]) -> None:
         """Score against these references from now on; nothing where there are none yet."""
@@ -692,10 +696,12 @@ class Worker:
         if clock_s < self._next_look:
             return
         self._next_look = clock_s + AGAIN_S
-        if self._canaries is None:
-            self._load(self._first.built(clock_s))
-        else:
+        if self._canaries is not None:
             self._canaries.look_at_all()
+        elif rows := self._first.built(clock_s):
+            self._load(rows)
+        else:
+            return
         self._changed = None
         self._reader.hold(frozenset())
         log.info(event("the encoder is the one of the reference again", model=self.name))

@@ -16,6 +16,8 @@ from monitor.app import build_source
 from monitor.canaries import EncoderChanged
 from monitor.canary_watch import AGAIN_S
 from monitor.checks import check_everything
+from monitor.history import HistoryLabels, history_pipeline
+from monitor.retry import Retry
 from monitor.settings import Settings
 from monitor.troubles import AGAIN_S as OVER_S
 from monitor.worker import Step, Worker
@@ -185,7 +187,7 @@ def test_another_encoder_at_the_start_stops_reading_until_it_is_the_old_one_agai
     of_file.write(500)
     before = of_file.counted
     worker = of_file.start()
-    of_file.steps(60)
+    of_file.steps(60, every_s=6)
     assert of_file.counted == before and worker.pipeline is None
     assert "the space was turned" in worker.state and worker.encoder_changed in worker.state
     assert of_file.told() == [("encoder_changed", "open")]
@@ -198,7 +200,7 @@ def test_another_encoder_at_the_start_stops_reading_until_it_is_the_old_one_agai
     of_file.steps(AGAIN_S + 3)
     assert of_file.counted == of_file.written and worker.encoder_changed == "" and worker.state == "running"
     assert of_file.told() == [("encoder_changed", "open")], "one that comes and goes must not page each time"
-    of_file.steps(OVER_S + 1)
+    of_file.steps(OVER_S + 10, every_s=10)
     assert of_file.told() == [("encoder_changed", "resolved")]
     assert of_file.checked()["model triage, canaries of input"] == "64 canaries, largest change 0"
 
@@ -214,8 +216,22 @@ def test_an_incident_of_a_worker_that_has_ended_is_over_when_the_next_one_starts
     assert of_file.told() == [("encoder_changed", "open")]
     weights.write_bytes(old)
     of_file.start()
-    of_file.steps(OVER_S + 2)
+    of_file.steps(OVER_S + 20, every_s=10)
     assert of_file.told() == [("encoder_changed", "resolved")]
+
+
+def test_history_and_dead_letters_are_not_scored_by_another_encoder(of_file: Stream, weights: Path) -> None:
+    bring_up(of_file)
+    np.save(weights, np.load(weights)[:, ::-1])
+    settings = of_file.settings()
+    source = build_source(MODEL_NAME, settings.models[MODEL_NAME])
+    with pytest.raises(EncoderChanged, match="columns stand in another place"):
+        Retry(MODEL_NAME, settings, store=of_file.store, source=source)
+    row = of_file.store.active_reference(MODEL_NAME, "input")
+    assert row is not None
+    labels = HistoryLabels(0, of_file.store)
+    with pytest.raises(EncoderChanged, match="driftd reference build"):
+        history_pipeline(MODEL_NAME, settings, [row], store=of_file.store, labels=labels)
 
 
 def test_a_source_that_ends_is_not_waited_with(of_file: Stream, weights: Path) -> None:
@@ -247,7 +263,7 @@ def test_the_timer_sees_a_file_that_is_replaced_while_it_is_in_use(of_file: Stre
     old = np.load(weights)
     np.save(weights, np.vstack([old[:125], old[125:] * 1.5]))  # some words have other vectors
     assert worker.encoder_changed == ""
-    of_file.steps(31)
+    of_file.steps(33, every_s=3)
     assert "some inputs otherwise" in worker.encoder_changed
     assert worker.canaries["input"].change is not None
 
@@ -259,7 +275,7 @@ def test_a_server_that_is_replaced_while_records_come_pages_no_drift_and_counts_
     before = of_server.counted
     server.replaced = True
     of_server.write(700)
-    of_server.steps(90)
+    of_server.steps(90, every_s=9)
     assert of_server.counted == before and of_server.told() == [("encoder_changed", "open")]
     assert "columns stand in another place" in worker.encoder_changed
 
@@ -267,7 +283,7 @@ def test_a_server_that_is_replaced_while_records_come_pages_no_drift_and_counts_
     of_server.steps(AGAIN_S + 3)
     assert of_server.counted == of_server.written, "each record once"
     of_server.write(400)
-    of_server.steps(OVER_S + 2)
+    of_server.steps(OVER_S + 5, every_s=5)
     assert of_server.counted == of_server.written
     assert of_server.told() == [("encoder_changed", "resolved")], "and no drift"
     stored = of_server.store.partition_states(MODEL_NAME)
