@@ -8,7 +8,8 @@ Like everything that the fold makes, it is a function of the blocks in their ord
 each row says which of them it rests on. What hinders watching (a source that fails, a canary that failed) happens
 outside of the blocks, and is laid over the verdict where it is shown.
 
-Estimates are over a window that moves by a sixteenth of its length; while an alarm is there, with every block.
+Estimates are over a window that moves by a sixteenth of its length. While there is an alarm they are made anew with
+every block, over what came since it began.
 """
 
 from __future__ import annotations
@@ -382,8 +383,9 @@ class Judge:
 
     def _decide(self, part: int, end_ms: int, deployments: Sequence[DeploymentRow]) -> None:
         state, rules = self._state, self._rules
-        found = self._estimate(part)
-        facts = self._facts(found, end_ms, deployments)
+        parts, records = self._window()
+        found = self._estimate(parts) if records >= rules.settings.least else UNKNOWN
+        facts = self._facts(found, records, end_ms, deployments)
         decision = decide(facts)
         if decision.word != state.word or state.since_ms < 0:
             state.word, state.since_ms = decision.word, end_ms - rules.block_ms
@@ -409,31 +411,34 @@ class Judge:
             )
         )
 
-    def _records(self) -> int:
-        """Records of the window, in the space that has most."""
-        spaces = self._rules.spaces
-        return max((sum(part.records.get(space, 0) for part in self._state.parts) for space in spaces), default=0)
-
-    def _estimate(self, part: int) -> Estimate:
-        """Over the window as it is now; of novelty, what the input space says that sees most of it."""
+    def _window(self) -> tuple[list[_Part], int]:
+        """The parts that are judged, and their records: while there is an alarm, those since it began, if they do."""
         state, rules = self._state, self._rules
-        if self._records() < rules.settings.least:
-            return UNKNOWN
+        since_ms = min((one.since_ms for one in state.alarms), default=0)
+        since = [one for one in state.parts if (one.number + 1) * rules.part_blocks * rules.block_ms > since_ms]
+        records = _records(since, rules.spaces)
+        if records >= rules.settings.least:
+            return since, records
+        return state.parts, _records(state.parts, rules.spaces)
+
+    def _estimate(self, parts: Sequence[_Part]) -> Estimate:
+        """Over parts of the window; of novelty, what the input space says that sees most of it."""
+        rules = self._rules
         h, n_calibration, novel = np.zeros(N_BINS, np.int64), 0, -1.0
         for name, space in rules.spaces.items():
             if rules.sides[name] != "input":
                 continue
-            of_space = _sum([one.h[name] for one in state.parts if name in one.h], N_BINS)
+            of_space = _sum([one.h[name] for one in parts if name in one.h], N_BINS)
             mass = novel_mass(of_space, space.reference.n_calibration)
             if mass > novel:
                 h, n_calibration, novel = of_space, space.reference.n_calibration, mass
-        confidence = _sum([one.confidence for one in state.parts if one.confidence], CONFIDENCE_BINS)
+        confidence = _sum([one.confidence for one in parts if one.confidence], CONFIDENCE_BINS)
         if rules.calibration is not None and confidence.any():
             return estimate(rules.calibration, confidence, h, n_calibration=n_calibration)
         nan = math.nan
         return Estimate(0, nan, nan, nan, nan, nan, novel_mass(h, n_calibration), unsupported(h, n_calibration))
 
-    def _facts(self, found: Estimate, end_ms: int, deployments: Sequence[DeploymentRow]) -> Facts:
+    def _facts(self, found: Estimate, records: int, end_ms: int, deployments: Sequence[DeploymentRow]) -> Facts:
         state, rules = self._state, self._rules
         drift = [one for one in state.alarms if one.kind == "drift"]
         whole = _merged([part.sums for part in state.realised], rules.settings.scale)
@@ -451,7 +456,7 @@ class Judge:
         return Facts(
             encoder_suspected=self._suspected(),
             too_small=rules.too_small,
-            records=self._records(),
+            records=records,
             least=rules.settings.least,
             input_drift=_level(one for one in drift if rules.sides.get(one.space) == "input"),
             output_drift=_level(one for one in drift if rules.sides.get(one.space) == "output"),
@@ -561,6 +566,11 @@ class Judge:
                 },
             )
         ]
+
+
+def _records(parts: Sequence[_Part], spaces: Iterable[str]) -> int:
+    """In the space that has most."""
+    return max((sum(part.records.get(space, 0) for part in parts) for space in spaces), default=0)
 
 
 def _level(alarms: Iterable[_Alarmed]) -> Level:
