@@ -10,18 +10,22 @@ docs/metrics.md is made from this: connectors/prometheus_document.py.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from connectors.database.rows import VerdictRow, VerdictWord
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 MAX_PARTITIONS = 200  # of a model, with series of their own
 MAX_SEGMENTS = 1000  # of all models together
+LEARNING = "learning"  # the word for a model that has no reference yet
 MAX_LABEL = 100  # characters of a label's value
 FIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0)
 CHECKPOINT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -513,6 +517,67 @@ class Metrics:
             "model",
             "space",
         )
+        self._verdict = gauge(
+            "driftd_verdict",
+            "-",
+            "1 for the word that is said of the model now, 0 for all others; see docs/verdict.md.",
+            "model",
+            "word",
+        )
+        self._verdict_since = gauge(
+            "driftd_verdict_since_timestamp_seconds",
+            "seconds since 1970",
+            "Event time since which that word is said; by the wall clock where the model is blind.",
+            "model",
+        )
+        self._accuracy = gauge(
+            "driftd_accuracy",
+            "share",
+            "Right answers among all (value) with the ends of the interval (low, high): estimated, or measured by labels.",
+            "model",
+            "how",
+            "bound",
+        )
+        self._accuracy_floor = gauge(
+            "driftd_accuracy_floor", "share", "Right answers below which the model is degraded.", "model"
+        )
+        self._new_content = gauge(
+            "driftd_new_content",
+            "share",
+            "Records like nothing in the baseline (novel), and those of them far outside of it (unsupported).",
+            "model",
+            "kind",
+        )
+        self._label_evidence = gauge(
+            "driftd_label_evidence",
+            "log10 of labels",
+            "Evidence of true answers against the floor: chance makes as much once in 10^evidence labels.",
+            "model",
+        )
+        self._labelled_answers = gauge(
+            "driftd_labelled_answers", "records", "Labelled records that the measured accuracy is over.", "model"
+        )
+        self._model_age = gauge(
+            "driftd_model_age_seconds",
+            "seconds",
+            "Event time since the watched model was trained or came on the stream.",
+            "model",
+        )
+        # Series of the numbers of a `VerdictRow`.
+        self._judged: tuple[tuple[Gauge, tuple[str, ...], str], ...] = (
+            (self._accuracy, ("estimated", "value"), "estimated"),
+            (self._accuracy, ("estimated", "low"), "low"),
+            (self._accuracy, ("estimated", "high"), "high"),
+            (self._accuracy, ("measured", "value"), "realised"),
+            (self._accuracy, ("measured", "low"), "realised_low"),
+            (self._accuracy, ("measured", "high"), "realised_high"),
+            (self._accuracy_floor, (), "floor"),
+            (self._new_content, ("novel",), "novel"),
+            (self._new_content, ("unsupported",), "unsupported"),
+            (self._label_evidence, (), "evidence"),
+            (self._labelled_answers, (), "labels"),
+            (self._model_age, (), "age_s"),
+        )
         self._oldest_incident = gauge(
             "driftd_open_incident_since_timestamp_seconds",
             "seconds since 1970",
@@ -713,6 +778,26 @@ class Metrics:
         for labels, times in opened.items():
             self._oldest_incident.labels(*labels).set(min(times))
             self._since_series.add(labels)
+
+    def verdict(self, model: str, word: str, since_s: float | None, row: VerdictRow | None) -> None:
+        """Show what is said of a model now, and the numbers of the newest verdict; what is not known disappears.
+
+        Args:
+            word: of `connectors.database.rows.VerdictWord`, or "learning".
+            row: None where no block has been judged.
+        """
+        for known in (*get_args(VerdictWord), LEARNING):
+            self._verdict.labels(model, known).set(known == word)
+        shown: list[tuple[Gauge, tuple[str, ...], float]] = [
+            (self._verdict_since, (), math.nan if since_s is None else since_s),
+            *((gauge, labels, math.nan if row is None else getattr(row, name)) for gauge, labels, name in self._judged),
+        ]
+        for gauge, labels, value in shown:
+            if not math.isnan(value):
+                gauge.labels(model, *labels).set(value)
+            else:
+                with suppress(KeyError):  # where there was none yet
+                    gauge.remove(model, *labels)
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """The metrics as text, and its content type, for a client that sends this Accept header."""

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
-from connectors.database.rows import MuteRow, NewTruth, Retention
+from connectors.database.rows import MuteRow, Retention
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from detectors.errors import DriftdError, RetryableError, SinkError, StoreError
@@ -43,11 +43,11 @@ from monitor.fraud_settings import FRAUD_SPACE
 from monitor.health import Health
 from monitor.incident_list import alerted, mute_of
 from monitor.label_requests import TRUTHS, LabelRequests
-from monitor.labels import SaidLabel
 from monitor.log import configure, event
 from monitor.pacing import Pace
 from monitor.sender import OutboxSender
 from monitor.settings import Settings
+from monitor.standing import word_now
 from monitor.watchdog import STEP_S, Watchdog
 from monitor.web import Status, WebServer
 from monitor.worker import Step, Worker
@@ -62,6 +62,7 @@ MERGE_EVERY_S = 600.0
 MERGE_AGAIN_S = 1.0  # where more is left than is merged at once
 LOOK_BACK_EVERY_S = 30.0
 MUTES_EVERY_S = 5.0
+VERDICTS_EVERY_S = 15.0
 WAIT_S = 0.5  # longest wait for records of all models together
 
 
@@ -92,13 +93,14 @@ class Daemon:
         self._merged: Counter[str] = Counter()  # stored summaries that became fewer, by model
         self._next_look = 0.0
         self._next_mutes = 0.0
+        self._next_verdicts = 0.0
         self._mutes: list[MuteRow] = []  # in force, when it was looked last
         self._paged: dict[str, set[str]] = {}  # pages that are counted already, by model
         self._seen: dict[str, tuple[int, int, int]] = {}  # what a source counts, as it was counted here, by model
         self._fit_failures: dict[str, int] = {}  # of the fraud scorer, as they were counted here, by model
         self._health: dict[str, Health] = {}
-        self._labels = LabelRequests[SaidLabel](settings.http)
-        self._truths = LabelRequests[NewTruth](settings.http, path=TRUTHS, needs="a prediction (record.prediction)")
+        self._labels = LabelRequests(settings.http)
+        self._truths = LabelRequests(settings.http, path=TRUTHS, needs="a prediction (record.prediction)")
         self._start_at: dict[str, float] = {}  # when a model that did not start is tried again, monotonic clock
 
     def run(self) -> int:
@@ -198,6 +200,7 @@ class Daemon:
             self._merge_summaries(store)
             self._look_back(store, publisher)
             self._look_at_mutes(store, workers)
+            self._look_at_verdicts(store)
             for sink, trouble in sender.troubles().items():
                 self._status.check(f"sink {sink}", ok=not trouble, detail=trouble or "nothing known against it")
             for name, reader in taking:
@@ -332,6 +335,23 @@ class Daemon:
         self._said.pop("mutes", None)
         for worker in workers:
             self._status.model(worker.name, muted_incidents=self._muted(worker))
+
+    def _look_at_verdicts(self, store: Store) -> None:
+        """Show what is said of each model; nothing else here depends on it.
+
+        Out of the database, so that every worker shows the same, whichever of them folds.
+        """
+        if time.monotonic() < self._next_verdicts:
+            return
+        self._next_verdicts = time.monotonic() + VERDICTS_EVERY_S
+        try:
+            for name in self._settings.models:
+                word, since_ms, row = word_now(self._settings, store, name)
+                self._metrics.verdict(name, word, None if since_ms is None else since_ms / 1000, row)
+        except StoreError as error:
+            self._say("verdicts", str(error))
+            return
+        self._said.pop("verdicts", None)
 
     def _muted(self, worker: Worker) -> int:
         return sum(mute_of(row, self._mutes) is not None for row in worker.open_incidents)

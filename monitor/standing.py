@@ -100,6 +100,17 @@ def standing_of(settings: Settings, store: Store, model: str, *, at_ms: int | No
     )
 
 
+def word_now(settings: Settings, store: Store, model: str) -> tuple[str, int | None, VerdictRow | None]:
+    """What is said of a model now, since when (milliseconds since 1970), and the newest verdict of the fold."""
+    found = store.incidents(model=model, status="open")
+    row = store.verdict(model)
+    word = overlay(found)
+    if word:
+        return word, min(one.onset_ms for one in found if speaks_for(one, word)), row
+    said, since_ms, _ = _judged(settings, store, model, row)
+    return said, since_ms, row
+
+
 def overlay(open_now: Sequence[IncidentRow]) -> str:
     """ "encoder changed" or "blind", where an open incident makes the last verdict worthless; else "".
 

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from connectors.prometheus import Metrics
 from connectors.prometheus_document import documentation
 from connectors.prometheus_workers import SupervisorMetrics
+from tests.contract.verdict_rows import verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_LEVEL = {"space": "s", "channel": "level"}
@@ -235,3 +236,22 @@ def test_a_client_that_asks_for_openmetrics_gets_it() -> None:
     body, content_type = Metrics().exposition("application/openmetrics-text;version=1.0.0")
     assert "openmetrics" in content_type and body.endswith(b"# EOF\n")
     assert Metrics().exposition("")[1].startswith("text/plain")
+
+
+def test_one_word_is_said_of_a_model_with_the_numbers_that_are_known() -> None:
+    metrics = Metrics()
+    metrics.verdict("m", "degraded", 30.0, verdict(3, low=0.76, realised=0.9, labels=40))
+    assert value(metrics, "driftd_verdict", model="m", word="degraded") == 1
+    words = [sample for sample in samples(metrics) if sample[0] == "driftd_verdict"]
+    assert len(words) == 10 and sum(samples(metrics)[word] for word in words) == 1
+    assert value(metrics, "driftd_verdict_since_timestamp_seconds", model="m") == 30.0
+    assert value(metrics, "driftd_accuracy", model="m", how="estimated", bound="low") == 0.76
+    assert value(metrics, "driftd_accuracy", model="m", how="measured", bound="value") == 0.9
+    assert value(metrics, "driftd_accuracy", model="m", how="measured", bound="low") is None
+    assert value(metrics, "driftd_labelled_answers", model="m") == 40
+
+    metrics.verdict("m", "learning", None, None)
+    assert value(metrics, "driftd_verdict", model="m", word="learning") == 1
+    assert value(metrics, "driftd_verdict", model="m", word="degraded") == 0
+    assert value(metrics, "driftd_accuracy", model="m", how="estimated", bound="low") is None
+    assert value(metrics, "driftd_verdict_since_timestamp_seconds", model="m") is None
