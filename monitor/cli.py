@@ -23,6 +23,7 @@ from monitor.mute_cli import mute_app
 from monitor.nearest_cli import nearest
 from monitor.replay_cli import replay
 from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put, put_json, put_table, say
+from monitor.truth_cli import truth
 from monitor.verdict_cli import verdict
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ app.command()(nearest)
 app.command()(backfill)
 app.command()(fraud)
 app.command()(replay)
+app.command()(truth)
 app.command()(verdict)
 
 

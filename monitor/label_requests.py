@@ -13,7 +13,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 from connectors.database.connection import wall_clock_ms
@@ -29,8 +29,6 @@ TRUTHS: Final = "/truths"
 MAX_BODY = 8 << 20  # bytes
 RETRY_AFTER_S = 5
 _PASS_ON_WITHIN_S = 60.0
-
-D = TypeVar("D")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ class Token:
         return text
 
 
-class LabelRequests(Generic[D]):
+class LabelRequests:
     """Takes labels in, or true answers, in the process that watches the models.
 
     Args:
@@ -121,9 +119,9 @@ class LabelRequests(Generic[D]):
         self._path = path
         self._needs = needs
         self._lock = threading.Lock()
-        self._readers: dict[str, DocumentReader[D]] | None = None  # None before the database is open
+        self._readers: dict[str, DocumentReader[Any]] | None = None  # None before the database is open
 
-    def open(self, readers: Mapping[str, DocumentReader[D]]) -> None:
+    def open(self, readers: Mapping[str, DocumentReader[Any]]) -> None:
         """From now on take documents of these models."""
         with self._lock:
             self._readers = dict(readers)
@@ -153,7 +151,7 @@ class LabelRequests(Generic[D]):
                 f"There is no model {model} with {self._needs}." if model else "Of which model?",
                 f"Name one in the address: {self._path}?model=NAME. There is: {known}",
             )
-        found: list[D] = []
+        found: list[Any] = []
         now_ms = wall_clock_ms()
         try:
             found.extend(

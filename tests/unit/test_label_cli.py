@@ -15,8 +15,8 @@ from connectors.database.store import Store
 from connectors.records import Partition
 from detectors.errors import DriftdError, InvalidInput
 from monitor.cli import app
+from monitor.document_cli import in_words
 from monitor.joining import Took
-from monitor.label_cli import in_words
 from monitor.remembered import pack
 
 P0 = Partition("orders", 0)
