@@ -118,9 +118,9 @@ def text_model(
         x = graph.add("MatMul", x, graph.random(DIMENSION, DIMENSION), output="last_hidden_state")
     first = graph.add("Gather", x, graph.weight(np.int64(0)), axis=1)
     graph.add("Tanh", graph.add("MatMul", first, graph.random(DIMENSION, DIMENSION)), output="pooler_output")
-    graph.add("MatMul", first, graph.random(DIMENSION, 5), output="sentence_embedding")
+    graph.add("MatMul", first, graph.random(DIMENSION, 9), output="sentence_embedding")
     whole = {"last_hidden_state": [*shape, DIMENSION], "pooler_output": [shape[0], DIMENSION]}
-    whole["sentence_embedding"] = [shape[0], 5]
+    whole["sentence_embedding"] = [shape[0], 9]
     inputs = dict.fromkeys(("input_ids", "attention_mask", *filter(None, [extra_input])), (integers, shape))
     return graph.save(path, inputs, {name: whole[name] for name in outputs})
 

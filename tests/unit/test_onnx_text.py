@@ -198,7 +198,7 @@ def broken(folder: Path, what: str) -> dict[str, Any]:
         ("tokenizer of a larger model", "It is the tokenizer of another model"),
         ("an input nobody feeds", r"asks for pixel_values \(any, any\), which nobody feeds; there is input_ids"),
         ("no such output", r"'last_hiden_state'; there is last_hidden_state \(any, any, 12\)"),
-        ("no vector of the text", r"needs one vector for each text; .* gives last_hidden_state \[1, 8, 12\]"),
+        ("no vector of the text", r"needs one vector for each text; .* gives last_hidden_state \[1, 4, 12\]"),
         ("too many tokens", "refuses a text of 65 tokens: .* Set max_tokens"),
         ("too many for its shape", "takes texts of 16 tokens, and max_tokens is 17"),
         ("made for three rows", "takes exactly 3 rows at a time"),
