@@ -48,9 +48,9 @@ INJECTED: dict[str, tuple[Floats, npt.NDArray[np.floating[Any]], str, str]] = {
     "letter case": (BEFORE, touched(CAPITALS, 0.05), "preprocessing", "22 of the 22 with capitals and 0 of the others"),
     "one input": (BEFORE, touched(np.arange(M) == 5, 0.05), "preprocessing", "1 of 64 canaries"),
     "rounded weights": (BEFORE, BEFORE + CHANCE.normal(size=(M, D)) * 0.004, "numeric", "changed a little"),
-    "pooling": (BEFORE, BEFORE + CHANCE.normal(size=(M, D)) * 0.06, "model", "another pooling"),
-    "prefix": (BEFORE, BEFORE + PREFIX + CHANCE.normal(size=(M, D)) * 0.02, "model", "prefix"),
-    "another model": (BEFORE, vectors_of(99), "model", "another model"),
+    "pooling": (BEFORE, BEFORE + CHANCE.normal(size=(M, D)) * 0.15, "model", "otherwise (correlation"),
+    "prefix": (BEFORE, BEFORE + PREFIX + CHANCE.normal(size=(M, D)) * 0.02, "model", "another prefix"),
+    "another model": (BEFORE, vectors_of(99), "model", "or another network"),
     "refusal": (BEFORE, np.where(CAPITALS[:, None], 0, BEFORE), "refused", "no vector of 22 of 64 canaries"),
 }
 
