@@ -24,14 +24,16 @@ from detectors.errors import InvalidInput, InvalidReference
 from detectors.reference import EmbedderState, Reference
 from detectors.seasons import Trial
 from detectors.segments import MIN_SEGMENT_RECORDS
+from monitor.calibration import BaselineTruths
 from monitor.canaries import Candidates
 from monitor.decode import Decoder
-from monitor.embedders import Embedder, embed_all
+from monitor.embedders import Embedder, embed_all, learns_apart
 from monitor.event import EventBatch
 from monitor.fraud_build import FraudColumns, build_fraud
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.log import RepeatingFailure
 from monitor.pairing import Pairing, StoredHalves, none_stored, pairing_of
+from monitor.performance_settings import PerformanceSettings
 from monitor.settings import ReferenceSettings
 from monitor.thinning import SeenKeys, key_hashes
 
@@ -77,6 +79,8 @@ class Collector:
 
     ``seasons`` are periods to look for, in blocks. ``stored_halves`` looks up the halves of pairs that wait in a
     partition; what waits when the collection ends is in ``pairings``.
+
+    ``performance`` says whose word it is how often the model was right; by default that of the records themselves.
     """
 
     def __init__(
@@ -93,8 +97,12 @@ class Collector:
         fraud: FraudSettings | None = None,
         fraud_space: str = "",
         chosen: Chosen | None = None,
+        performance: PerformanceSettings | None = None,
     ) -> None:
         self.model = model
+        self._truths = BaselineTruths(
+            performance or PerformanceSettings(), confidence=decoder.settings.confidence is not None
+        )
         self._chosen = chosen
         self._fraud = None if fraud is None else FraudColumns(fraud)
         self._fraud_space = fraud_space
@@ -173,6 +181,7 @@ class Collector:
             elif rows:
                 columns.vectors.append(embedded[space][chosen])
             self._canaries[space].push(events, chosen)
+        self._truths.push(events, chosen)
         self._times.append(events.time_ms[chosen])
         self._ids += [events.ids[row] for row in rows]
         self._kept += [None if events.kept is None else events.kept[row] for row in rows]
@@ -259,6 +268,7 @@ class Collector:
             segment_values={name: [values[row] for row in rows.tolist()] for name, values in self._segments.items()},
             seasons=self._seasons,
             canaries=self._canaries[space].build(embedder),
+            performance=self._truths.arrays(),
             created_ms=now_ms,
             progress=None if progress is None else lambda step, share: progress(f"{space}: {step}", share),
         )
@@ -293,7 +303,10 @@ class Collector:
     def _vectors(
         self, space: str, embedder: Embedder, order: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The vectors in time order, and the collected record of each."""
+        """The vectors in time order, and the collected record of each.
+
+        Where an embedder learns apart, they are those of the later half.
+        """
         columns = self._columns[space]
         if not embedder.learns:
             vectors = np.concatenate(columns.vectors)[order]
@@ -301,7 +314,12 @@ class Collector:
             return vectors, order
         by_field = [[columns.raw[row][index] for row in order] for index in range(len(embedder.fields))]
         columns.raw.clear()
-        embedder.fit(by_field)
+        if learns_apart(embedder):
+            half = len(order) // 2
+            embedder.fit([column[:half] for column in by_field])
+            by_field, order = [column[half:] for column in by_field], order[half:]
+        else:
+            embedder.fit(by_field)
         result = embedder.embed(by_field)
         good = np.setdiff1d(np.arange(len(order)), [problem.row for problem in result.problems]).astype(np.int64)
         return result.vectors[good], order[good]

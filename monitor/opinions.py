@@ -1,8 +1,9 @@
 """Second opinions on the blocks of a space: which means river's detectors look at, and what is stored of their answers.
 
 The detectors see the whole traffic of a space, one number per block: the mean normal score of the p-values, and in
-spaces of kind ``number`` the mean of the number, too. Their readings have channels of their own (``adwin``,
-``page_hinkley``, ``adwin_value``, ``page_hinkley_value``), warn at most, open no incident and spend no budget.
+spaces of kind ``number`` or ``pair`` the mean of the number, or of the affinity, too. Their readings have channels of
+their own (``adwin``, ``page_hinkley``, ``adwin_value``, ``page_hinkley_value``), warn at most, open no incident and
+spend no budget.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from detectors.baseline import TICK
 from detectors.feedback import BlockScale, OpinionName, SecondOpinion
 from detectors.fold import Rule
 from detectors.summary import BlockSummary
-from monitor.embedders.number import VALUE_COLUMN, NumberEmbedder
+from monitor.embedders.number import VALUE_COLUMN, OneNumber
 from monitor.pipeline import EVERYTHING, Space
 
 _VALUE: Final = "_value"  # ends the channel of a detector that looks at the number itself
@@ -53,9 +54,9 @@ class _Score:
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """The number of a space of kind ``number``."""
+    """The number of a space of kind ``number``, or the affinity of one of kind ``pair``."""
 
-    embedder: NumberEmbedder
+    embedder: OneNumber
     centre: float
     scale: float
 
@@ -89,7 +90,7 @@ def opinion_streams(space: Space, names: Sequence[OpinionName], rule: Rule) -> t
     means: list[tuple[str, _Sums, BlockScale]] = [
         ("", _Score(rule.normal_score), BlockScale.of_blocks(blocks.h @ rule.normal_score, blocks.n_h))
     ]
-    if isinstance(space.embedder, NumberEmbedder):
+    if isinstance(space.embedder, OneNumber):
         value = _Value(space.embedder, float(reference.centre[VALUE_COLUMN]), float(reference.scale[VALUE_COLUMN]))
         means.append((_VALUE, value, BlockScale.of_blocks(blocks.s[:, VALUE_COLUMN] * TICK, blocks.n)))
     return tuple(

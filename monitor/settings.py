@@ -27,6 +27,7 @@ from detectors.feedback import OpinionName
 from detectors.pyod_models import Model, PyODSettings
 from monitor.decode import RecordSettings
 from monitor.embedders import EmbedderSettings
+from monitor.embedders.parts import NestedEmbedder
 from monitor.fraud_settings import FRAUD_SPACE, FraudSettings
 from monitor.performance_settings import PerformanceSettings
 from monitor.times import Duration, Wait, seconds_of
@@ -740,6 +741,9 @@ def _fits(path: Sequence[str], key: Sequence[str]) -> bool:
     return len(path) == len(key) and all(part in ("NAME", found) for part, found in zip(path, key, strict=True))
 
 
+_DEEPEST = 10  # keys above those of an embedder within an embedder, whose names are known: two within each other
+
+
 def _known_keys() -> set[tuple[str, ...]]:
     """The path of every key that settings can have; NAME stands for a name of the user's choice."""
     found: set[tuple[str, ...]] = set()
@@ -747,10 +751,13 @@ def _known_keys() -> set[tuple[str, ...]]:
     while waiting:
         item, path = waiting.pop()
         if isinstance(item, type) and issubclass(item, BaseModel):
-            inner = {(*path, name): field.annotation for name, field in item.model_fields.items()}
+            inner = {(*path, name): field.rebuild_annotation() for name, field in item.model_fields.items()}
             found.update(inner)
             waiting += [(annotation, at) for at, annotation in inner.items()]
         else:
+            marks = map(type, getattr(item, "__metadata__", ()))
+            if NestedEmbedder in marks and len(path) < _DEEPEST:
+                waiting.append((EmbedderSettings, path))
             at = (*path, "NAME") if getattr(item, "__origin__", None) in (dict, Mapping) else path
             waiting += [(part, at) for part in getattr(item, "__args__", ())]
     return found

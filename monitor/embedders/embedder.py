@@ -130,6 +130,15 @@ class _Embeds(Protocol):
     def embed(self) -> Callable[[Columns], Embedded]: ...
 
 
+def learns_apart(embedder: Embedder) -> bool:
+    """Whether records that the embedder learned from have vectors unlike those of later records of the same kind.
+
+    An embedder says so by an attribute ``apart``, one made of others where one of them does. A reference is then built
+    of records that it has not seen: it learns from the first half of a baseline.
+    """
+    return bool(getattr(embedder, "apart", False))
+
+
 def embed_all(
     embedder: _Embeds, columns: Columns, n: int, *, dimension: int = 0, failed: Callable[[str], None]
 ) -> Embedded:

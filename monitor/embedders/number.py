@@ -11,7 +11,7 @@ the shares of up to 256 pieces of the range.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -59,6 +59,14 @@ class NumberSettings(BaseModel, frozen=True, extra="forbid"):
     def build(self) -> NumberEmbedder:
         """Make the embedder."""
         return NumberEmbedder(self)
+
+
+@runtime_checkable
+class OneNumber(Protocol):
+    """An embedder whose column `VALUE_COLUMN` is one number, that a person knows in a unit of its own."""
+
+    def number_of(self, value: float) -> float:
+        """The number whose column `VALUE_COLUMN` is ``value``."""
 
 
 class _Learned(msgspec.Struct, frozen=True):
@@ -127,6 +135,17 @@ class NumberEmbedder:
         if problems:
             vectors[list(problems)] = 0.0
         return Embedded(vectors, [Problem(row, *problems[row]) for row in sorted(problems)])
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation that the column `VALUE_COLUMN` is in, in the unit of the field.
+
+        Raises:
+            InvalidReference: nothing was learned yet.
+        """
+        if self._learned is None:
+            raise not_fitted(self.kind)
+        return self._learned.deviation
 
     def number_of(self, value: float) -> float:
         """The number whose column `VALUE_COLUMN` is ``value``, in the unit of the field.

@@ -16,7 +16,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 
 from detectors.errors import InvalidInput, InvalidReference
-from monitor.embedders.embedder import Columns, Embedded, Embedder, Floats, Problem, RemoteEmbedder
+from monitor.embedders.embedder import Columns, Embedded, Embedder, Floats, Problem, RemoteEmbedder, learns_apart
 
 Problems = dict[int, tuple[str, str]]  # reason and detail by row
 
@@ -59,6 +59,7 @@ class Parts:
         fields: the columns that they need: those of the first, of the second, ...
         learns: one of them does.
         remote: one of them asks another program for vectors.
+        apart: as `learns_apart` of one of them.
     """
 
     def __init__(self, embedders: Mapping[str, Embedder]) -> None:
@@ -66,6 +67,7 @@ class Parts:
         self.fields = tuple(field for each in self.embedders.values() for field in each.fields)
         self.learns = any(each.learns for each in self.embedders.values())
         self.remote = any(getattr(each, "remote", False) for each in self.embedders.values())
+        self.apart = any(learns_apart(each) for each in self.embedders.values())
 
     def fit(self, columns: Columns) -> None:
         """Let each part learn from its columns. Raises InvalidInput, with the name of the part."""
@@ -137,6 +139,7 @@ class MadeOfParts(ABC):
         self.fields = parts.fields
         self.learns = parts.learns
         self.remote = parts.remote
+        self.apart = parts.apart
 
     @abstractmethod
     def _joined(self, found: Mapping[str, Embedded], n: int) -> Embedded:

@@ -6,8 +6,10 @@ import base64
 import copy
 import functools
 import math
+import tempfile
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +20,7 @@ from detectors.errors import DriftdError, InvalidInput, InvalidReference, Missin
 from detectors.reference import Geometry
 from monitor.decode import DEAD_LETTER_REASONS
 from monitor.embedders import Embedder, EmbedderSettings
+from tests import vector_files
 from tests.servers.embeddings import EmbeddingServer
 
 ROWS = 150
@@ -45,6 +48,12 @@ def image_row(random: np.random.Generator) -> list[Any]:
     return [random.integers(0, 256, size=(4, 5)).tolist()]
 
 
+def picture_row(random: np.random.Generator) -> list[Any]:
+    """A small file as programs for images have written them for decades: PPM."""
+    pixels = random.integers(0, 256, size=(18, 22, 3), dtype=np.uint8)
+    return [base64.b64encode(b"P6 22 18 255\n" + pixels.tobytes()).decode()]
+
+
 def text_row(random: np.random.Generator) -> list[Any]:
     words = ["card", "refused", "at", "the", "till", "please", "help", "me", "now"]
     return [" ".join(random.choice(words, size=int(random.integers(1, 3))))]
@@ -66,10 +75,38 @@ def category_row(random: np.random.Generator) -> list[Any]:
     return [str(random.choice(["refund", "delivery", "other"], p=[0.6, 0.3, 0.1]))]
 
 
+def items_row(random: np.random.Generator) -> list[Any]:
+    return [random.choice(vector_files.ITEMS, size=int(random.integers(1, 5))).tolist()]
+
+
+def item_vectors_row(random: np.random.Generator) -> list[Any]:
+    return [random.normal(size=(int(random.integers(1, 5)), 3)).tolist()]
+
+
+def two_items_row(random: np.random.Generator) -> list[Any]:
+    return random.choice(vector_files.ITEMS, size=2).tolist()
+
+
+def edge_row(random: np.random.Generator) -> list[Any]:
+    left = int(random.integers(0, 20))
+    return [f"payer {left}", left % 4 + 4 * int(random.integers(0, 3))]
+
+
+def title_and_body_row(random: np.random.Generator) -> list[Any]:
+    return [*text_row(random), *text_row(random)]
+
+
+def text_and_number_row(random: np.random.Generator) -> list[Any]:
+    return [*text_row(random), *number_row(random)]
+
+
 def category_or_none_row(random: np.random.Generator) -> list[Any]:
     return [[None, True, 7, "other"][int(random.integers(0, 4))]]
 
 
+USER: dict[str, Any] = {"kind": "entity", "field": "/user", "path": "ITEMS"}
+ITEM: dict[str, Any] = {"kind": "entity", "field": "/item", "path": "ITEMS"}
+WORD_MEAN: dict[str, Any] = {"kind": "words", "field": "/b", "path": "WORDS"}
 EXAMPLES: dict[str, list[Example]] = {
     "number": [({"field": "/n"}, number_row), ({"field": "/n", "optional": True}, number_or_none_row)],
     "category": [({"field": "/c"}, category_row), ({"field": "/c", "optional": True}, category_or_none_row)],
@@ -92,7 +129,15 @@ EXAMPLES: dict[str, list[Example]] = {
         ({"field": "/p", "shape": [4, 5]}, image_row),
         ({"field": "/p", "shape": [4, 5], "dimension": 3}, image_row),
     ],
-    "text": [({"field": "/t"}, text_row)],
+    "text": [
+        ({"field": "/t"}, text_row),
+        ({"field": "/t", "model": "TEXT_MODEL"}, text_row),
+        ({"field": "/t", "model": "TEXT_MODEL", "output": "normed", "pooling": "cls"}, text_row),
+    ],
+    "image": [
+        ({"field": "/i", "model": "IMAGE_MODEL"}, picture_row),
+        ({"field": "/i", "model": "IMAGE_MODEL", "output": "features", "normalise": True}, picture_row),
+    ],
     "http": [
         ({"field": "/t", "protocol": "v2", "url": "EMBEDDING_SERVER", "model": "minilm"}, text_row),
         (
@@ -119,6 +164,38 @@ EXAMPLES: dict[str, list[Example]] = {
             pair_of_numbers_row,
         ),
     ],
+    "words": [
+        ({"field": "/t", "path": "WORDS"}, text_row),
+        ({"field": "/t", "path": "WORDS", "weighting": "sif"}, text_row),
+    ],
+    "ngrams": [({"field": "/t"}, text_row), ({"field": "/t", "idf": False, "dimension": 64}, text_row)],
+    "entity": [
+        ({"field": "/items", "path": "ITEMS"}, items_row),
+        ({"field": "/items", "dimension": 3, "last": 2, "geometry": "text"}, item_vectors_row),
+    ],
+    "pair": [
+        ({"left": USER, "right": ITEM}, two_items_row),
+        ({"left": USER, "right": ITEM, "score": "both"}, two_items_row),
+        ({"left": USER, "right": ITEM, "score": "both", "measure": "dot"}, two_items_row),
+    ],
+    "graph": [({"of": "/from", "to": "/to"}, edge_row), ({"of": "/from", "to": "/to", "dimension": 3}, edge_row)],
+    "concat": [
+        (
+            {"parts": {"text": {"kind": "ngrams", "field": "/t"}, "n": {"kind": "number", "field": "/n"}}},
+            text_and_number_row,
+        ),
+        (
+            {
+                "parts": {"t": {"kind": "ngrams", "field": "/t", "idf": False}, "w": WORD_MEAN},
+                "weights": {"w": 2.0},
+            },
+            title_and_body_row,
+        ),
+    ],
+    "average": [
+        ({"fields": ["/t", "/b"], "embedder": {"kind": "ngrams"}}, title_and_body_row),
+        ({"parts": {"t": {**WORD_MEAN, "field": "/t"}, "b": {**WORD_MEAN, "weighting": "sif"}}}, title_and_body_row),
+    ],
 }
 # Rows that no embedder of this kind can use.
 BAD: dict[str, list[list[Any]]] = {
@@ -126,10 +203,18 @@ BAD: dict[str, list[list[Any]]] = {
     "tabular": [["text", 1, "NO"], [[1.0], 1, "NO"], [1.0, 1, {"a": 1}], [math.inf, 1, "NO"], [10**200, 1, "NO"]],
     "pixels": [[None], ["text"], [[[1, 2], [3]]], [[[1, 2]]], [[["a"] * 5] * 4], [[[math.nan] * 5] * 4]],
     "text": [[None], [""], ["  \n"], [3], [["text"]]],
+    "image": [[None], [""], ["text"], [3], ["AAAA"], [base64.b64encode(b"P6 22 18 255\n123").decode()]],
     "http": [[None], [""], ["  \n"], [3], [["text"]]],
     "python": [[None, None]],
     "number": [["text"], [True], [[1.0]], [math.inf], [10**400], [-1e200]],
     "category": [[0.5], [["a"]], [{"a": 1}], [math.nan]],
+    "words": [[None], [""], [" ... "], [3], [["card"]]],
+    "ngrams": [[None], [""], ["  \n"], [3], [["text"]]],
+    "entity": [[None], [[]], [True], [[0.5]], [{"a": 1}], [[None]]],
+    "pair": [[None, "item-1"], ["item-1", None], ["item-1", "unheard of"], [["item-1"], [0.5]]],
+    "graph": [[None, 1], ["payer 1", None], [0.5, 1], ["payer 1", ["a"]]],
+    "concat": [[None, None], ["", ""], [3, 3]],
+    "average": [[None, None], ["", "card"], [3, "card"], [["card"], "card"]],
 }
 
 
@@ -152,7 +237,38 @@ def _end_embedding_server() -> Iterator[None]:
         embedding_server.cache_clear()
 
 
+@functools.cache
+def vector_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where the files lie that are WORDS and ITEMS in the examples."""
+    folder = tempfile.TemporaryDirectory()
+    for name, names in (("WORDS", vector_files.WORDS), ("ITEMS", vector_files.ITEMS)):
+        vector_files.word2vec_text(Path(folder.name) / name, names, vector_files.vectors_of(names))
+    return folder
+
+
+@functools.cache
+def model_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where the files lie that are TEXT_MODEL and IMAGE_MODEL in the examples."""
+    from tests import small_models  # needs the package onnx
+
+    folder = tempfile.TemporaryDirectory()
+    small_models.tokenizer(Path(folder.name) / "tokenizer.json", most=32)
+    small_models.text_model(Path(folder.name) / "TEXT_MODEL.onnx")
+    small_models.image_model(Path(folder.name) / "IMAGE_MODEL.onnx")
+    return folder
+
+
+def with_paths(settings: Any) -> Any:
+    """The settings, nested ones too, with the paths of files in place of their names."""
+    if isinstance(settings, dict):
+        return {key: with_paths(value) for key, value in settings.items()}
+    if settings in ("TEXT_MODEL", "IMAGE_MODEL"):
+        return f"{model_folder().name}/{settings}.onnx"
+    return f"{vector_folder().name}/{settings}" if settings in ("WORDS", "ITEMS") else settings
+
+
 def build(kind: str, settings: dict[str, Any]) -> Embedder:
+    settings = with_paths(settings)
     if str(settings.get("url")).startswith("EMBEDDING_SERVER"):
         settings = settings | {"url": settings["url"].replace("EMBEDDING_SERVER", embedding_server().url)}
     model: Any = TypeAdapter(EmbedderSettings).validate_python({"kind": kind, **settings})
@@ -265,10 +381,18 @@ def test_other_settings_have_another_fingerprint(kind: str, settings: dict[str, 
         "tabular": {"numbers": ["/a", "/other"], "categories": ["/c"]},
         "pixels": {"field": "/p", "shape": [5, 4]},
         "text": {"field": "/t", "max_chars": 7},
+        "image": {"field": "/i", "model": "IMAGE_MODEL", "preset": "clip"},
         "http": {"field": "/t", "protocol": "v2", "url": "http://localhost", "model": "other"},
         "python": {"callable": "tests.contract.encoders:longer", "fields": ["/t"]},
         "number": {"field": "/other"},
         "category": {"field": "/other"},
+        "words": {"field": "/t", "path": "ITEMS"},
+        "ngrams": {"field": "/t", "n": [2, 2]},
+        "entity": {"field": "/items", "path": "WORDS"},
+        "pair": {"left": USER, "right": USER},
+        "graph": {"of": "/from", "to": "/to", "dimension": 4},
+        "concat": {"parts": {"t": {"kind": "ngrams", "field": "/other"}}},
+        "average": {"fields": ["/t", "/other"], "embedder": {"kind": "ngrams"}},
     }
     assert build(kind, settings).fingerprint() != build(kind, other[kind]).fingerprint()
 
