@@ -173,6 +173,7 @@ def _build(
         fraud=model.fraud,
         fraud_space=model.fraud_space,
         chosen=_slices(baseline, block_ms),
+        performance=model.performance,
     )
     spans = _spans(looked, sample, baseline.chosen)
     total = max(sum(map(len, spans.values())), 1)

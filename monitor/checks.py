@@ -36,6 +36,7 @@ from monitor.budget import (
     together,
     why_only_warns,
 )
+from monitor.calibration import read_calibration
 from monitor.canaries import in_words
 from monitor.collect import check_block_length
 from monitor.decode import Decoder
@@ -124,6 +125,8 @@ def check_everything(settings: Settings) -> list[Finding]:
             findings.append(_look(f"model {name}, scores", partial(_scores, name, model)))
         if model.fraud is not None and model.fraud.labels is not None:
             findings.append(_look(f"model {name}, topic of labels", partial(_label_topic, name, model)))
+        if model.performance.calibration is not None:
+            findings.append(_look(f"model {name}, calibration", partial(_calibration, model)))
         if model.performance.labels is not None:
             findings.append(_look(f"model {name}, topic of true answers", partial(_truth_topic, name, model)))
     findings += _canary_findings(settings)
@@ -174,6 +177,13 @@ def _label_topic(name: str, model: ModelSettings) -> str:
     source = build_label_source(name, model)
     assert source is not None
     return source.check()
+
+
+def _calibration(model: ModelSettings) -> str:
+    settings, confidence = model.performance, model.record.confidence is not None
+    assert settings.calibration is not None
+    found = read_calibration(settings.calibration, scale=settings.scale, confidence=confidence)
+    return f"{found.n:,} records, of which {found.accuracy:.1%} were answered rightly"
 
 
 def _truth_topic(name: str, model: ModelSettings) -> str:

@@ -89,6 +89,7 @@ class FirstReference:
                 thin_by_key=model.thins_by_key,
                 fraud=model.fraud,
                 fraud_space=model.fraud_space,
+                performance=model.performance,
                 stored_halves=lambda partition: self._store.halves(self._model, partition),
             )
             log.info(event("collecting a baseline", model=self._model, records=self.collector.wanted))

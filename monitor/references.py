@@ -133,6 +133,7 @@ def from_source(
         thin_by_key=chosen.thins_by_key,
         fraud=chosen.fraud,
         fraud_space=chosen.fraud_space,
+        performance=chosen.performance,
     )
     source = build_history(name, chosen)
     for batch in source.read_range(start_ms, end_ms):
