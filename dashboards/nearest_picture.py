@@ -43,7 +43,7 @@ Place = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Nearby:
     """A neighbour.
 
     Attributes:
@@ -99,7 +99,7 @@ class NearestMap:
     measure: str
     query: Place
     terms: tuple[Named, ...]
-    neighbours: tuple[Mark, ...]
+    neighbours: tuple[Nearby, ...]
 
 
 def check_name(path: Path) -> None:
@@ -231,7 +231,7 @@ def map_svg(picture: NearestMap) -> str:
     return "".join([*parts, *_list_svg(picture, shown), "</svg>"])
 
 
-def _list_svg(picture: NearestMap, shown: Sequence[Mark]) -> list[str]:
+def _list_svg(picture: NearestMap, shown: Sequence[Nearby]) -> list[str]:
     right, row = _WIDE - 4, min(38.0, (_TALL - 30) / max(len(shown), 1))
     parts = [
         f'<text x="{_LIST}" y="14">nearest first</text>'

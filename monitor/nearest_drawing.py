@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dashboards.nearest_picture import MAX_DOTS, MAX_GROUPS, Mark, Named, NearestMap, Place
+from dashboards.nearest_picture import MAX_DOTS, MAX_GROUPS, Named, Nearby, NearestMap, Place
 from detectors.errors import InvalidInput
 from detectors.index import k_means
 from detectors.reference import Reference
@@ -63,7 +63,7 @@ def map_of(place: Neighbourhood, found: Found, *, by: str | None = None) -> Near
         if several
         else (),
         neighbours=tuple(
-            Mark(
+            Nearby(
                 at=_place(dots[where[one.exemplar]]),
                 words=_words(place, one.exemplar) + (f" (x{one.times})" if one.times > 1 else ""),
                 closeness=f"{one.closeness:.3f}",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dashboards.nearest_picture import Named, Nearby, NearestMap, write_map
 from dashboards.replay_picture import Choice, Lane, ReplayPicture, Told, write_replay
 from dashboards.report import write_report
 from dashboards.report_data import (
@@ -164,6 +165,30 @@ def test_the_picture_of_replays_renders_in_the_same_frame_without_a_complaint(ch
     done = _run(chromium, tmp_path, "--dump-dom", page.as_uri())
     assert 'data-ready="yes"' in done.stdout and _console(done) == []
     assert "<title>x</title>" not in done.stdout and done.stdout.count('class="open page"') == 2
+
+
+def test_the_map_of_neighbours_renders_in_the_same_frame_without_a_complaint(chromium: str, tmp_path: Path) -> None:
+    text = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    dots = np.random.default_rng(1).normal(size=(300, 2)).astype(np.float32)
+    picture = NearestMap(
+        title=text,
+        said=text,
+        dots=dots,
+        dot_words=(text,) * 300,
+        group_of=np.arange(300) % 3 - 1,
+        groups=(text, "b"),
+        grouped_by=text,
+        explained=0.3,
+        measure="cosine",
+        query=(0.1, 0.2),
+        terms=(Named((1.0, 1.0), text, 1), Named((-1.0, 0.5), text, -1)),
+        neighbours=tuple(Nearby((x, y), text, "0.9", 0.9, 0) for x, y in dots[:20].tolist()),
+    )
+    page = tmp_path / "map.html"
+    write_map(page, picture)
+    done = _run(chromium, tmp_path, "--dump-dom", page.as_uri())
+    assert 'data-ready="yes"' in done.stdout and _console(done) == []
+    assert "<title>x</title>" not in done.stdout and done.stdout.count('class="number"') == 2 * 16
 
 
 def test_the_picture_of_a_verdict_renders_in_the_same_frame_without_a_complaint(chromium: str, tmp_path: Path) -> None:

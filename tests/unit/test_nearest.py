@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from connectors.database.rows import KeptRecord
@@ -18,8 +21,9 @@ from detectors.errors import DriftdError, InvalidInput
 from detectors.reference import ANGULAR, STANDARD, Reference
 from monitor.cli import app
 from monitor.nearest import Neighbourhood, example_of, words_of
+from monitor.nearest_cli import nearest as nearest_command
 from monitor.nearest_drawing import map_of
-from tests.acceptance.command import driftd
+from tests.acceptance.command import ROOT, driftd
 from tests.servers.embeddings import MODEL, EmbeddingServer, vector_of
 
 START_MS = 1_772_438_400_000
@@ -275,6 +279,16 @@ def test_the_command_takes_fields_as_json_and_vectors_from_files(folder: Path) -
     assert found["neighbours"][0]["words"] != "queen woman"  # those of the same vector are the record's own
     by_folder = nearest(folder, "king man", "--reference", str(folder / "references/royal/words/1"))
     assert by_folder["neighbours"][0]["words"] == "king man"
+
+
+def test_every_command_of_the_document_is_understood() -> None:
+    document = (ROOT / "docs" / "nearest.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\$ driftd nearest (.*)$|`driftd nearest (.*?)`", document, re.MULTILINE)
+    assert len(lines) >= 7
+    alone = typer.Typer()
+    alone.command()(nearest_command)
+    for line in ("".join(both) for both in lines):
+        assert get_command(alone).make_context("nearest", shlex.split(line)).params
 
 
 @pytest.mark.parametrize("name", ["map.png", "map.html"])
