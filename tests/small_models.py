@@ -82,6 +82,7 @@ def text_model(
     integers: int = INT64,
     quantised: bool = False,
     joined_rows: bool = False,
+    inside: str = "normed",
 ) -> Path:
     """One layer of BERT: token and position vectors, attention over what the mask allows, a norm, a product.
 
@@ -90,6 +91,7 @@ def text_model(
         extra_input: one more input, which is added to each token.
         quantised: the last product by dynamic quantisation, one scale for all rows.
         joined_rows: the mean over all rows is taken off, which no file tells.
+        inside: name of the normed vectors, which are no output.
     """
     graph = Graph()
     ids = graph.add("Cast", "input_ids", to=INT64)
@@ -106,7 +108,7 @@ def text_model(
     attention = graph.add("Softmax", graph.add("Add", graph.add("MatMul", x, keys), off), axis=-1)
     x = graph.add("Add", graph.add("MatMul", attention, x), x)
     weight, bias = graph.weight(np.ones(DIMENSION, np.float32)), graph.weight(np.zeros(DIMENSION, np.float32))
-    x = graph.add("LayerNormalization", x, weight, bias, axis=-1, output="normed")
+    x = graph.add("LayerNormalization", x, weight, bias, axis=-1, output=inside)
     if joined_rows:
         x = graph.add("Sub", x, graph.add("ReduceMean", x, axes=[0], keepdims=1))
     if quantised:
@@ -135,11 +137,13 @@ def image_model(
     rows: Any = "rows",
     output: str = "logits",
     joined_rows: bool = False,
+    inside: str = "features",
 ) -> Path:
-    """A convolution, its positive part (a map called "features"), the mean over the map, a product.
+    """A convolution, its positive part (a map), the mean over the map, a product.
 
     Args:
-        output: logits (2-d), features (a map) or tokens (the map's places as a transformer's tokens).
+        output: logits (2-d), features (the map) or tokens (the map's places as a transformer's tokens).
+        inside: name of the map, where it is no output.
     """
     graph = Graph()
     x = graph.add("Cast", "image", to=FLOAT)
@@ -147,7 +151,7 @@ def image_model(
         x = graph.add("Transpose", x, perm=[0, 3, 1, 2])
     kernel = graph.random(CHANNELS, channels if isinstance(channels, int) else 3, 3, 3)
     x = graph.add("Conv", x, kernel, strides=[2, 2])
-    features = graph.add("Relu", x, output="features")
+    features = graph.add("Relu", x, output=inside)
     if joined_rows:
         features = graph.add("Sub", features, graph.add("ReduceMean", features, axes=[0], keepdims=1))
     tokens = graph.add("Reshape", features, graph.ints(0, CHANNELS, -1))

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, model_validator
 from detectors.errors import InvalidSettings, MissingExtra
 from detectors.reference import ANGULAR
 from monitor.embedders.embedder import Columns, Embedded, Floats, Problem, fingerprint
-from monitor.embedders.onnx_model import MOST_ROWS, Tensor, cuts, load_model, unit_length, unusable
+from monitor.embedders.onnx_model import MOST_ROWS, Tensor, load_model, unit_length, unusable
 from monitor.pointers import FieldName
 
 Layout = Literal["nchw", "nhwc"]
@@ -196,10 +196,8 @@ class ImageEmbedder:
             return None
 
     def _encode(self, images: Sequence[tuple[int, npt.NDArray[Any]]], vectors: Floats) -> None:
-        first = 0
-        for count in cuts(len(images), self._most_rows):
-            run = images[first : first + count]
-            first += count
+        for first in range(0, len(images), self._most_rows):
+            run = images[first : first + self._most_rows]
             (found,) = self._model.run(self._fed([image for _, image in run]), [self._output])
             for (row, _), result in zip(run, found, strict=True):
                 vector = self._pool(result)

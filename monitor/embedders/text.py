@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, model_validator
 from detectors.errors import InvalidSettings, MissingExtra
 from detectors.reference import TEXT
 from monitor.embedders.embedder import Columns, Embedded, Embedder, Floats, Problem, fingerprint
-from monitor.embedders.onnx_model import MOST_ROWS, cuts, load_model, unit_length, unusable
+from monitor.embedders.onnx_model import MOST_ROWS, load_model, unit_length, unusable
 from monitor.pointers import FieldName
 
 DIMENSION = 512
@@ -199,10 +199,9 @@ class OnnxTextEmbedder(_Texts):
             else:
                 by_length.setdefault(self._length(len(tokens.ids)), []).append((rows, tokens))
         for length, waiting in by_length.items():
-            first = 0
-            for count in cuts(len(waiting), min(self._most_rows, max(1, _MOST_TOKENS // length))):
-                run = waiting[first : first + count]
-                first += count
+            most = min(self._most_rows, max(1, _MOST_TOKENS // length))
+            for first in range(0, len(waiting), most):
+                run = waiting[first : first + most]
                 for (rows, _), vector in zip(run, self._encode([tokens for _, tokens in run], length), strict=True):
                     vectors[rows] = vector
         return Embedded(vectors, unusable(vectors, self._settings.field, problems))

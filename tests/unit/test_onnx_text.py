@@ -12,7 +12,6 @@ import pytest
 from pydantic import ValidationError
 
 from detectors.errors import InvalidSettings, MissingExtra
-from monitor.embedders.onnx_model import cuts
 from monitor.embedders.text import OnnxTextEmbedder, TextSettings
 from tests.small_models import DIMENSION, INT32, VOCABULARY, WORDS, text_model, tokenizer
 
@@ -232,10 +231,3 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     assert build(path).embed([["my card"]]).problems == []
-
-
-@pytest.mark.parametrize(
-    ("rows", "most", "sizes"), [(0, 8, []), (13, 8, [8, 4, 1]), (5, 1, [1] * 5), (9, 6, [4, 4, 1])]
-)
-def test_batches_come_in_few_sizes(rows: int, most: int, sizes: list[int]) -> None:
-    assert list(cuts(rows, most)) == sizes
