@@ -236,7 +236,8 @@ class Neighbourhood:
                 failed=lambda kind: None,
             )
             if not embedded.problems:
-                return embedded.vectors[0]
+                vector: Floats = embedded.vectors[0]
+                return vector
             problem = problem or embedded.problems[0].detail
         if len(embedder.fields) == 1 and tried:
             raise InvalidInput(
