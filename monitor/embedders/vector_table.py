@@ -128,7 +128,7 @@ def _is_text(line: bytes, dimension: int) -> bool:
     parts = line.split()
     try:
         line.decode()
-        return len(parts) > dimension and all(float(part) < np.inf for part in parts[-dimension:])
+        return len(parts) > dimension and len([float(part) for part in parts[-dimension:]]) == dimension
     except ValueError:
         return False
 
