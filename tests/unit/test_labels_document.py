@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from connectors.database.rows import NewTruth
 from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from monitor.cli import app
@@ -21,11 +22,12 @@ from monitor.label_reader import LabelReader
 from monitor.label_requests import MAX_BODY, LabelRequests
 from monitor.labels import MAX_TEXT_CHARS, SOURCES, WORDS
 from monitor.settings import HttpSettings, RetentionSettings, Settings
+from monitor.truths import read_truth
 from monitor.web import Status, WebServer
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "labels.md").read_text(encoding="utf-8")
 BASH = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-[SETTINGS] = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+SETTINGS, OF_TRUTHS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_its_settings_are_settings() -> None:
@@ -49,7 +51,7 @@ def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_its_request_is_answered_as_it_says(tmp_path: Path) -> None:
-    [request] = [code for code in BASH if code.startswith("curl")]
+    request, _ = (code for code in BASH if code.startswith("curl"))
     with Store.open(f"sqlite:///{tmp_path}/driftd.db") as store:
         store.migrate()
         desk = LabelDesk("payments", store, review=0.01, remembered_days=1.0)
@@ -94,4 +96,43 @@ def test_every_word_and_every_number_is_that_of_the_code() -> None:
 
 def test_every_metric_of_labels_is_named() -> None:
     names = {spec.name for spec in Metrics().specs if spec.name.startswith("driftd_label")}
-    assert set(re.findall(r"`(driftd_label\w+)`", TEXT)) == names - {"driftd_label_version_in_force"}
+    elsewhere = {"driftd_label_version_in_force", "driftd_labelled_answers", "driftd_label_evidence"}
+    assert set(re.findall(r"`(driftd_label\w+)`", TEXT)) == names - elsewhere
+
+
+def test_the_settings_of_true_answers_are_settings() -> None:
+    model = Settings(**yaml.safe_load(OF_TRUTHS)).models["support_triage"]
+    assert model.performance.labels is not None and model.performance.remembered_share == 1.0
+
+
+def test_the_commands_of_true_answers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = yaml.safe_load(OF_TRUTHS) | {"database": f"sqlite:///{tmp_path}/driftd.db"}
+    (tmp_path / "driftd.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "truths.csv").write_text("id,label,prediction\nreq-1,refund,billing\n")
+    monkeypatch.chdir(tmp_path)
+    [block] = [code for code in BASH if code.startswith("driftd truth")]
+    for command in block.splitlines():
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, (command, result.output)
+    assert [row["record"] for row in json.loads(result.stdout)] == ["req-4711", "req-4712"]
+
+
+def test_the_request_with_a_true_answer_says_what_a_document_may_say() -> None:
+    _, request = (code for code in BASH if code.startswith("curl"))
+    assert "/truths?model=support_triage" in request
+    document = json.loads(re.findall(r"-d '(.*)'", request)[0])
+    assert read_truth(document, 1_800_000_000_000, origin="post").truth == "billing"
+    part = TEXT.split("## True answers")[1]
+    members = re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)[:9]
+    whole = {"id": "a", "label": "x", "prediction": "y", "confidence": 1, "weight": 2, "time": 1_700_000_000_000}
+    said = read_truth(whole | {"event_time": 1_690_000_000_000}, 1_800_000_000_000, origin="post")
+    assert said == NewTruth("a", "x", 1_700_000_000_000, 2.0, said.origin, "y", 1.0, 1_690_000_000_000)
+    assert set(members) == {*whole, "event_time", "chance", "origin"}
+
+
+def test_every_number_and_metric_of_true_answers_is_that_of_the_code() -> None:
+    keep = RetentionSettings()
+    assert f"`retention.answers_days` ({keep.answers_days:g})" in TEXT
+    assert f"`retention.answers_mb` ({keep.answers_mb:,.0f} MB" in TEXT
+    names = {spec.name for spec in Metrics().specs if spec.name.startswith("driftd_truths")}
+    assert set(re.findall(r"`(driftd_truths\w+)`", TEXT)) == names
