@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,23 +91,29 @@ class PythonEmbedder:
             InvalidReference: its vectors have another dimension than those of the reference.
             Exception: whatever the function raises.
         """
-        n = len(columns[0])
         problems: dict[int, tuple[str, str]] = {}
         for name, column in zip(self.fields, columns, strict=True):
-            for row, value in enumerate(column):
-                if value is None:
-                    problems.setdefault(row, ("missing_field", f"{name} is missing."))
-        good = [row for row in range(n) if row not in problems]
-        vectors = np.zeros((n, self._dimension or 0), dtype=np.float32)
-        if good:
-            made = self._vectors([[column[row] for row in good] for column in columns])
+            for row in [row for row, value in enumerate(column) if value is None]:
+                problems.setdefault(row, ("missing_field", f"{name} is missing."))
+        n = len(columns[0])
+        good: Sequence[int] = [row for row in range(n) if row not in problems] if problems else range(n)
+        if not good:
+            vectors = np.zeros((n, self._dimension or 0), dtype=np.float32)
+            return Embedded(vectors, [Problem(row, *problems[row]) for row in sorted(problems)])
+        made = self._vectors([[column[row] for row in good] if problems else list(column) for column in columns])
+        vectors = made
+        if problems:
             vectors = np.zeros((n, made.shape[1]), dtype=np.float32)
             vectors[good] = made
-            for place in np.flatnonzero(~np.isfinite(made).all(axis=1)).tolist():
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("ij,ij->i", made, made)
+        for place in np.flatnonzero(~((squares > 0) & (squares < np.inf))).tolist():
+            if not np.isfinite(made[place]).all():
                 what = f"{self._settings.callable} returns NaN or infinity, or more than float32 can hold."
                 problems[good[place]] = ("not_finite", what)
-            for place in np.flatnonzero(~made.any(axis=1)).tolist():
+            elif not made[place].any():
                 problems[good[place]] = ("zero_vector", f"{self._settings.callable} returns zeros only.")
+        if problems:
             vectors[list(problems)] = 0.0
         return Embedded(vectors, [Problem(row, *problems[row]) for row in sorted(problems)])
 
@@ -130,7 +136,7 @@ class PythonEmbedder:
         result = self._function(*columns)
         try:
             with np.errstate(over="ignore"):
-                made = np.ascontiguousarray(result, dtype=np.float32)
+                made = np.array(result, dtype=np.float32, order="C")  # a copy: what was returned is not ours
         except (TypeError, ValueError) as error:
             raise InvalidInput(
                 f"{name} returns {type(result).__name__}, which is no array of numbers of one length each.",
