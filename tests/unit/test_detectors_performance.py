@@ -154,6 +154,24 @@ def test_new_content_lowers_the_lower_end_only() -> None:
     assert new.low == pytest.approx(0.8 * clean.estimated, abs=0.02)
 
 
+def test_the_error_of_the_new_share_lowers_the_lower_end() -> None:
+    calibration = ConfidenceCalibration.of(*sample(20_000, seed=9))
+    confidence = histogram(sample(5_000, seed=10)[0])
+    many = np.zeros(N_BINS, np.int64)
+    many[0], many[-1] = 2_000, 8_000
+    few = many // 200  # ten of fifty records are new, which may have been five or fifteen
+
+    sure = estimate(calibration, confidence, many, n_calibration=50_000)
+    unsure = estimate(calibration, confidence, few, n_calibration=50_000)
+
+    assert unsure.novel == pytest.approx(sure.novel)
+    assert unsure.bound == pytest.approx(sure.bound)
+    assert unsure.low == pytest.approx(
+        sure.bound - 1.96 * sure.estimated * novel_error(50, 50_000, sure.novel), abs=0.01
+    )
+    assert unsure.low < sure.low - 0.05
+
+
 def test_novel_mass_of_clean_traffic_is_as_small_as_stated() -> None:
     rng = np.random.default_rng(11)
     calibration = np.sort(rng.standard_normal(1_000).astype(np.float32))

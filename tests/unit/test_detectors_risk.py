@@ -69,6 +69,22 @@ def test_weights_of_one_size_are_no_weights() -> None:
     )
 
 
+def test_the_size_of_all_weights_together_means_nothing() -> None:
+    values, weights = losses(300, 0.1, seed=5), np.random.default_rng(12).uniform(1, 9, 300)
+
+    assert RiskState.start().push(values, 1_000 * weights, rule=RULE).evidence == pytest.approx(
+        RiskState.start().push(values, weights, rule=RULE).evidence
+    )
+
+
+def test_one_heavy_label_at_first_does_not_silence_the_others() -> None:
+    values = losses(150, 0.3, seed=13)
+    weights = np.ones(150)
+    weights[0] = 50.0
+
+    assert RiskState.start().push(values, weights, rule=RULE).degraded(RULE)
+
+
 def test_asking_more_often_about_doubtful_answers_is_no_degradation() -> None:
     # Nine of ten records are right in 98 %, one in 70 %: .052 wrong. The doubtful ones are asked about nine times as
     # often, so that half of the labels are theirs and .16 of all labels are wrong.
