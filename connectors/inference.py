@@ -221,6 +221,14 @@ class InferenceClient:
         """Scheme, host and port."""
         return self._client.place
 
+    def check(self) -> int:
+        """Ask once for the vector of `PROBE`. Returns its dimension.
+
+        Raises:
+            SourceError: the server does not answer, or not with a vector.
+        """
+        return self._probe(patience_s=0.0)
+
     def embed(self, texts: Sequence[str], *, took: Callable[[int, Vector | str], None]) -> None:
         """Ask for the vector of each text.
 
@@ -251,14 +259,14 @@ class InferenceClient:
         for row, vector in zip(rows, vectors, strict=True):
             took(row, vector)
 
-    def _probe(self) -> None:
-        """See that the server embeds a text that is no record's.
+    def _probe(self, *, patience_s: float | None = None) -> int:
+        """See that the server embeds a text that is no record's. Returns the vector's dimension.
 
         Raises:
             SourceError: it does not.
         """
         try:
-            self._vectors([PROBE], patient=True)
+            return len(self._vectors([PROBE], patient=True, patience_s=patience_s)[0])
         except _Refusal as refusal:
             kind = SourceUnreachable if refusal.passing else SourceError
             raise kind(
@@ -266,11 +274,12 @@ class InferenceClient:
                 hint=f"Check model and protocol: {self._section}",
             ) from refusal
 
-    def _vectors(self, texts: Sequence[str], *, patient: bool = False) -> list[Vector]:
+    def _vectors(self, texts: Sequence[str], *, patient: bool = False, patience_s: float | None = None) -> list[Vector]:
         """The vectors of one request, tried again while that may help.
 
         Args:
             patient: an answer that cannot be used is no fault of the texts: ask as long as where there is none.
+            patience_s: other than the client's.
 
         Raises:
             _Refusal: the server answers, but not with vectors.
@@ -278,6 +287,7 @@ class InferenceClient:
         """
         body = self._inference.body(texts)
         began, wait_s = self._clock(), FIRST_WAIT_S
+        patience_s = self._patience_s if patience_s is None else patience_s
         for attempt in itertools.count(1):
             problem: SourceError | _Refusal
             asked: float | None = None
@@ -293,7 +303,7 @@ class InferenceClient:
             passing = problem.passing if isinstance(problem, _Refusal) else problem.retryable
             spent = isinstance(problem, _Refusal) and not patient and attempt >= ATTEMPTS
             wait_s = min(max(wait_s, asked or 0.0), LONGEST_WAIT_S)
-            if not passing or spent or self._clock() - began + wait_s > self._patience_s:
+            if not passing or spent or self._clock() - began + wait_s > patience_s:
                 raise problem
             self._sleep(wait_s)
             wait_s *= 2

@@ -173,6 +173,14 @@ class HttpEmbedder:
         self._dimension = embedded.vectors.shape[1] or None
         return embedded
 
+    def check(self) -> str:
+        """Ask the server once. Returns what it answers, in words.
+
+        Raises:
+            SourceError: it does not answer, or not with a vector.
+        """
+        return f"{self._client.place} answers with {self._client.check()}-dimensional vectors"
+
     def embed_anew(self, columns: Columns) -> Embedded:
         """As `embed`, of what the server says now: nothing is remembered, and the dimension may be another one.
 

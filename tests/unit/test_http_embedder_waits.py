@@ -11,6 +11,7 @@ import pytest
 from connectors.database.store import Store
 from detectors.errors import SourceUnreachable
 from monitor.app import build_workers, open_store
+from monitor.checks import check_everything
 from monitor.references import from_source
 from monitor.settings import Settings, load_settings
 from monitor.worker import Worker
@@ -123,3 +124,14 @@ def test_the_token_may_come_from_the_environment(tmp_path: Path, monkeypatch: py
         embedder = settings.models["support"].spaces["input"].embedder.build()
         assert embedder.embed([["a"]]).problems == []
     assert "sk-4711" not in repr(settings)
+
+
+def test_check_asks_the_server_once(tmp_path: Path) -> None:
+    with EmbeddingServer() as server:
+        settings = settings_of(tmp_path, server, patience_s=60)
+        (found,) = [one for one in check_everything(settings) if "space input" in one.name]
+        assert found.ok and found.detail.endswith(f"{server.url} answers with 6-dimensional vectors")
+        server.refused = {"": 500}
+        (found,) = [one for one in check_everything(settings) if "space input" in one.name]
+        assert not found.ok and "embeds no text: it answers 500" in found.detail
+    assert len(server.asked) == 2
