@@ -46,6 +46,8 @@ KINDS = (
     ("shape", "Drift: the distances to the prototypes have another distribution; betting on the p-values."),
     ("mix", "Drift: the shares of the groups of prototypes moved."),
     ("outlier_rate", "More candidate outliers than the calibration allows for."),
+    ("performance", "Right answers estimated without labels: calibrated confidence, an interval where content is new."),
+    ("risk", "Labels prove that answers are worse than the floor; betting on losses, with a stated run length."),
     ("adwin", "Second opinion: a change against the stream's own past, by river's ADWIN; no part of the budget."),
     ("page_hinkley", "Second opinion: the same by river's PageHinkley."),
 )
