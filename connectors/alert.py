@@ -16,6 +16,7 @@ from connectors.notification import Notification
 ALERT_NAMES = {
     "drift": "EmbeddingDrift",
     "outlier_rate": "OutlierRateHigh",
+    "encoder_suspected": "EncoderSuspected",
     "stale": "ModelDegraded",
     "fraud_wave": "FraudWave",
     "flood": "RecordFlood",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from detectors import conformal
 from detectors.baseline import measure_reference
+from detectors.encoder_jump import NORMS, Norms, log_norms
 from detectors.errors import InvalidInput
 from detectors.geometry import Geometry, as_vectors, column_scale, prepare, soft_whitening
 from detectors.index import NearestIndex, k_means, triangular_product
@@ -143,7 +144,7 @@ def build_reference(
         exemplar_excerpts=() if excerpts is None else tuple(excerpts[row][:MAX_EXCERPT] for row in chosen),
         blocks=blocks,
     )
-    reference = replace(reference, drift=measure_reference(reference, seasons))
+    reference = replace(reference, drift={**measure_reference(reference, seasons), **_norms(rows, embedder)})
     if segments and segment_values:
         tell("segments", 0.97)
         all_scores = np.zeros(n, np.float32)
@@ -158,6 +159,16 @@ def build_reference(
         reference = replace(reference, drift={**reference.drift, **own})
     tell("done", 1.0)
     return reference
+
+
+def _norms(rows: Floats, embedder: EmbedderState | None) -> dict[str, npt.NDArray[Any]]:
+    """Lengths of ready vectors, which say whether another encoder makes them; not of those that driftd makes itself."""
+    if embedder is not None and embedder.kind not in ("", "vector"):
+        return {}
+    sums = Norms()
+    for tile in _tiles(len(rows), _TILE):
+        sums = sums.merge(Norms.of(log_norms(rows[tile])))
+    return {NORMS: np.array([sums.n, sums.total, sums.squares], dtype=np.int64)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from detectors.encoder_jump import Look
     from detectors.fold import Reading
     from detectors.rate import RateReading
 
@@ -199,6 +200,47 @@ def flood_evidence(
         n=records,
         effect=largest / least,
         values={"groups": floods, "largest": largest, "flooded": flooded},
+    )
+
+
+def encoder_evidence(
+    model: str,
+    space: str,
+    *,
+    block: int,
+    block_ms: int,
+    since: int,
+    why: str,
+    look: Look | None,
+    reference: int,
+    only_warns: str = "",
+) -> Evidence:
+    """That the vectors of a space jumped as only another encoder makes them; an entry for every block while that lasts.
+
+    Args:
+        since: block from which on they differ.
+        why: see `detectors.encoder_jump.Look.why`.
+        look: what was seen in the blocks up to this one; None where they held too few records for a look.
+    """
+    severity: Severity = "warn" if only_warns else "page"
+    seen = {} if look is None else {"unchanged": min(look.unchanged, look.norms), "far": look.far, "shift": look.shift}
+    return Evidence(
+        model=model,
+        kind="encoder_suspected",
+        space=space,
+        block=block,
+        start_ms=block * block_ms,
+        end_ms=(block + 1) * block_ms,
+        severity=None if look is None else severity,
+        active=True,
+        strength=1.0 if look is None else 1.0 - min(look.unchanged, look.norms),  # here the share that must be new
+        threshold=0.0,
+        channel="encoder",
+        onset_ms=since * block_ms,
+        n=0 if look is None else look.n,
+        effect=0.0 if look is None else 1.0 - min(look.unchanged, look.norms),
+        reference=reference,
+        values={"why": why, **seen, **_said(only_warns)},
     )
 
 

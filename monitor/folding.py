@@ -42,12 +42,13 @@ from detectors.rate import RateReading, RateRule, RateState, fold_rates
 from detectors.reference import Reference
 from detectors.segments import constants_of, measured_segments
 from detectors.summary import BlockSummary, score_at_share
-from monitor import verdicts
+from monitor import encoder_jumps, verdicts
 from monitor.ageing import age_rules
 from monitor.block_stats import block_stats
 from monitor.budget import RATE_SHARE, fold_settings, fraud_share, segment_shares, why_only_warns
 from monitor.causes import ClosedBlocks, Key, cause_of
 from monitor.deployments import MOST_DEPLOYMENTS, present, take_in
+from monitor.encoder_jumps import ENCODER, EncoderJumps, SegmentLook, Watched
 from monitor.evidence import (
     Evidence,
     dead_letter_evidence,
@@ -98,6 +99,7 @@ class Weighed:
         states: of the alarms after them.
         readings, flag_at: see `FoldResult`; empty where they were not wanted.
         whole: of each space and block, what the verdict needs of its whole traffic.
+        looks: by block, those at segments of spaces of ready vectors that end with it.
     """
 
     evidence: dict[int, list[Evidence]]
@@ -105,6 +107,7 @@ class Weighed:
     readings: list[ReadingRow]
     flag_at: dict[tuple[str, int], float]
     whole: dict[tuple[str, int], Traffic]
+    looks: dict[int, list[SegmentLook]]
 
 
 class _SegmentState(msgspec.Struct, frozen=True):
@@ -114,6 +117,7 @@ class _SegmentState(msgspec.Struct, frozen=True):
     rate: bytes
     scores: bytes  # int64 (1024,), histogram of earlier scores; only of the whole traffic
     opinions: dict[str, bytes] = {}  # states of the second opinions, by channel; only of the whole traffic
+    look: bytes = b""  # blocks that are no look at the encoder yet; only of ready vectors
 
 
 @dataclass(slots=True)
@@ -152,6 +156,7 @@ class _Alarm:
     rate: RateRule
     only_warns: str
     opinions: tuple[OpinionStream, ...] = ()
+    watched: Watched | None = None  # of ready vectors: did their encoder change?
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +232,9 @@ class Folder:
         )
         drift = Rule(constants, rule)
         names = self._settings.drift.second_opinions if segment == EVERYTHING else ()
-        return _Alarm(space, segment, drift, rate, why_only_warns(constants), opinion_streams(space, names, drift))
+        only_warns = why_only_warns(constants)
+        watched = Watched(space, segment, only_warns) if space.holds_ready_vectors else None
+        return _Alarm(space, segment, drift, rate, only_warns, opinion_streams(space, names, drift), watched)
 
     def _fraud_alarm(self, settings: Settings, parts: FraudParts) -> _FraudAlarm | None:
         chosen = self._settings.fraud
@@ -470,9 +477,11 @@ class Folder:
         wide = {} if widths is None else widths
         weighed = self.weigh(current, merged, widths=wide, bare=bare)
         readings, evidence, changed = weighed.readings, weighed.evidence, weighed.states
-        whole = dict(weighed.whole)
+        whole, looks = dict(weighed.whole), weighed.looks
         for other in elsewhere:
             whole |= other.whole
+            for block, found in other.looks.items():
+                looks.setdefault(block, []).extend(found)
             for block, entries in other.evidence.items():
                 evidence.setdefault(block, []).extend(entries)
         window = _WholeState.restored(current.get(("", EVERYTHING)))
@@ -481,6 +490,8 @@ class Folder:
         first = min(counts, default=0)
         first -= wide.get(("", EVERYTHING, first, 0), 1) - 1
         alerts = self._fraud_alerts(current, first)
+        watched = [alarm.watched for (_, name), alarm in self._alarms.items() if alarm.watched and name == EVERYTHING]
+        encoders = EncoderJumps(self.model, watched, block_ms=self._block_ms, stored=current.get(encoder_jumps.STATE))
         verdict = self._verdict.restored(current.get(verdicts.STATE))
         verdict.hear(past if self._answers is None else self._answers, first, below)
         said: list[VerdictRow] = []
@@ -497,11 +508,14 @@ class Folder:
                 if not bare:
                     readings.append(self._fraud_row(about))
                 evidence[block].extend(self._fraud_evidence(about, count.fraud))
+            evidence[block] = encoders.push(block, evidence[block], looks.get(block, []), count.norms)
             seen = {space: whole[space, block] for space in self._verdict.spaces if (space, block) in whole}
             row, stale = verdict.push(block, seen, evidence[block], window.deployed(block_ms=self._block_ms), span=span)
             said += [] if bare else [row]
             evidence[block].extend(stale)
         changed += [window.row(), verdict.row()]
+        if watched:
+            changed.append(encoders.row())
         if alerts is not None:
             changed.append(alerts.row())
         why = (lambda row: None) if causes is None else self._causes(causes)
@@ -530,6 +544,7 @@ class Folder:
         evidence: dict[int, list[Evidence]] = {}
         flag_at: dict[tuple[str, int], float] = {}
         whole: dict[tuple[str, int], Traffic] = {}
+        looks: dict[int, list[SegmentLook]] = {}
         advancing: dict[tuple[str, str], _Advancing] = {}
         for (space, block), summaries in sorted(self._by_block(merged).items()):
             spans = []
@@ -545,9 +560,11 @@ class Folder:
             drifts = _fold_drift(states, block, taken, spans, heard=bare)
             rates = _fold_rates(states, block, taken, spans, heard=bare)
             said = evidence.setdefault(block, [])
-            for state, summary, drift, rate in zip(states, taken, drifts, rates, strict=True):
+            for state, summary, span, drift, rate in zip(states, taken, spans, drifts, rates, strict=True):
                 if drift or rate is not None:
                     said += self._evidence(state.alarm, drift, rate)
+                if look := state.look(block, summary, span=span):
+                    looks.setdefault(block, []).append(look)
                 if state.alarm.segment == EVERYTHING:
                     whole[space, block] = Traffic(summary.n, summary.h, summary.confidence)
                 if bare or rate is None:
@@ -560,7 +577,7 @@ class Folder:
                     self._row(state.alarm, rate, "outlier_rate", statistic=rate.rate),
                     *state.opinions(block, summary, block_ms=self._block_ms),
                 ]
-        return Weighed(evidence, [state.row() for state in advancing.values()], readings, flag_at, whole)
+        return Weighed(evidence, [state.row() for state in advancing.values()], readings, flag_at, whole, looks)
 
     def _fraud_alerts(self, stored: Mapping[tuple[str, str], rows.FoldState], first_block: int) -> FraudAlerts | None:
         settings = self._settings.fraud
@@ -665,7 +682,7 @@ class Folder:
                     block_ms=self._block_ms,
                     flood_least=2 if settings is None else _least_flood(parts, settings),
                 )
-            alarm = self._alarms.get((row.space, row.segment))
+            alarm = None if row.kind == ENCODER else self._alarms.get((row.space, row.segment))
             if alarm is None or alarm.space.version != row.reference:
                 return None  # of dead letters, or of a reference that has been replaced
             segments = [name for space, name in self._alarms if space == row.space and name != EVERYTHING]
@@ -788,12 +805,14 @@ class _Advancing:
             self.rate = RateState.from_bytes(held.rate)
             self._scores = np.frombuffer(held.scores, dtype="<i8").astype(np.int64)
             self._opinions = Opinions(alarm.opinions, held.opinions)
+            self._pool = None if alarm.watched is None else alarm.watched.pool(held.look)
         else:
             # A new reference begins anew: evidence against another one says nothing about it.
             self.drift = FoldState.start(alarm.drift, reference=version, block=first_block)
             self.rate = RateState.start(alarm.rate, block=first_block)
             self._scores = np.zeros(0, dtype=np.int64)
             self._opinions = Opinions(alarm.opinions, {})
+            self._pool = None if alarm.watched is None else alarm.watched.pool()
 
     def count_scores(self, summary: BlockSummary) -> None:
         """Remember the scores of one block, for the flags of later ones."""
@@ -818,6 +837,12 @@ class _Advancing:
         """What the second opinions say after one block; nothing where none were asked for."""
         return self._opinions.push(block, summary, space=self.alarm.space, rule=self.alarm.drift, block_ms=block_ms)
 
+    def look(self, block: int, summary: BlockSummary, *, span: int) -> SegmentLook | None:
+        """A look at the encoder of ready vectors, where there are records enough for one."""
+        if self._pool is None or self.alarm.watched is None:
+            return None
+        return self.alarm.watched.look(self._pool, block, summary, span=span)
+
     def row(self) -> rows.FoldState:
         """The state, to be stored."""
         blob = _SegmentState(
@@ -825,6 +850,7 @@ class _Advancing:
             self.rate.to_bytes(),
             self._scores.astype("<i8").tobytes(),
             self._opinions.states(),
+            b"" if self._pool is None else self._pool.to_bytes(),
         )
         return rows.FoldState(
             self.alarm.space.name, self.alarm.segment, self.alarm.space.version, msgspec.msgpack.encode(blob)

@@ -38,7 +38,10 @@ EventName = Literal["opened", "raised", "repeated", "resolved", "reopened"]
 # Of the watching itself, not of what is watched: a worker opens and resolves them (monitor/operations.py).
 OPERATIONAL = operations_wording.KINDS - {"gap"}
 # Everything that an incident can be of.
-KINDS = ("drift", "outlier_rate", "stale", "fraud_wave", "flood", "dead_letters", *sorted(operations_wording.KINDS))
+KINDS = (
+    *("drift", "outlier_rate", "encoder_suspected", "stale", "fraud_wave", "flood", "dead_letters"),
+    *sorted(operations_wording.KINDS),
+)
 # Of what is watched: a new version of the model may be behind these.
 _OF_THE_MODEL = frozenset({"drift", "outlier_rate"})
 

@@ -31,7 +31,7 @@ from monitor.fraud import FraudRows, FraudStage
 from monitor.kept import kept_record
 from monitor.log import RepeatingFailure, event
 from monitor.pairing import PairCounts, Pairing, StoredHalves, none_stored, pairing_of
-from monitor.record_counts import RecordCounts, versions_of
+from monitor.record_counts import RecordCounts, norms_of, versions_of
 from monitor.thinning import SeenKeys, StoredKeys, key_hashes
 from monitor.vector_watch import VectorWatch
 
@@ -64,6 +64,11 @@ class Space:
     version: int
     segments: Mapping[str, Sequence[str]]
     check: CanaryCheck | None = None
+
+    @property
+    def holds_ready_vectors(self) -> bool:
+        """Its vectors come with the records, so that no canary can be embedded again."""
+        return self.embedder.kind == "vector"
 
 
 @dataclass(slots=True)
@@ -311,6 +316,9 @@ class Pipeline:
             began = self.phases.add("summarise", began)
             self._keep(space, events, blocks, late, scored)
             began = self.phases.add("keep", began)
+            if space.holds_ready_vectors:
+                for block, lengths in norms_of(space.name, rows, blocks, late).items():
+                    self._add_counts(block, events.partition, lengths)
             if self._scores is not None:
                 of_spaces.append((space, scored))
             if self.fraud is not None and space.name == self.fraud.space:

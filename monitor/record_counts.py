@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from detectors.encoder_jump import Norms, log_norms
 from detectors.summary import at_most, merge_counts
 from monitor.event import EventBatch
 
@@ -103,6 +104,7 @@ class _StoredCounts(msgspec.Struct, array_like=True, frozen=True):
     dead: list[tuple[str, int]]
     versions: list[tuple[str, int]] = []  # not there before driftd knew of versions, and where none is named
     fraud: _StoredFraud | None = None  # not there where no fraud scores are configured
+    norms: list[tuple[str, int, int, int]] = []  # not there without spaces of ready vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class RecordCounts:
         versions: records on time of each version of the watched model. Of more than `MAX_VERSIONS`, those with the
             smallest hashes.
         fraud: what the fraud scores say of the records on time; None where there are none.
+        norms: by space of ready vectors, the lengths of the vectors of the records on time.
     """
 
     records: int
@@ -122,10 +125,15 @@ class RecordCounts:
     dead: dict[str, int]
     versions: dict[str, int] = field(default_factory=dict)
     fraud: FraudCounts | None = None
+    norms: dict[str, Norms] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         counts = (self.records, self.late, sorted(self.dead.items()))
         versions = sorted(self.versions.items())
+        if self.norms:
+            norms = [(name, sums.n, sums.total, sums.squares) for name, sums in sorted(self.norms.items())]
+            fraud = None if self.fraud is None else self.fraud.stored()
+            return msgspec.json.encode((*counts, versions, fraud, norms))
         if self.fraud is not None:
             return msgspec.json.encode((*counts, versions, self.fraud.stored()))
         return msgspec.json.encode((*counts, versions) if versions else counts)
@@ -134,7 +142,8 @@ class RecordCounts:
     def from_bytes(cls, blob: bytes) -> RecordCounts:
         stored = msgspec.json.decode(blob, type=_StoredCounts)
         fraud = None if stored.fraud is None else FraudCounts.restored(stored.fraud)
-        return cls(stored.records, stored.late, dict(stored.dead), dict(stored.versions), fraud)
+        norms = {name: Norms(*sums) for name, *sums in stored.norms}
+        return cls(stored.records, stored.late, dict(stored.dead), dict(stored.versions), fraud, norms)
 
     def merge(self, other: RecordCounts) -> RecordCounts:
         # Counts may be negative: of a dead letter that was mended.
@@ -146,7 +155,10 @@ class RecordCounts:
         fraud = self.fraud if other.fraud is None else other.fraud
         if self.fraud is not None and other.fraud is not None:
             fraud = self.fraud.merge(other.fraud)
-        return RecordCounts(self.records + other.records, self.late + other.late, dead, versions, fraud)
+        norms = dict(self.norms)
+        for name, sums in other.norms.items():
+            norms[name] = norms[name].merge(sums) if name in norms else sums
+        return RecordCounts(self.records + other.records, self.late + other.late, dead, versions, fraud, norms)
 
 
 def versions_of(
@@ -161,6 +173,22 @@ def versions_of(
         if version is not None and not is_late:
             found.setdefault(block, {})[version] = count
     return {block: at_most(counts, MAX_VERSIONS) for block, counts in found.items()}
+
+
+def norms_of(
+    space: str, vectors: npt.NDArray[np.float32], blocks: npt.NDArray[np.int64], late: npt.NDArray[np.bool_]
+) -> dict[int, RecordCounts]:
+    """By block, the lengths of the vectors of records on time, to be added to its counts.
+
+    Args:
+        vectors: float32 (n, d), as they came.
+    """
+    on_time = np.flatnonzero(~late)
+    logs, where = log_norms(vectors[on_time]), blocks[on_time]
+    found = {}
+    for block in np.unique(where).tolist():
+        found[block] = RecordCounts(0, 0, {}, norms={space: Norms.of(logs[where == block])})
+    return found
 
 
 def fraud_counts_of(

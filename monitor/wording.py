@@ -32,6 +32,8 @@ def title_of(row: IncidentRow) -> str:
         what = f"{row.space} has drifted" if sure else f"{row.space} may be drifting"
     elif row.kind == "outlier_rate":
         what = f"{'far too' if sure else 'too'} many outliers in {row.space}"
+    elif row.kind == "encoder_suspected":
+        what = f"the encoder behind {row.space} has changed, as it seems"
     elif row.kind in fraud_wording.KINDS:
         what = fraud_wording.title(row)
     elif row.kind == verdict_wording.STALE:
@@ -65,6 +67,8 @@ def text_of_incident(row: IncidentRow) -> str:
             f"{since} {percent(_number(values, 'rate'))} of the records of {place} are as strange as the strangest "
             f"{percent(usual)} of reference {row.reference}: {effect:.1f} times as many as usual, in {n:,} records."
         )
+    elif row.kind == "encoder_suspected":
+        what = _jumped(since, values, row, n)
     elif row.kind in fraud_wording.KINDS:
         what = f"{since} {fraud_wording.what(row)}"
     elif row.kind == verdict_wording.STALE:
@@ -86,7 +90,7 @@ def text_of_incident(row: IncidentRow) -> str:
             fraud_wording.groups(cause) if row.kind in fraud_wording.KINDS else cause_in_words(cause, row.segment)
         )
         sentences += [in_words] if in_words else []
-    if row.kind not in ("dead_letters", fraud_wording.FLOOD, verdict_wording.STALE):
+    if row.kind not in ("dead_letters", "encoder_suspected", fraud_wording.FLOOD, verdict_wording.STALE):
         strength, block_ms = _number(detail, "strength"), round(_number(detail, "block_ms"))
         sentences.append(f"By chance, such evidence appears {chance(strength, block_ms)}.")
     if values.get("only_warns"):
@@ -257,6 +261,25 @@ def _shift(channel: str, effect: float, place: str, reference: int) -> str:
     if channel == "mix":
         return f"the mix of kinds of records of {place} differs from {against} by {effect:.2f} standard deviations"
     return f"the records of {place} differ from {against}"
+
+
+_JUMPS = {
+    "norms": "have lengths that the baseline does not have",
+    "far": "are stranger than 63 in 64 of the baseline",
+    "moved": "lie at another distance than those of the baseline, spread over the same kinds as ever",
+    "shifted": "have moved the same way, spread over the same kinds as ever",
+}
+
+
+def _jumped(since: str, values: Mapping[str, object], row: IncidentRow, n: int) -> str:
+    """What is seen of ready vectors that another encoder seems to have made."""
+    how = _JUMPS.get(str(values.get("why")), "differ from the baseline")
+    return (
+        f"{since} nearly all vectors of space {row.space} {how} (reference {row.reference}; {n:,} records), all at "
+        "once. A world that changes leaves some records as they were; another encoder, or another preparation of its "
+        "inputs, does not. Drift and outlier rates of this space are not told until it is over. Put the old encoder "
+        "back, or build a reference with the new one."
+    )
 
 
 def _number(values: Mapping[str, object], name: str, default: float = 0.0) -> float:
