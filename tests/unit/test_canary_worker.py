@@ -17,6 +17,7 @@ from monitor.canaries import EncoderChanged
 from monitor.canary_watch import AGAIN_S
 from monitor.checks import check_everything
 from monitor.history import HistoryLabels, history_pipeline
+from monitor.references import describe
 from monitor.retry import Retry
 from monitor.settings import Settings
 from monitor.troubles import AGAIN_S as OVER_S
@@ -125,6 +126,16 @@ class Stream:
             made.append(self.worker.step(self.now_ms, self.clock_s, wait_s=0.0))
         return made
 
+    def read_all(self, seconds: float = 0.0) -> None:
+        """Steps until every record counts: on a busy machine a step takes few of them."""
+        self.steps(seconds)
+        steps = 0
+        while self.counted < self.written:
+            steps += 1
+            assert steps < 400, f"{self.counted} of {self.written} records count"
+            self.steps(0.1, every_s=0.1)
+        assert self.counted == self.written, "each record once"
+
     @property
     def counted(self) -> int:
         return self.store.totals(MODEL_NAME).records
@@ -173,8 +184,8 @@ def bring_up(stream: Stream) -> Worker:
     """A worker with a reference, and some records that it has scored."""
     stream.write(BASELINE + 200)
     worker = stream.start()
-    stream.steps(8)
-    assert stream.counted == stream.written and worker.state == "running" and stream.told() == []
+    stream.read_all()
+    assert worker.state == "running" and stream.told() == []
     return worker
 
 
@@ -197,8 +208,8 @@ def test_another_encoder_at_the_start_stops_reading_until_it_is_the_old_one_agai
     assert "the encoder has changed (rotation)" in of_file.checked()["model triage, canaries of input"]
 
     weights.write_bytes(old)
-    of_file.steps(AGAIN_S + 3)
-    assert of_file.counted == of_file.written and worker.encoder_changed == "" and worker.state == "running"
+    of_file.read_all(AGAIN_S)
+    assert worker.encoder_changed == "" and worker.state == "running"
     assert of_file.told() == [("encoder_changed", "open")], "one that comes and goes must not page each time"
     of_file.steps(OVER_S + 10, every_s=10)
     assert of_file.told() == [("encoder_changed", "resolved")]
@@ -253,8 +264,12 @@ def test_an_encoder_that_was_moved_and_makes_the_same_vectors_goes_on_with_a_cau
     with caplog.at_level(logging.WARNING):
         worker = of_file.start()
     assert "by its fingerprint: 64 canaries, largest change 0" in caplog.text
-    of_file.steps(3)
-    assert of_file.counted == of_file.written and worker.state == "running"
+    row = of_file.store.active_reference(MODEL_NAME, "input")
+    assert row is not None and describe(Path(row.path))["canaries"].startswith(
+        "64 records of the baseline, embedded on"
+    )
+    of_file.read_all()
+    assert worker.state == "running"
 
 
 def test_the_timer_sees_a_file_that_is_replaced_while_it_is_in_use(of_file: Stream, weights: Path) -> None:
@@ -280,11 +295,10 @@ def test_a_server_that_is_replaced_while_records_come_pages_no_drift_and_counts_
     assert "columns stand in another place" in worker.encoder_changed
 
     server.replaced = False
-    of_server.steps(AGAIN_S + 3)
-    assert of_server.counted == of_server.written, "each record once"
+    of_server.read_all(AGAIN_S)
     of_server.write(400)
+    of_server.read_all()
     of_server.steps(OVER_S + 5, every_s=5)
-    assert of_server.counted == of_server.written
     assert of_server.told() == [("encoder_changed", "resolved")], "and no drift"
     stored = of_server.store.partition_states(MODEL_NAME)
     assert sum(state.next_offset > 0 for state in stored) == 1
@@ -299,8 +313,7 @@ def test_a_server_that_makes_vectors_of_another_length_is_another_encoder(
     of_server.steps(3)
     assert "12 dimensions; they had 24" in worker.encoder_changed
     server.dimension = 24
-    of_server.steps(AGAIN_S + 3)
-    assert of_server.counted == of_server.written
+    of_server.read_all(AGAIN_S)
 
 
 def test_a_server_that_does_not_answer_is_no_other_encoder(of_server: Stream, server: TurningServer) -> None:
@@ -313,8 +326,8 @@ def test_a_server_that_does_not_answer_is_no_other_encoder(of_server: Stream, se
     assert any("503" in step.failure for step in steps) and worker.encoder_changed == ""
     assert of_server.counted < of_server.written
     server.faults.clear()
-    of_server.steps(5)
-    assert of_server.counted == of_server.written and of_server.told() == []
+    of_server.read_all()
+    assert of_server.told() == []
 
 
 def test_what_is_pending_when_the_server_was_replaced_is_not_written_at_the_end(
@@ -323,10 +336,9 @@ def test_what_is_pending_when_the_server_was_replaced_is_not_written_at_the_end(
     worker = bring_up(of_server)
     before = of_server.counted
     of_server.write(50)
-    assert of_server.steps(0.1, every_s=0.1)[0].records == 50 and of_server.counted == before
+    assert of_server.steps(0.1, every_s=0.1)[0].records > 0 and of_server.counted == before
     server.replaced = True
     worker.drain(of_server.now_ms)
     assert of_server.counted == before
     server.replaced = False
-    of_server.steps(3)
-    assert of_server.counted == of_server.written
+    of_server.read_all(AGAIN_S)
