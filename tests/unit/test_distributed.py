@@ -27,6 +27,7 @@ from distributed import LocalCluster
 from connectors.database.rows import BackfillRow
 from connectors.database.store import Store
 from detectors.errors import ClusterError, InvalidInput
+from monitor.answers import RememberedAnswers
 from monitor.app import build_history, build_workers, open_store
 from monitor.backfill import Job, job_of, local_runner, prepare_trial, run_job, store_of, trial_settings
 from monitor.backfill_plan import begin, plan_backfill
@@ -88,6 +89,7 @@ def settings_of(folder: Path, source: Path, database: Path, **changes: Any) -> S
         "outliers": {"sample": 0.05},
         "drift": {"season": "none"},
         "dead_letters": changes.get("dead_letters", {}),
+        "performance": changes.get("performance", {}),
     }
     return Settings(database=f"sqlite:///{database}", references=folder / "references", models={MODEL: model}, sinks={})
 
@@ -131,6 +133,19 @@ def contents(database: Path) -> dict[str, list[str]]:
             names = [column[0] for column in cursor.description]
             kept = [place for place, name in enumerate(names) if table == "incidents" or name not in MEANINGLESS]
             found[table] = sorted(repr([row[place] for place in kept]) for row in cursor)
+        # In which order partitions are written differs, and where a checkpoint ends: so truths are the same, but not in
+        # the same order, and what rests on their order is that of its own run.
+        found["fold_states"] = [row for row in found["fold_states"] if not row.startswith(f"['{MODEL}', '', 'verdict'")]
+        said = connection.execute("SELECT record_id, truth, origin, answer, event_ms FROM truths")
+        found["truths"] = sorted(map(repr, said))
+    with Store.open(f"sqlite:///{database}") as store:
+        rows = store.answers([number for number, _, _ in store.answers_numbers(MODEL)])
+        answers = [(row.partition, RememberedAnswers(row)) for row in rows]
+        found["answers"] = sorted(
+            repr((partition, key, kept.record(place)))
+            for partition, kept in answers
+            for place, key in enumerate(kept.hashes.tolist())
+        )
     return found
 
 
@@ -215,7 +230,7 @@ def played(
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "plain": {"record": {"prediction": "/shop", "label": "/side"}, "performance": {"remember": 0.5}},
     "thinned by key": {"record": {"key": "/session"}},
     "paired": {
         "record": {
@@ -240,6 +255,7 @@ def test_records_in_pieces_leave_the_bytes_of_one_process(
     in_one_process(alone)
     expected = contents(tmp_path / "alone.db")
     assert len(expected["kept"]) > 50 and len(expected["incidents"]) > 0 and len(expected["dead_letters"]) > 5
+    assert (len(expected["truths"]) > 4_000 and len(expected["answers"]) > 2_000) == (kind == "plain")
     for seed, piece_records in enumerate((97, 700)):
         database = copy_of(baseline, tmp_path / f"{piece_records}.db")
         runner = played(settings_of(baseline, records, database, **KINDS[kind]), seed, piece_records=piece_records)
