@@ -189,6 +189,67 @@ RULES: tuple[Rule, ...] = (
         panel=("driftd-fraud", "Evidence of a wave"),
     ),
     Rule(
+        name="ModelDegraded",
+        query=_open("stale", "page"),
+        above=0,
+        hold_s=0,
+        severity="critical",
+        about="model",
+        summary="{{ $labels.model }}: fewer of its answers are right than its floor allows",
+        description=(
+            "True answers prove it, or all that is known of the traffic makes it likely. Measured or estimated, since "
+            "when, and what speaks for it: driftd verdict."
+        ),
+        panel=("driftd-stale", "Right answers"),
+    ),
+    Rule(
+        name="ModelDegradedWarning",
+        query=f"{_open('stale', 'warn')}\nunless on (job, model) {_open('stale', 'page')} > 0",
+        above=0,
+        hold_s=0,
+        severity="warning",
+        about="model",
+        summary="{{ $labels.model }}: fewer of its answers may be right than its floor allows",
+        description=(
+            "New content came that may be answered wrongly, or the first true answers speak against the model. Look "
+            "at it by day: driftd verdict; true answers for some of the records since then would settle it."
+        ),
+        panel=("driftd-stale", "Right answers"),
+    ),
+    Rule(
+        name="ModelToWatch",
+        query=_query(
+            """
+            max by (job, model) (max_over_time(driftd_verdict{word="watch"}[5m]))
+            unless on (job, model) sum by (job, model) (max_over_time(driftd_open_incidents[5m])) > 0
+            """
+        ),
+        above=0,
+        hold_s=3600,
+        severity="warning",
+        about="model",
+        summary="{{ $labels.model }}: something about its answers is to be watched, and no incident says what",
+        description=(
+            "An estimate lies below the floor without any drift, a second opinion differs, true answers stopped, or "
+            "the model is older than performance.max_age. Which of them: driftd verdict."
+        ),
+        panel=("driftd-stale", "Right answers"),
+    ),
+    Rule(
+        name="EncoderChanged",
+        query=_open("encoder_changed", "page"),
+        above=0,
+        hold_s=0,
+        severity="critical",
+        about="driftd",
+        summary="{{ $labels.model }}: its encoder was changed, so nothing is scored",
+        description=(
+            "Fixed inputs no longer have the vectors that the reference holds. Reading waits and nothing is lost. Put "
+            "the encoder back, or build a reference with the new one: driftd incidents, then driftd reference build."
+        ),
+        panel=("driftd-overview", "Verdict of each model"),
+    ),
+    Rule(
         name="ModelStale",
         query=_query(
             f"""

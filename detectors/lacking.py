@@ -22,10 +22,11 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
-# Candidates to a group, about. Of 4, 8 and 16, 4 named most new kinds in tests/benchmarks/retrain_hint.py, on intents that
-# its report leaves out.
+# Candidates to a group, about. Of 4, 8 and 16, 4 named most new kinds in tests/benchmarks/retrain_hint.py, on intents
+# that its report leaves out.
 PER_GROUP = 4
 MOST_GROUPS = 256
+SURE = 2.0  # standard errors: groups that grew by less are named after these, and may have grown by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,15 @@ class Named:
         groups: int64 (m,), the group of each, numbered from 0 for the one that is lacking most surely.
         stands_for: float64 (m,), records of the stream that each stands for: the candidates of its group that are
             nearest to it, with their weights.
-        lacking: records that the stream has more of than the baseline, over all groups.
-        covered: the share of them that is in groups of which a record is named.
+        sure: how many groups, the first ones, hold more than the baseline by two standard errors or more.
+        lacking: by how many records they do, together.
+        covered: the share of these that is in groups of which a record is named.
     """
 
     rows: Rows
     groups: Rows
     stands_for: Doubles
+    sure: int
     lacking: float
     covered: float
 
@@ -67,7 +70,7 @@ def name_lacking(vectors: Floats, weights: Doubles, baseline: Floats, most: int,
     if len(baseline) == 0:
         raise InvalidInput("expected records of the baseline, got none.", hint="Build the reference with exemplars.")
     if n == 0:
-        return Named(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 0.0, 0.0)
+        return Named(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 0, 0.0, 0.0)
     k = min(max(n // PER_GROUP, 1), MOST_GROUPS)
     index = NearestIndex(k_means(vectors, k))
     distances, nearest = index.search(vectors, 1)
@@ -94,9 +97,10 @@ def name_lacking(vectors: Floats, weights: Doubles, baseline: Floats, most: int,
     for number in np.unique(numbers):
         mine, group = np.flatnonzero(numbers == number), groups[number]
         np.add.at(stands_for, mine[group.closest], weights[group.members])
-    lacking = float(excess[order].sum())
-    named = float(excess[order][: len(np.unique(numbers))].sum())  # in the first round each group names one
-    return Named(rows, numbers, stands_for, lacking, named / lacking if lacking > 0 else 0.0)
+    gains = excess[[group for group in order if sure[group] >= SURE]]
+    lacking = float(gains.sum())
+    named = float(gains[: len(np.unique(numbers))].sum())  # in the first round each group names one
+    return Named(rows, numbers, stands_for, len(gains), lacking, named / lacking if lacking > 0 else 0.0)
 
 
 class _Turns:

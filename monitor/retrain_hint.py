@@ -73,7 +73,8 @@ class Hint:
     Attributes:
         since_ms: records of this event time and later were looked at; None: all that are kept.
         candidates: kept records with vectors that were looked at; ``stream``: records that came meanwhile.
-        lacking: of these, how many there are more than the baseline would explain, about.
+        kinds: of records that come surely more often than in the baseline.
+        lacking: how many more of these there are than the baseline explains, about.
         covered: share of them that is of a kind of which a record is named.
         said: sentences for people.
     """
@@ -84,6 +85,7 @@ class Hint:
     since_ms: int | None
     candidates: int
     stream: int
+    kinds: int
     lacking: float
     covered: float
     records: tuple[LackingRecord, ...]
@@ -137,7 +139,19 @@ def hint_of(settings: Settings, store: Store, model: str, *, since_ms: int | Non
         _lacking(records[place], int(group), float(stands))
         for place, group, stands in zip(named.rows.tolist(), named.groups, named.stands_for, strict=True)
     )
-    hint = Hint(model, space, row.version, since_ms, len(records), stream, named.lacking, named.covered, found, said=())
+    hint = Hint(
+        model=model,
+        space=space,
+        reference=row.version,
+        since_ms=since_ms,
+        candidates=len(records),
+        stream=stream,
+        kinds=named.sure,
+        lacking=named.lacking,
+        covered=named.covered,
+        records=found,
+        said=(),
+    )
     return _with_words(hint, sampled=chosen.outliers.sample, full=len(kept) == MOST_KEPT)
 
 
@@ -181,13 +195,17 @@ def _lacking(record: KeptRecord, group: int, stands_for: float) -> LackingRecord
 
 def _with_words(hint: Hint, *, sampled: float, full: bool) -> Hint:
     since = "" if hint.since_ms is None else f" since {text_of(hint.since_ms)}"
-    share = hint.lacking / max(hint.stream, 1)
+    share = min(hint.lacking / max(hint.stream, 1), 1.0)
     kinds = len({record.group for record in hint.records})
     said = [
         f"Of {hint.stream:,} records of {hint.model}/{hint.space}{since}, {hint.candidates:,} are kept with their "
-        f"vectors. About {round(hint.lacking):,} ({percent(min(share, 1.0))}) are more than reference {hint.reference} "
-        "explains.",
-        f"The {len(hint.records):,} named records are of {kinds:,} kinds, which hold {percent(hint.covered)} of these.",
+        "vectors.",
+        f"{hint.kinds:,} kinds of records come surely more often than in reference {hint.reference}: at least "
+        f"{round(hint.lacking):,} records too many ({percent(share)}). What is named is of kinds that "
+        f"make up {percent(hint.covered)} of these."
+        if hint.kinds
+        else f"No kind of records comes surely more often than in reference {hint.reference}.",
+        f"Named are {len(hint.records):,} records of {kinds:,} kinds, the surest first.",
     ]
     if not sampled:
         said.append("Only strange records are kept (outliers.sample: 0): a known kind that grew is not seen.")

@@ -17,7 +17,7 @@ from dashboards.verdict_words import ALARMING, rank_of, verdict_of
 from monitor.incidents import OPERATIONAL, is_held
 from monitor.operations import BLIND
 from monitor.settings import Settings
-from monitor.verdict_wording import unseen
+from monitor.verdict_wording import STALE, unseen
 
 ENCODER_CHANGED = "encoder_changed"  # the kind of incidents of an encoder that was exchanged
 MOST_DELAYS = 500  # true answers whose delay is looked at, the newest
@@ -142,8 +142,9 @@ def _as_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _rank(row: IncidentRow, word: str) -> tuple[bool, bool, bool, int, str]:
-    return (not speaks_for(row, word), row.severity != "page", row.kind in OPERATIONAL, row.onset_ms, row.id)
+def _rank(row: IncidentRow, word: str) -> tuple[bool, bool, bool, bool, int, str]:
+    urgent = not speaks_for(row, word), row.severity != "page"
+    return (*urgent, row.kind != STALE, row.kind in OPERATIONAL, row.onset_ms, row.id)
 
 
 def _delay_s(store: Store, model: str, row: VerdictRow) -> float | None:

@@ -120,7 +120,7 @@ def in_full(standing: Standing, *, now_ms: int) -> str:
             lines += _item(f"{incident.id}  {incident.severity}  {what}, since {text_of(incident.onset_ms)}")
         more = len(standing.incidents) - MOST_INCIDENTS
         lines += _item(f"and {more:,} more: driftd incidents --open --model {standing.model}") if more > 0 else []
-        first = standing.incidents[0].id
+        first = next((one.id for one in standing.incidents if one.space), standing.incidents[0].id)
         lines += [f"  See what is behind one: driftd explain {first}"]
     if standing.unseen:
         lines += ["", *textwrap.wrap(f"Not seen: {standing.unseen}", _WIDE)]

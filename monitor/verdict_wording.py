@@ -113,14 +113,20 @@ def _evidence(evidence: float) -> str:
     if evidence < 1.0:
         return "nothing against it"
     often = f"{10.0**evidence:,.0f}" if evidence < 9.0 else f"10^{evidence:.0f}"
-    return f"below the floor; by chance, labels say so once in {often} labels"
+    return f"as much against it as chance makes once in {often} labels"
 
 
 def _against_floor(row: VerdictRow) -> str:
-    low, high = (row.low, row.high) if math.isnan(row.realised_low) else (row.realised_low, row.realised_high)
-    if math.isnan(low):
-        return ""
-    return ": above it" if low >= row.floor else ": below it" if high < row.floor else ": it may be either side"
+    """Where the two intervals lie beside the floor: ": measured above it, estimated below it"."""
+    sides = [("estimated", row.low, row.high)]
+    if row.labels:
+        sides.insert(0, ("measured", row.realised_low, row.realised_high))
+    said = [
+        f"{name} {'above it' if low >= row.floor else 'below it' if high < row.floor else 'on either side'}"
+        for name, low, high in sides
+        if not math.isnan(low)
+    ]
+    return f": {', '.join(said)}" if said else ""
 
 
 def unseen(row: VerdictRow, *, delay_s: float | None = None) -> str:
@@ -131,7 +137,7 @@ def unseen(row: VerdictRow, *, delay_s: float | None = None) -> str:
     """
     said = [*row.reasons[-1:]]
     if not row.labels:
-        said.append("Bring true answers: driftd truth FILE")
+        said.append("Bring true answers: driftd truth --file FILE")
     elif delay_s is not None:
         said.append(f"They come about {duration(delay_s)} after their records.")
     return " ".join(said)

@@ -9,27 +9,43 @@ from dashboards.grafana.sql import ALL_MODELS as KNOWN
 from dashboards.grafana.sql import COUNTED, DEPLOYMENT, MODELS, bucket, loudest, moment, next_step, within
 from dashboards.grafana.targets import PromQL, Sql
 from dashboards.grafana.verdicts import (
-    FRESH,
-    LEARNING,
+    BLIND_RANK,
+    ENCODER_RANK,
+    LEARNING_RANK,
+    RANK_ABOVE,
     RANK_OF_INCIDENT,
-    VERDICTS,
+    TOO_FEW_RANK,
     WORD_COLOURS,
     as_markdown,
+    rank_in_sql,
     word_of,
 )
+from dashboards.verdict_words import VERDICTS, rank_of
 
-# One row for each model: the worst that is open, as a place in VERDICTS.
+# One row for each model: its newest verdict, or what stands above it, with the worst incident that is open.
 _STATES = f"""
 open AS (
-  SELECT model, {RANK_OF_INCIDENT} AS rank, title, onset_ms,
+  SELECT model, title, onset_ms,
          row_number() OVER (PARTITION BY model ORDER BY {RANK_OF_INCIDENT}, severity, segment <> '', onset_ms) AS place,
          count(*) OVER (PARTITION BY model) AS incidents
   FROM incidents WHERE {MODELS} AND status = 'open'
 ),
+above AS (
+  SELECT model, {RANK_ABOVE} AS rank FROM incidents WHERE {MODELS} AND status = 'open' GROUP BY model
+),
 states AS (
-  SELECT known.model, open.title, open.onset_ms, coalesce(open.incidents, 0) AS incidents,
-         coalesce(open.rank, CASE WHEN learned.model IS NULL THEN {LEARNING} ELSE {FRESH} END) AS rank
+  SELECT known.model, coalesce(open.incidents, 0) AS incidents, said.low, said.realised, said.floor,
+         CASE WHEN above.rank IS NULL AND said.word IS NOT NULL AND said.word <> 'fresh'
+              THEN coalesce(said.reasons::json ->> 0, open.title) ELSE open.title END AS why,
+         CASE WHEN above.rank IS NULL AND said.word IS NOT NULL THEN said.since_ms ELSE open.onset_ms END AS since_ms,
+         coalesce(above.rank, {rank_in_sql("said.word")},
+                  CASE WHEN learned.model IS NULL THEN {LEARNING_RANK} ELSE {TOO_FEW_RANK} END) AS rank
   FROM ({KNOWN}) AS known LEFT JOIN open ON open.model = known.model AND open.place = 1
+  LEFT JOIN above ON above.model = known.model
+  LEFT JOIN LATERAL (
+    SELECT word, since_ms, low, realised, floor, reasons FROM verdicts
+    WHERE verdicts.model = known.model ORDER BY block DESC LIMIT 1
+  ) AS said ON true
   LEFT JOIN (SELECT DISTINCT model FROM reference_versions WHERE active) AS learned ON learned.model = known.model
   WHERE known.{MODELS}
 )
@@ -43,7 +59,7 @@ VERDICT_COUNTS = Stat(
     title="Models by verdict",
     question="How many models are in trouble, and how badly?",
     reading="The models in each state; the words are explained at the bottom.",
-    next_step="a model that is blind or drifted stands first in the table below; click its name.",
+    next_step="a model that is blind, degraded or drifted stands first in the table below; click its name.",
     targets=(
         Sql(
             f"""
@@ -99,9 +115,9 @@ MODEL_TABLE = Table(
     question="Which model needs me first?",
     reading=(
         "One row for each model, the worst first. blind outranks all, because the other numbers rest on nothing then. "
-        "'why' is the worst open incident."
+        "'why' is the weightiest reason; 'right, at least' is estimated without labels, 'right, measured' with them."
     ),
-    next_step="click a model: its drift, or the pipeline where it is blind; or click its incident below.",
+    next_step="click a model: what is known of its answers, its drift, or the pipeline where it is blind.",
     targets=(
         Sql(
             f"""
@@ -110,20 +126,25 @@ MODEL_TABLE = Table(
               SELECT model, max(max_time_ms) AS newest_ms, sum(records)::bigint AS records, sum(dead)::bigint AS dead
               FROM {COUNTED} WHERE {MODELS} GROUP BY model
             )
-            SELECT {word_of("rank")} AS verdict, model, coalesce(title, '') AS why, incidents,
-                   {moment("onset_ms")} AS since,
+            SELECT {word_of("rank")} AS verdict, model, coalesce(why, '') AS why, incidents,
+                   {moment("since_ms")} AS since, low AS "right, at least", realised AS "right, measured", floor,
                    {moment("CASE WHEN newest_ms > 0 THEN newest_ms END")} AS "newest record",
                    records, dead / nullif(records, 0)::double precision AS unusable,
-                   CASE rank WHEN 1 THEN 'driftd-pipeline' WHEN {LEARNING} THEN 'driftd-pipeline'
-                             ELSE 'driftd-drift' END AS dashboard
+                   CASE WHEN rank IN ({BLIND_RANK}, {ENCODER_RANK}, {LEARNING_RANK}, {TOO_FEW_RANK})
+                        THEN 'driftd-pipeline'
+                        WHEN rank IN ({rank_of("drifted")}, {rank_of("mix changed")}) THEN 'driftd-drift'
+                        ELSE 'driftd-stale' END AS dashboard
             FROM states LEFT JOIN read USING (model)
-            ORDER BY rank, onset_ms, model LIMIT 500
+            ORDER BY rank, since_ms, model LIMIT 500
             """
         ),
     ),
     columns=(
-        Column(name="verdict", colours=WORD_COLOURS, width=110),
-        Column(name="model", width=200, link=TO_EVIDENCE),
+        Column(name="verdict", colours=WORD_COLOURS, width=130),
+        Column(name="model", width=180, link=TO_EVIDENCE),
+        Column(name="right, at least", unit="percentunit", decimals=1, width=120),
+        Column(name="right, measured", unit="percentunit", decimals=1, width=130),
+        Column(name="floor", unit="percentunit", decimals=1, width=80),
         Column(name="incidents", width=90, decimals=0),
         Column(name="since", unit="dateTimeAsIso", width=170),
         Column(name="newest record", unit="dateTimeAsIso", width=170),
@@ -154,6 +175,7 @@ OPEN_INCIDENTS = Table(
                              AND extract(epoch FROM now()) * 1000 BETWEEN from_ms AND until_ms) AS muted,
                    {next_step()} AS next,
                    CASE kind WHEN 'drift' THEN 'driftd-drift' WHEN 'outlier_rate' THEN 'driftd-outliers'
+                             WHEN 'stale' THEN 'driftd-stale'
                              WHEN 'fraud_wave' THEN 'driftd-fraud' WHEN 'flood' THEN 'driftd-fraud'
                              WHEN 'fraud_changed' THEN 'driftd-fraud'
                              ELSE 'driftd-pipeline' END AS dashboard

@@ -30,7 +30,14 @@ from dashboards.grafana.sql import (
     within,
 )
 from dashboards.grafana.targets import PromQL, Sql
-from dashboards.grafana.verdicts import FRESH, RANK_OF_INCIDENT, VERDICTS
+from dashboards.grafana.verdicts import (
+    BLIND_RANK,
+    ENCODER_RANK,
+    RANKED_WORDS,
+    SEEN_KINDS,
+    WORD_COLOURS,
+    rank_in_sql,
+)
 
 DAY_S = 86_400
 _WEEK_MS = 7 * DAY_S * 1000
@@ -113,12 +120,14 @@ DRIFT_AGE = Stat(
     height=5,
 )
 
+_SEEN = ", ".join(f"'{kind}'" for kind in SEEN_KINDS if kind != "encoder_changed")
+
 TIMELINE = StateTimeline(
     title="Verdict over time",
     question="How long has the model been in which state?",
     reading=(
-        "The worst incident that was open at each time, as a word for the whole model; the overview explains the "
-        "words. An incident that came back shows as one long stretch."
+        "What was said of the model after each block, as one word; the overview explains the words. While an incident "
+        "was open by which nothing could be seen, it was blind, or its encoder had changed, whatever the block says."
     ),
     next_step=(
         "a long band of 'drifted' or 'mix changed' is a stale model: see the rows below; short ones are incidents."
@@ -127,21 +136,185 @@ TIMELINE = StateTimeline(
         Sql(
             f"""
             WITH told AS (
-              SELECT model, opened_ms, resolved_ms, {RANK_OF_INCIDENT} AS rank
-              FROM incidents WHERE {MODELS} AND opened_ms <= {TO_MS} AND coalesce(resolved_ms, {TO_MS}) >= {FROM_MS}
+              SELECT model, opened_ms, resolved_ms,
+                     CASE kind WHEN 'encoder_changed' THEN {ENCODER_RANK} ELSE {BLIND_RANK} END AS rank
+              FROM incidents WHERE {MODELS} AND kind NOT IN ({_SEEN})
+                AND opened_ms <= {TO_MS} AND coalesce(resolved_ms, {TO_MS}) >= {FROM_MS}
+            ),
+            points AS (
+              SELECT time, known.model, max(told.rank) AS above
+              FROM generate_series({FROM_MS}, {TO_MS}, $__interval_ms::bigint) AS time
+              CROSS JOIN unnest({choice_of("model")}) AS known(model)
+              LEFT JOIN told
+                ON told.model = known.model AND opened_ms <= time AND coalesce(resolved_ms, time + 1) > time
+              GROUP BY 1, 2
             )
-            SELECT time, known.model AS metric, coalesce(min(rank), {FRESH}) AS value
-            FROM generate_series({FROM_MS}, {TO_MS}, $__interval_ms::bigint) AS time
-            CROSS JOIN unnest({choice_of("model")}) AS known(model)
-            LEFT JOIN told ON told.model = known.model AND opened_ms <= time AND coalesce(resolved_ms, time + 1) > time
-            GROUP BY 1, 2 ORDER BY 1
+            SELECT time, points.model AS metric, coalesce(above, {rank_in_sql("said.word")}) AS value
+            FROM points LEFT JOIN LATERAL (
+              SELECT word FROM verdicts WHERE verdicts.model = points.model AND start_ms <= time
+              ORDER BY start_ms DESC LIMIT 1
+            ) AS said ON true
+            ORDER BY 1
             """,
             format="time_series",
         ),
     ),
     unit="none",
-    words=tuple((str(rank), verdict.word, verdict.colour) for rank, verdict in enumerate(VERDICTS, 1)),
+    words=RANKED_WORDS,
     width=24,
+    height=7,
+)
+
+_LAST = f"""
+SELECT known.model, said.* FROM unnest({choice_of("model")}) AS known(model)
+JOIN LATERAL (
+  SELECT word, since_ms, end_ms, records, estimated, low, high, floor, realised, realised_low, realised_high, labels,
+         evidence, novel, unsupported, age_s, reasons
+  FROM verdicts WHERE verdicts.model = known.model ORDER BY block DESC LIMIT 1
+) AS said ON true
+""".strip()
+
+RIGHT = TimeSeries(
+    title="Right answers",
+    question="Does the model still answer rightly?",
+    reading=(
+        "Share of right answers: the interval that is estimated without labels, what true answers measured where there "
+        "are any, and the floor, below which the model is degraded. The lower end falls with new content, which the "
+        "model may answer wrongly. Needs record.confidence, and answers that are known to be right for the baseline."
+    ),
+    next_step=(
+        "measured below the floor is proof. Where only the lower end is below it, have some records answered: "
+        "`driftd truth`."
+    ),
+    targets=(
+        Sql(
+            f"""
+            SELECT {bucket("start_ms")} AS time, concat_ws(' ', {MODEL_IF_SEVERAL}, name) AS metric, avg(value) AS value
+            FROM verdicts CROSS JOIN LATERAL (
+              VALUES ('estimated, at least', low), ('estimated, at most', high), ('floor', floor),
+                     ('measured', CASE WHEN labels > 0 THEN realised END)
+            ) AS named(name, value)
+            WHERE {MODELS} AND {within("start_ms")} AND value IS NOT NULL GROUP BY 1, 2 ORDER BY 1
+            """,
+            format="time_series",
+        ),
+    ),
+    unit="percentunit",
+    decimals=1,
+    high=1,
+    columns=(
+        Column(name="/floor$/", colour=PAGE, dashed=True),
+        Column(name="/measured$/", colour=FINE),
+        Column(name="/estimated, at/", colour="blue"),
+    ),
+    calcs=("min", "lastNotNull"),
+    empty="no confidence, or no answers of the baseline that are known to be right",
+    width=16,
+    height=9,
+)
+
+CONTENT = TimeSeries(
+    title="New content",
+    question="How much of the traffic has the model never seen?",
+    reading=(
+        "Share of the records that are like nothing in the baseline, and of those far outside of it, over the window "
+        "of the estimates, corrected for what chance would make."
+    ),
+    next_step="see what they are: `driftd verdict --retrain-hint lacking.jsonl` names the records to train with.",
+    targets=(
+        Sql(
+            f"""
+            SELECT {bucket("start_ms")} AS time, concat_ws(' ', {MODEL_IF_SEVERAL}, name) AS metric, avg(value) AS value
+            FROM verdicts CROSS JOIN LATERAL (
+              VALUES ('like nothing known', novel), ('far outside', unsupported)
+            ) AS named(name, value)
+            WHERE {MODELS} AND {within("start_ms")} AND value IS NOT NULL GROUP BY 1, 2 ORDER BY 1
+            """,
+            format="time_series",
+        ),
+    ),
+    unit="percentunit",
+    decimals=2,
+    low=0,
+    columns=(Column(name="/far outside$/", colour=WARN),),
+    width=8,
+    height=9,
+)
+
+NUMBERS = Table(
+    title="The verdict in numbers",
+    question="What is known of the model's answers?",
+    reading=(
+        "The newest verdict of each model as the blocks give it. Evidence: chance makes true answers speak so against "
+        "the floor once in 10^evidence labels."
+    ),
+    next_step="`driftd verdict` says the same with what stands above it, such as a source that fails.",
+    targets=(
+        Sql(
+            f"""
+            SELECT word AS verdict, model, {moment("since_ms")} AS since, low AS "at least", high AS "at most", floor,
+                   realised AS measured, labels, evidence, novel AS "new content", records, age_s AS age,
+                   {moment("end_ms")} AS "judged up to"
+            FROM ({_LAST}) AS newest ORDER BY model LIMIT 500
+            """
+        ),
+    ),
+    unit="percentunit",
+    columns=(
+        Column(name="verdict", colours=WORD_COLOURS, width=130),
+        Column(name="since", unit="dateTimeAsIso", width=170),
+        Column(name="labels", unit="short", decimals=0, width=80),
+        Column(name="evidence", unit="none", decimals=1, width=80),
+        Column(name="records", unit="short", width=80),
+        Column(name="age", unit="s", decimals=1, width=100),
+        Column(name="judged up to", unit="dateTimeAsIso", width=170),
+    ),
+    empty="No block has been judged yet.",
+    width=24,
+    height=4,
+)
+
+WHY = Table(
+    title="Why",
+    question="Why is that said, and what can nobody see?",
+    reading="The reasons of the newest verdict, the weightiest first; the last one says what cannot be seen.",
+    next_step="the incidents behind it: `driftd verdict`, `driftd explain ID`.",
+    targets=(
+        Sql(
+            f"""
+            SELECT model, reason FROM ({_LAST}) AS newest
+            CROSS JOIN LATERAL json_array_elements_text(reasons::json) WITH ORDINALITY AS said(reason, place)
+            ORDER BY model, place LIMIT 100
+            """
+        ),
+    ),
+    columns=(Column(name="model", width=180),),
+    width=16,
+    height=7,
+)
+
+MODEL_AGE = Stat(
+    title="Age of the model",
+    question="When was it last trained?",
+    reading=(
+        "Time since the model was trained (performance.trained), or since its version came on the stream, by the time "
+        "in the records. Needs one of the two."
+    ),
+    next_step="performance.max_age says from which age on the verdict is 'watch'.",
+    targets=(
+        Sql(
+            f"""
+            SELECT model AS metric, extract(epoch FROM now())::bigint * 1000 AS time,
+                   age_s + greatest(extract(epoch FROM now())::double precision - end_ms / 1000.0, 0) AS value
+            FROM ({_LAST}) AS newest WHERE age_s IS NOT NULL ORDER BY time, model LIMIT 200
+            """,
+            format="time_series",
+        ),
+    ),
+    unit="s",
+    decimals=1,
+    empty="not known when it was trained",
+    width=8,
     height=7,
 )
 
@@ -313,13 +486,14 @@ STALE = Dashboard(
     uid="driftd-stale",
     title="driftd 4: stale model",
     question="Is the model still working on the data that it was measured on, or has the world moved on?",
-    next_step="If drift has been open for days, train the model anew or build a new reference.",
+    next_step="Measured below its floor: train it anew. Drift for days that it bears: build a new reference.",
     variables=(ONE_MODEL, SPACE),
     annotations=(onsets(f"{MODELS} AND {SPACES} AND segment = ''"), DEPLOYMENTS),
     since="now-30d",
     refresh="5m",
     rows=(
-        Row("How old is what we compare with?", (REFERENCE_AGE, VERSION_AGE, DRIFT_AGE, TIMELINE)),
+        Row("Does it still answer rightly?", (TIMELINE, NUMBERS, RIGHT, CONTENT, WHY, MODEL_AGE)),
+        Row("How old is what we compare with?", (REFERENCE_AGE, VERSION_AGE, DRIFT_AGE)),
         Row("Is it getting worse?", (CONFIDENCE, MIX, LASTING)),
         Row("What was deployed", (REFERENCES, VERSIONS)),
     ),

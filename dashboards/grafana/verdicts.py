@@ -1,70 +1,39 @@
-"""The one word that is said of a model, from its open incidents: what it means, and what to do next."""
+"""The word that is said of a model, in SQL: the newest stored verdict, and what stands above it.
+
+The fold stores a verdict with each block. That nothing comes any more, or that an encoder was exchanged, is seen by the
+wall clock and is an open incident: while one is open, the stored verdict rests on nothing. The words themselves are in
+`dashboards.verdict_words`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Final
 
 from dashboards.grafana.panels import BLIND, CAUTION, FINE, PAGE, WARN
+from dashboards.verdict_words import VERDICTS, Level, rank_of
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One word, its colour, and what stands behind it."""
-
-    word: str
-    colour: str
-    meaning: str
-    next_step: str
-
-
-# The worst first: the place, from 1, is the rank that SQL sorts by.
-VERDICTS = (
-    Verdict(
-        "blind",
-        BLIND,
-        "driftd cannot see this model: its source fails, stands still, or brings nothing usable",
-        "`driftd doctor`, `driftd check`; until then all other numbers of the model rest on nothing",
-    ),
-    Verdict(
-        "encoder changed",
-        PAGE,
-        "what makes the vectors was replaced: reading waits, and no drift is told of it",
-        "roll the encoder back; or `driftd reference build`, then start driftd again",
-    ),
-    Verdict(
-        "drifted",
-        PAGE,
-        "the records differ from the reference in level or shape, surely enough for a page",
-        "the drift dashboard: since when, which segment, which records; ask whether the model still answers rightly",
-    ),
-    Verdict(
-        "mix changed",
-        WARN,
-        "the kinds of records are known ones, in other shares",
-        "often a campaign or a new customer; if it stays, build a new reference: `driftd reference build`",
-    ),
-    Verdict(
-        "watch",
-        CAUTION,
-        "a warning: weaker evidence, more outliers than usual, records that were lost or cannot be used",
-        "nothing at night; look at it in the morning",
-    ),
-    Verdict(
-        "learning",
-        "blue",
-        "there is no reference yet",
-        "wait until enough records came, or `driftd reference build`",
-    ),
-    Verdict("fresh", FINE, "nothing is open: the stream looks like its reference", "nothing"),
-)
-LEARNING, FRESH = 6, 7
+_COLOURS: Final[dict[Level, str]] = {
+    "blind": BLIND,
+    "page": PAGE,
+    "warn": WARN,
+    "caution": CAUTION,
+    "neutral": "blue",
+    "fine": FINE,
+}
 
 # What a cell with such a word looks like.
-WORD_COLOURS = tuple((verdict.word, verdict.colour) for verdict in VERDICTS)
+WORD_COLOURS: Final = tuple((verdict.word, _COLOURS[verdict.level]) for verdict in VERDICTS)
+
+# What a stretch of a timeline looks like: the rank as text, the word, and its colour.
+RANKED_WORDS: Final = tuple((str(rank), word, colour) for rank, (word, colour) in enumerate(WORD_COLOURS, 1))
+
+BLIND_RANK, ENCODER_RANK = rank_of("blind"), rank_of("encoder changed")
+LEARNING_RANK, TOO_FEW_RANK = rank_of("learning"), rank_of("too few records")
 
 # Incidents about what is watched. All other kinds are about the watching itself: then driftd is blind.
 SEEN_KINDS = (
     "encoder_changed",
+    "encoder_suspected",
     "drift",
     "outlier_rate",
     "stale",
@@ -74,14 +43,24 @@ SEEN_KINDS = (
     "flood",
     "fraud_changed",
 )
+_SEEN = ", ".join(f"'{kind}'" for kind in SEEN_KINDS)
 
-# The rank of one row of the table incidents.
+# How bad one row of the table incidents is, on the scale of the words: to tell which of several comes first.
 RANK_OF_INCIDENT = f"""
-CASE WHEN kind NOT IN ({", ".join(f"'{kind}'" for kind in SEEN_KINDS)}) THEN 1
-WHEN kind = 'encoder_changed' THEN 2
-WHEN kind = 'drift' AND severity = 'page' AND detail::json ->> 'channel' IS DISTINCT FROM 'mix' THEN 3
-WHEN kind = 'drift' AND severity = 'page' THEN 4
-ELSE 5 END
+CASE WHEN kind NOT IN ({_SEEN}) THEN {BLIND_RANK}
+WHEN kind IN ('encoder_changed', 'encoder_suspected') THEN {ENCODER_RANK}
+WHEN kind = 'stale' AND severity = 'page' THEN {rank_of("degraded")}
+WHEN kind = 'drift' AND severity = 'page' AND detail::json ->> 'channel' IS DISTINCT FROM 'mix'
+THEN {rank_of("drifted")}
+WHEN kind = 'drift' AND severity = 'page' THEN {rank_of("mix changed")}
+ELSE {rank_of("watch")} END
+""".strip()
+
+# The rank that incidents of one model give it whatever was judged: an encoder that was exchanged explains that records
+# lag and fall silent, so it comes first. An aggregate over rows of the table incidents.
+RANK_ABOVE = f"""
+CASE WHEN bool_or(kind = 'encoder_changed') THEN {ENCODER_RANK}
+WHEN bool_or(kind NOT IN ({_SEEN})) THEN {BLIND_RANK} END
 """.strip()
 
 
@@ -89,6 +68,12 @@ def word_of(rank: str) -> str:
     """SQL: the word for a rank."""
     cases = " ".join(f"WHEN {place} THEN '{verdict.word}'" for place, verdict in enumerate(VERDICTS, 1))
     return f"CASE {rank} {cases} END"
+
+
+def rank_in_sql(word: str) -> str:
+    """SQL: the rank of a word; NULL for NULL."""
+    cases = " ".join(f"WHEN '{verdict.word}' THEN {place}" for place, verdict in enumerate(VERDICTS, 1))
+    return f"CASE {word} {cases} END"
 
 
 def as_markdown() -> str:

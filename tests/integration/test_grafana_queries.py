@@ -24,6 +24,7 @@ from connectors.records import Gap, Partition
 from dashboards.grafana import Dashboard, all_dashboards
 from dashboards.grafana.panels import Panel
 from dashboards.grafana.targets import PromQL, Sql, tidy
+from dashboards.verdict_words import rank_of
 from monitor.demo import MODEL
 from monitor.demo_stream import DemoTruth, make_demo
 from monitor.operations import fraud_changed_incident
@@ -168,11 +169,21 @@ def watched(
             wait_until(
                 lambda: everything_judged(connection, truth), f"the whole stream is judged: {daemon.log()[-3000:]}"
             )
+            answered_by_hand(connection)
             as_a_reader(connection)
             yield Watched(connection, daemon, truth.start_ms + 10 * truth.block_ms, truth.end_ms)
     finally:
         daemon.kill()
         store.close()
+
+
+def answered_by_hand(connection: psycopg.Connection[Any]) -> None:
+    """What the verdicts would say if the baseline's answers, true answers and the model's age were known."""
+    connection.execute(
+        """UPDATE verdicts SET low = coalesce(low, 0.9), high = coalesce(high, 0.96), floor = coalesce(floor, 0.94),
+                  realised = 0.95, labels = 120, novel = coalesce(novel, 0.01), unsupported = coalesce(unsupported, 0),
+                  age_s = 86400"""
+    )
 
 
 def as_a_reader(connection: psycopg.Connection[Any]) -> None:
@@ -312,6 +323,8 @@ def large(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
             ("m7", "drift", "page", "mix"),
             ("m8", "drift", "warn", "level"),
             ("m9", "source", "page", ""),
+            ("m10", "encoder_changed", "page", ""),
+            ("m10", "lag", "warn", ""),
             ("m199", "drift", "page", "level"),
             ("driftd", "sink", "page", ""),
         ):
@@ -319,7 +332,27 @@ def large(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
                 """INSERT INTO incidents (id, model, kind, space, segment, severity, status, opened_ms, onset_ms,
                                           updated_ms, revision, reference, title, text, detail)
                    VALUES (%s, %s, %s, 'input', '', %s, 'open', 1, 1, 1, 1, 1, 'a title', 'Next: look', %s)""",
-                (f"of {model}", model, kind, severity, json.dumps({"channel": channel})),
+                (f"{kind} of {model}", model, kind, severity, json.dumps({"channel": channel})),
+            )
+        judged = "stored_ms, model, block, start_ms, end_ms, word, since_ms, records, labels, truths, reasons, low"
+        connection.execute(
+            f"""INSERT INTO verdicts ({judged})
+                SELECT 0, 'm' || n % 4, n, n * 10000, n * 10000 + 10000, 'fresh', 0, 9, 0, 0, '["well"]', 0.9
+                FROM generate_series(1, 20000) AS n"""
+        )
+        for model, word in (
+            ("m5", "fresh"),
+            ("m6", "degraded"),
+            ("m7", "mix changed"),
+            ("m8", "watch"),
+            ("m9", "fresh"),
+            ("m199", "drifted"),
+        ):
+            connection.execute(
+                f"""INSERT INTO verdicts ({judged})
+                    VALUES (0, %s, 1, 100000000, 100010000, 'fresh', 1, 9, 0, 0, '[]', 0.9),
+                           (0, %s, 2, 100010000, 100020000, %s, 1, 9, 0, 0, '["because", "not seen"]', 0.9)""",
+                (model, model, word),
             )
         connection.execute("VACUUM ANALYZE")
         yield connection
@@ -337,25 +370,50 @@ def test_the_worst_of_200_models_comes_first(large: psycopg.Connection[Any]) -> 
     overview, drift = all_dashboards()[:2]
     chosen = choices(large, overview, **TIMES)
     assert len(chosen["model"]) == 200
-    assert chosen["model"][:4] == ["m9", "m199", "m7", "m8"]
+    assert chosen["model"][:5] == ["m10", "m9", "m199", "m7", "m8"]
     rows = large.execute(filled(sql_of("Verdict of each model"), chosen, **TIMES)).fetchall()
     assert len(rows) == 200
-    assert [row[:2] for row in rows[:4]] == [
-        ("blind", "m9"),
-        ("drifted", "m199"),
-        ("mix changed", "m7"),
-        ("watch", "m8"),
+    assert [row[:3] for row in rows[:6]] == [
+        ("blind", "m9", "a title"),
+        ("encoder changed", "m10", "a title"),
+        ("degraded", "m6", "because"),
+        ("drifted", "m199", "because"),
+        ("mix changed", "m7", "because"),
+        ("watch", "m8", "because"),
     ]
-    assert {row[0] for row in rows[4:]} == {"learning"}
+    assert {row[0] for row in rows[6:-5]} == {"learning"}
+    assert [row[:2] for row in rows[-5:]] == [("fresh", f"m{n}") for n in (0, 1, 2, 3, 5)]
     first = large.execute(filled(drift.variables[0].query, {}, **TIMES)).fetchone()
-    assert first == ("m9",)
+    assert first == ("m10",)
     told = large.execute(filled(sql_of("Open incidents"), chosen, **TIMES)).fetchall()
-    assert len(told) == 5, "a sink that takes nothing belongs to no model, and is shown all the same"
+    assert len(told) == 7, "a sink that takes nothing belongs to no model, and is shown all the same"
+
+
+def test_the_word_over_time_is_the_last_block_s_unless_something_stood_above_it(
+    large: psycopg.Connection[Any],
+) -> None:
+    chosen = {"model": ["m6", "m9", "m10", "m11"], "space": ["input"]}
+    times = {"from_ms": 99_990_000, "to_ms": 100_030_000, "interval_ms": 10_000}
+    found: dict[str, list[int | None]] = {}
+    for _, model, value in large.execute(filled(sql_of("Verdict over time"), chosen, **times)).fetchall():
+        found.setdefault(model, []).append(value)
+    fresh, degraded = rank_of("fresh"), rank_of("degraded")
+    assert found == {
+        "m6": [None, fresh, degraded, degraded, degraded],
+        "m9": [rank_of("blind")] * 5,
+        "m10": [rank_of("encoder changed")] * 5,
+        "m11": [None] * 5,
+    }
+    reasons = large.execute(filled(sql_of("Why"), chosen, **times)).fetchall()
+    assert reasons == [("m6", "because"), ("m6", "not seen"), ("m9", "because"), ("m9", "not seen")]
 
 
 def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What a plan reads of the large tables: kind of scan, name of the index, what is looked up in it."""
-    if plan.get("Relation Name") in ("readings", "block_stats", "kept") and plan["Node Type"] != "Bitmap Heap Scan":
+    if (
+        plan.get("Relation Name") in ("readings", "block_stats", "kept", "verdicts")
+        and plan["Node Type"] != "Bitmap Heap Scan"
+    ):
         yield plan["Node Type"], plan.get("Index Name", ""), plan.get("Index Cond", "")
     if plan["Node Type"] == "Bitmap Index Scan":
         yield plan["Node Type"], plan["Index Name"], plan["Index Cond"]

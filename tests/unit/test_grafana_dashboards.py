@@ -17,7 +17,7 @@ from dashboards.grafana.documentation import documentation
 from dashboards.grafana.outliers import BITS
 from dashboards.grafana.panels import AnyPanel, Panel
 from dashboards.grafana.targets import PromQL, Sql
-from dashboards.grafana.verdicts import SEEN_KINDS, VERDICTS
+from dashboards.grafana.verdicts import SEEN_KINDS
 
 DASHBOARDS = {dashboard.uid: dashboard for dashboard in all_dashboards()}
 PANELS = [(dashboard, panel) for dashboard in DASHBOARDS.values() for panel in dashboard.panels]
@@ -212,7 +212,6 @@ def test_every_kind_of_incident_is_known_to_the_verdict() -> None:
 
     assert sql.DEPLOYMENT == DEPLOYMENT
     assert set(KINDS) - BLIND - {"sink"} == set(SEEN_KINDS), "the watching itself is in trouble: that is blind"
-    assert len({verdict.word for verdict in VERDICTS}) == len(VERDICTS)
 
 
 def test_every_metric_that_is_asked_for_exists() -> None:

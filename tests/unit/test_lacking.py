@@ -59,8 +59,15 @@ def test_what_is_named_stands_for_all_of_its_groups() -> None:
     assert named.stands_for == pytest.approx(np.ones(len(named.rows))), "where all are named, each stands for itself"
     few = choose(stream, baseline, most=3)
     assert len(few.rows) == 3 and few.covered < 1.0
-    assert few.lacking == named.lacking
+    assert few.lacking == named.lacking and few.sure == named.sure > 3
     assert np.array_equal(few.rows, named.rows[:3]), "more are named after the same first ones"
+
+
+def test_where_nothing_changed_hardly_any_kind_is_sure_to_have_grown() -> None:
+    baseline, _ = kinds(2000, 2000, seed=1)
+    stream, _ = kinds(1000, 1000)
+    named = choose(stream, baseline)
+    assert named.sure <= 0.06 * 256, "2.3 % of 256 groups are expected by chance, and 6 % happen once in 10,000"
 
 
 def test_the_same_candidates_give_the_same_choice_and_the_input_is_left_alone() -> None:

@@ -70,6 +70,10 @@ OUTLIERS = 'driftd_open_incidents{model="orders",kind="outlier_rate",severity="p
 OUTLIERS_WARN = 'driftd_open_incidents{model="orders",kind="outlier_rate",severity="warn"}'
 WAVE = 'driftd_open_incidents{model="orders",kind="fraud_wave",severity="page"}'
 WAVE_WARN = 'driftd_open_incidents{model="orders",kind="fraud_wave",severity="warn"}'
+STALE = 'driftd_open_incidents{model="orders",kind="stale",severity="page"}'
+STALE_WARN = 'driftd_open_incidents{model="orders",kind="stale",severity="warn"}'
+ENCODER = 'driftd_open_incidents{model="orders",kind="encoder_changed",severity="page"}'
+TO_WATCH = 'driftd_verdict{model="orders",word="watch"}'
 UNFITTED = 'driftd_fraud_fit_failures_total{model="orders"}'
 LABELS = 'driftd_label_version{model="orders"}'
 IN_FORCE = 'driftd_label_version_in_force{model="orders"}'
@@ -183,6 +187,34 @@ CASES: dict[str, list[Case]] = {
         Case(what="a warning is open", series={WAVE_WARN: "1x9"}, minute=5, fires=[ORDERS], value="1"),
         Case(what="a page says it all", series={WAVE: "1x9", WAVE_WARN: "1x9"}, minute=5),
         Case(what="nothing is open", series={WAVE_WARN: "0x9"}, minute=5),
+    ],
+    "ModelDegraded": [
+        Case(what="a page is open", series={STALE: "1x9"}, minute=5, fires=[ORDERS], value="1"),
+        Case(what="only a warning", series={STALE: "0x9", STALE_WARN: "1x9"}, minute=5),
+        Case(what="a restart", series={STALE: "1x9 _x3 1x9"}, minute=12, fires=[ORDERS]),
+    ],
+    "ModelDegradedWarning": [
+        Case(what="a warning is open", series={STALE_WARN: "1x9"}, minute=5, fires=[ORDERS], value="1"),
+        Case(what="a page says it all", series={STALE: "1x9", STALE_WARN: "1x9"}, minute=5),
+        Case(what="nothing is open", series={STALE_WARN: "0x9"}, minute=5),
+    ],
+    "ModelToWatch": [
+        Case(what="an old model", series={TO_WATCH: "1x90"}, minute=70, fires=[ORDERS], value="1"),
+        Case(what="not for long yet", series={TO_WATCH: "0x30 1x60"}, minute=80),
+        Case(what="an incident says why", series={TO_WATCH: "1x90", WARN: "1x90"}, minute=70),
+        Case(what="one that is over says nothing", series={TO_WATCH: "1x90", WARN: "0x90"}, minute=70, fires=[ORDERS]),
+        Case(what="another word", series={TO_WATCH.replace("watch", "fresh"): "1x90", TO_WATCH: "0x90"}, minute=70),
+        Case(what="a restart", series={TO_WATCH: "1x65 _x3 1x20"}, minute=80, fires=[ORDERS]),
+        Case(
+            what="two workers",
+            series={of(TO_WATCH, instance="a"): "1x90", of(TO_WATCH, instance="b"): "1x90"},
+            minute=70,
+            fires=[ORDERS],
+        ),
+    ],
+    "EncoderChanged": [
+        Case(what="canaries failed", series={ENCODER: "1x9"}, minute=5, fires=[ORDERS], value="1"),
+        Case(what="they are right again", series={ENCODER: "1x3 0x20"}, minute=15),
     ],
     "FraudFitFailing": [
         Case(what="every attempt fails", series={UNFITTED: "0+1x90"}, minute=80, fires=[ORDERS], value="60"),

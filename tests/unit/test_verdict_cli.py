@@ -101,11 +101,11 @@ def test_a_person_reads_the_word_the_numbers_why_what_is_behind_it_and_what_to_d
     assert lines[0] == "orders: DEGRADED since 1970-01-01 00:00:30Z, for 10 seconds"
     text = "\n".join(lines)
     assert "estimated    76.0 % to 90.3 % right, 1,000 records without labels" in text
-    assert "floor        94.2 % right: below it" in text
+    assert "floor        94.2 % right: estimated below it" in text
     assert "Because\n  - New content, and too few right answers.\n" in text
     assert "a1b2c3d4e5f6  page  input has drifted, since 1970-01-01 00:00:25Z" in text
     assert "driftd explain a1b2c3d4e5f6" in text
-    assert f"Not seen: {LAST} Bring true answers: driftd truth FILE" in text
+    assert f"Not seen: {LAST} Bring true answers: driftd truth --file FILE" in text
     assert lines[-1].startswith("Next: roll back or train anew")
     assert "driftd verdict --model orders --retrain-hint lacking.jsonl" in lines[-1]
 

@@ -82,15 +82,14 @@ def test_the_numbers_of_a_verdict_are_told_against_the_floor() -> None:
     row = verdict(0, low=0.76, high=0.903, floor=0.942, novel=0.096, unsupported=0.041, age_s=41 * 86_400.0)
     assert dict(numbers(row)) == {
         "estimated": "76.0 % to 90.3 % right, 1,000 records without labels",
-        "floor": "94.2 % right: below it",
+        "floor": "94.2 % right: estimated below it",
         "new content": "9.6 % of the records are like nothing in the baseline, 4.1 % far outside of it",
         "confidence": "81.2 % on average, as the model says it",
         "model age": "41 days",
     }
-    measured = verdict(0, realised=0.961, realised_low=0.95, realised_high=0.97, labels=400, evidence=-2.0)
+    measured = verdict(0, low=0.9, realised=0.961, realised_low=0.95, realised_high=0.97, labels=400, evidence=-2.0)
     assert dict(numbers(measured))["measured"] == "96.1 % right (95.0 % to 97.0 %), 400 labelled records"
-    assert dict(numbers(measured))["floor"].endswith(": above it")
-    assert dict(numbers(verdict(0, low=0.9, high=0.96)))["floor"].endswith(": it may be either side")
+    assert dict(numbers(measured))["floor"].endswith(": measured above it, estimated on either side")
 
 
 def test_what_is_not_known_is_left_out_of_the_numbers() -> None:
@@ -101,7 +100,7 @@ def test_what_is_not_known_is_left_out_of_the_numbers() -> None:
 
 def test_what_cannot_be_seen_is_the_last_reason_and_what_would_help() -> None:
     row = verdict(0, reasons=("All is well.", "Wrong answers cannot be seen."))
-    assert unseen(row) == "Wrong answers cannot be seen. Bring true answers: driftd truth FILE"
+    assert unseen(row) == "Wrong answers cannot be seen. Bring true answers: driftd truth --file FILE"
     known = verdict(0, labels=1_312, reasons=("All is well.", "Only labels show it."))
     assert unseen(known, delay_s=2 * 86_400.0) == "Only labels show it. They come about 2 days after their records."
     assert unseen(known) == "Only labels show it."
