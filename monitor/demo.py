@@ -17,13 +17,13 @@ from typing import Any
 import yaml
 
 from connectors.database.connection import wall_clock_ms
-from connectors.database.rows import KeptRecord, LabelSource, NewLabel
+from connectors.database.rows import KeptRecord, LabelSource, NewLabel, NewTruth
 from connectors.database.store import Store
 from dashboards.picture import write_picture
 from dashboards.report import write_report
 from dashboards.report_data import Comparison, Period
 from detectors.errors import InvalidInput
-from monitor.app import build_label_desk, build_sinks, build_workers, open_store
+from monitor.app import build_label_desk, build_sinks, build_truth_desk, build_workers, open_store
 from monitor.demo_stream import DemoTruth, make_demo
 from monitor.fraud_settings import FRAUD_SPACE
 from monitor.labels import SaidLabel
@@ -62,6 +62,7 @@ def demo_settings(folder: Path, stream: Path) -> Settings:
                     "time": {"path": "/ts", "unit": "ms"},
                     "prediction": "/prediction",
                     "confidence": "/confidence",
+                    "label": "/typed",
                     "segments": {"scanner": "/scanner"},
                     "keep": ["/pixels", "/scanner"],
                 },
@@ -73,6 +74,7 @@ def demo_settings(folder: Path, stream: Path) -> Settings:
                 },
                 "reference": {"collect": BASELINE_RECORDS},
                 "outliers": {"sample": 0.02},  # so short a stream would leave too few to ask questions of
+                "performance": {"window": "5m", "remember": 1.0},
                 "fraud": {
                     "space": "input",
                     "fields": {"confidence": "/confidence"},
@@ -160,7 +162,7 @@ def _prepare(folder: Path) -> None:
 def _score(settings: Settings, store: Store, truth: DemoTruth) -> float:
     """Run the stream through the same worker that `driftd run` uses, and send what came of it. Returns the seconds.
 
-    The stream comes in three parts. After each, people answer, and the labels are in force from the next record on.
+    The stream comes in four parts. After each, people answer, and the labels are in force from the next record on.
     """
     lines = truth.stream.read_bytes().splitlines(keepends=True)
     ends = [(time_ms - truth.start_ms) * truth.block_records // truth.block_ms for time_ms in truth.answers_ms]
@@ -191,7 +193,7 @@ def _answer(settings: Settings, store: Store, truth: DemoTruth, part: int) -> No
     a few alerts; later the analyst has answered every alert.
 
     The random review sample is answered at the end, where no score depends on it any more: which records are in it
-    depends on the path of the stream, and the demo says the same in any folder.
+    depends on the path of the stream, and the demo says the same in any folder. What people typed is there at once.
     """
     last = part == len(truth.answers_ms)
     time_ms = truth.end_ms if last else truth.answers_ms[part]
@@ -215,6 +217,13 @@ def _answer(settings: Settings, store: Store, truth: DemoTruth, part: int) -> No
         for record, source in said
     ]
     build_label_desk(MODEL, settings, store).take([SaidLabel(label) for label in labels])
+    since_ms = truth.answers_ms[part - 1] if part else truth.start_ms
+    typed = [
+        NewTruth(record, digit, time_ms, weight=1.0, origin=f"demo:{record}")
+        for record, at_ms, digit in truth.typed
+        if since_ms <= at_ms < time_ms
+    ]
+    build_truth_desk(MODEL, settings, store).take(typed)
 
 
 def _fraud_rows(store: Store) -> list[KeptRecord]:
@@ -291,6 +300,35 @@ def _compare(store: Store, truth: DemoTruth) -> list[dict[str, Any]]:
             ),
             "right": not open_at_end and not after and resolved is not None,
         },
+        *_compare_verdicts(store, truth),
+    ]
+
+
+def _compare_verdicts(store: Store, truth: DemoTruth) -> list[dict[str, Any]]:
+    """The rows about the question that people really have: does the reader still read rightly?"""
+    unknown, (clean, at_height) = truth.unknown_digit, truth.accuracy
+    times = (unknown.start_ms, unknown.end_ms, None)
+    before, during, last = (store.verdict(MODEL, at_ms=at_ms) for at_ms in times)
+    if before is None or during is None or last is None:
+        return [{"happened": "a verdict on the reader", "reported": "none", "right": False}]
+    stale = [row for row in store.incidents(model=MODEL) if row.kind == "stale"]
+    again = [row for row in stale if not unknown.start_ms < row.opened_ms <= unknown.end_ms]
+    return [
+        {
+            "happened": f"of the first half hour {clean:.1%} of the digits are read rightly",
+            "reported": f"{before.word}; without labels estimated {before.low:.1%} to {before.high:.1%}",
+            "right": before.word == "fresh" and before.low <= clean <= before.high,
+        },
+        {
+            "happened": f"of the time with many unknown digits {at_height:.1%}",
+            "reported": f"{during.word}; without labels estimated {during.low:.1%} to {during.high:.1%}",
+            "right": during.word == "degraded" and during.low <= at_height <= during.high,
+        },
+        {
+            "happened": "in the end the reader reads as well as before",
+            "reported": f"the verdict on {MODEL}: {last.word}",
+            "right": last.word == "fresh" and len(stale) == 1 and not again,
+        },
     ]
 
 
@@ -365,6 +403,7 @@ def _as_text(facts: list[dict[str, Any]], folder: Path, rate: float, took: float
     named = f"--settings {shown.parent / SETTINGS_FILE}"
     lines += [f"Ask on: driftd explain {incident} {named}"] if incident else []
     lines += [
+        f"        driftd verdict {named}",
         f"        driftd fraud {named}",
         f"        driftd replay {named} --truth {shown.parent / TRUTH_FILE} --try incidents.min_duration=2m",
     ]

@@ -12,7 +12,8 @@ makes
   the reader never learned;
 * fraud in it: the digits are amounts on cheques, and somebody makes a 4 of a 1 with two strokes of a paler pen, as
   cheques are really altered. A few come one by one; later a ring brings a wave of them through one scanner. A forged
-  digit looks like a digit: few are outliers.
+  digit looks like a digit: few are outliers;
+* what is true: people type a part of the digits themselves, those of the baseline before, those of the stream later.
 
 What happened when is returned as `DemoTruth`, so that a report can be held against it. The same seed gives the same
 bytes.
@@ -120,10 +121,13 @@ class DemoTruth:
         damaged: the spoilt scans in the order of time. None lies in the drift.
         forged: ids of the altered scans that came one by one before the ring, in the order of time.
         ring: the wave of altered scans.
-        answers_ms: when people have answered: customers about altered cheques, between these and the ring; and an
-            analyst about alerts, in the drift.
+        answers_ms: when people have answered: customers about altered cheques, between these and the ring; an analyst
+            about alerts, in the drift; and once more after it.
         broken: records that cannot be used, by what is wrong with them; see `BREAKAGES`.
-        accuracy: share of the known digits that the reader reads rightly in the stream's first clean stretch.
+        typed: digits that people typed themselves for some of the stream's records, whatever the reader said: id, event
+            time and digit, in the order of time.
+        accuracy: share of the digits that the reader reads rightly: in the stream's first clean stretch, and while
+            the unknown digit is at its height.
     """
 
     baseline: Path
@@ -138,12 +142,13 @@ class DemoTruth:
     damaged: tuple[DamagedScan, ...]
     forged: tuple[str, ...]
     ring: Ring
-    answers_ms: tuple[int, int]
+    answers_ms: tuple[int, int, int]
     broken: dict[str, int]
-    accuracy: float
+    typed: tuple[tuple[str, int, str], ...]
+    accuracy: tuple[float, float]
 
 
-class _Scan(msgspec.Struct):
+class _Scan(msgspec.Struct, omit_defaults=True):
     """One line of the files."""
 
     id: str
@@ -153,6 +158,7 @@ class _Scan(msgspec.Struct):
     probabilities: list[float]  # of the digits 0 to 7
     prediction: str
     confidence: float
+    typed: str | None = None  # what a person read
 
 
 def make_demo(
@@ -170,6 +176,7 @@ def make_demo(
     damaged_share: float = 0.0005,
     forged: int = 8,
     ring: int = 100,
+    typed: float = 0.02,
     start_ms: int = START_MS,
 ) -> DemoTruth:
     """Write ``baseline.jsonl`` and ``stream.jsonl`` into a directory.
@@ -189,6 +196,7 @@ def make_demo(
         damaged_share: share of spoilt scans outside the drift. At 0.001 they are as frequent as the one record in a
             thousand that is flagged by chance, which is a change of the traffic, and driftd begins to say so.
         forged, ring: altered scans before the ring, and in it.
+        typed: share of the stream's records that a person reads later on; of the baseline's, five times as many.
 
     Raises:
         InvalidInput: a number above is out of range.
@@ -209,12 +217,16 @@ def make_demo(
     # Independent streams of chance, so that more baseline records do not change the stream.
     chance, baseline_chance = (np.random.default_rng([seed, purpose]) for purpose in (2, 1))
     times = start_ms - (baseline_records - np.arange(baseline_records, dtype=np.int64)) * block_ms // block_records
+    baseline_typist, typist = (np.random.default_rng([seed, purpose]) for purpose in (4, 5))
     with baseline.open("wb") as file:
         for rows in _chunks(baseline_records):
             images = baseline_chance.choice(known, len(rows))
             scanners = baseline_chance.integers(0, len(SCANNERS), len(rows))
             pixels = distort(pool[images], baseline_chance)
-            _write(file, _scans("b", rows, times[rows], scanners, pixels, reader), {})
+            scans = _scans("b", rows, times[rows], scanners, pixels, reader)
+            for row in np.flatnonzero(baseline_typist.random(len(rows)) < 5 * typed).tolist():
+                scans[row].typed = str(pool_digits[images[row]])
+            _write(file, scans, {})
 
     records = (clean_blocks + drift_blocks + recovery_blocks) * block_records
     onset, end = clean_blocks * block_records, (clean_blocks + drift_blocks) * block_records
@@ -247,7 +259,8 @@ def make_demo(
     ones = forger.choice(np.flatnonzero(pool_digits == ALTERED_DIGIT), len(altered))
     altered_images = _alter(pool[ones], forger)
 
-    right = 0
+    right = np.zeros(records, np.bool_)
+    told: list[tuple[str, int, str]] = []
     stream = directory / "stream.jsonl"
     with stream.open("wb") as file:
         for rows in _chunks(records):
@@ -261,10 +274,10 @@ def make_demo(
             for row in spoilt[(spoilt >= rows[0]) & (spoilt <= rows[-1])]:
                 pixels[row - rows[0]] = _spoil(pixels[row - rows[0]], damage_of[int(row)], chance)
             scans = _scans("s", rows, times[rows], scanners[rows], pixels, reader)
-            right += sum(
-                scan.prediction == str(digit)
-                for scan, digit in zip(scans[: max(onset - int(rows[0]), 0)], pool_digits[images], strict=False)
-            )
+            digits = [str(digit) for digit in pool_digits[images].tolist()]
+            right[rows] = [scan.prediction == digit for scan, digit in zip(scans, digits, strict=True)]
+            looked = np.flatnonzero((typist.random(len(rows)) < typed) & whole[rows])
+            told += [(scans[row].id, scans[row].ts, digits[row]) for row in looked.tolist()]
             broken = {row - int(rows[0]): kind for row, kind in breakage_of.items() if rows[0] <= row <= rows[-1]}
             _write(file, scans, broken)
 
@@ -300,9 +313,14 @@ def make_demo(
         answers_ms=(
             time_at(clean_blocks * 2 // 5 * block_records),
             time_at((clean_blocks + drift_blocks // 2) * block_records),
+            time_at((clean_blocks + drift_blocks + recovery_blocks // 2) * block_records),
         ),
         broken={kind: list(breakage_of.values()).count(kind) for kind in BREAKAGES if per_breakage},
-        accuracy=right / max(onset, 1),
+        typed=tuple(told),
+        accuracy=(
+            float(right[: max(onset, 1)].mean()),
+            float(right[min(onset + ramp_blocks * block_records, end - 1) : end].mean()),
+        ),
     )
 
 

@@ -36,7 +36,7 @@ def words_of(command: str) -> list[list[str]]:
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
     ran_here = {"init", "check", "run", "incidents", "reference", "score", "dashboards", "mute", "label", "fraud"}
-    ran_here |= {"bootstrap", "backfill", "replay"}
+    ran_here |= {"bootstrap", "backfill", "replay", "verdict", "truth", "nearest"}
     assert {words[1] for words in COMMANDS if words[0] == "driftd"} == ran_here
     assert {words[1] for words in COMMANDS if words[0] == "make"} == {"demo"}
     makefile = (ROOT / "Makefile").read_text()
@@ -106,6 +106,17 @@ def test_the_commands_about_fraud(tmp_path: Path) -> None:
     assert looked.returncode == 0, looked.stderr
 
 
+def test_the_command_about_true_answers(tmp_path: Path) -> None:
+    (settings,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "driftd.yaml").write_text(settings)
+    ((_, _, file),) = words_of("truth")
+    (tmp_path / file).write_text("id,label\nreq-4711,billing\nreq-4712,refund\n")
+    (truth,) = words_of("truth")
+    said = driftd(*truth, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert "2 wait" in said.stderr
+
+
 def test_the_command_about_dashboards(tmp_path: Path) -> None:
     (words,) = words_of("dashboards")
     with Grafana("11.6.5") as grafana:
@@ -154,6 +165,13 @@ def test_five_minutes_with_kafka(
         daemon.terminate()
     incidents = words_of("incidents")[0]
     assert driftd(*incidents, cwd=tmp_path).returncode == 0
+    (verdict,), (nearest,) = words_of("verdict"), words_of("nearest")
+    judged = driftd(*verdict, cwd=tmp_path)
+    assert judged.returncode == 0, judged.stderr
+    assert "my_model" in judged.stdout and "cannot be seen without labels" in judged.stdout
+    (named,) = re.findall(r"--id (\S+)", " ".join(nearest))
+    near = driftd(*["7" if word == named else word for word in nearest], cwd=tmp_path)
+    assert near.returncode == 0, near.stderr
     report = driftd("report", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     assert (tmp_path / "driftd-report.html").stat().st_size > 10_000

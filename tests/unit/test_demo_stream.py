@@ -96,8 +96,24 @@ def test_probabilities_prediction_and_confidence_agree(truth: DemoTruth) -> None
     assert [record["prediction"] for record in records] == [str(best) for best in probabilities.argmax(axis=1)]
 
 
-def test_the_reader_reads_digits_that_it_never_saw(truth: DemoTruth) -> None:
-    assert 0.90 < truth.accuracy < 1.0
+def test_the_reader_reads_digits_that_it_never_saw_and_no_unknown_one(truth: DemoTruth) -> None:
+    clean, drifted = truth.accuracy
+    assert 0.90 < clean < 1.0
+    assert drifted == pytest.approx(clean * (1 - truth.unknown_digit.share), abs=0.03)
+
+
+def test_people_type_a_tenth_of_the_baseline_and_a_fiftieth_of_the_stream(truth: DemoTruth) -> None:
+    baseline = [record for record in _records(truth.baseline) if record]
+    typed = [record for record in baseline if "typed" in record]
+    assert len(typed) == pytest.approx(0.1 * len(baseline), rel=0.2)
+    right = sum(record["typed"] == record["prediction"] for record in typed) / len(typed)
+    assert right == pytest.approx(truth.accuracy[0], abs=0.04)
+    by_id = {record["id"]: record for record in _records(truth.stream) if record}
+    assert not any("typed" in record for record in by_id.values()), "what is true of the stream comes later"
+    assert len(truth.typed) == pytest.approx(0.02 * len(by_id), rel=0.2)
+    assert all(by_id[record]["ts"] == at_ms for record, at_ms, _ in truth.typed)
+    said = [by_id[record]["prediction"] == digit for record, _, digit in truth.typed]
+    assert 0.85 < sum(said) / len(said) < 1.0
 
 
 def test_broken_lines_are_as_many_as_stated_and_of_the_stated_kinds(truth: DemoTruth) -> None:
@@ -186,7 +202,7 @@ def test_a_share_beyond_one_scanner_s_traffic_is_refused(tmp_path: Path) -> None
 
 def test_altered_scans_are_as_many_as_stated_and_lie_where_it_says(truth: DemoTruth) -> None:
     by_id = {record["id"]: record for record in _records(truth.stream) if record}
-    ring, (disputed_ms, cleared_ms) = truth.ring, truth.answers_ms
+    ring, (disputed_ms, cleared_ms, _) = truth.ring, truth.answers_ms
     assert (len(truth.forged), len(ring.forged)) == (8, 100)
     assert not {scan.id for scan in truth.damaged} & {*truth.forged, *ring.forged}
     assert all(truth.start_ms <= by_id[scan]["ts"] < disputed_ms for scan in truth.forged)
