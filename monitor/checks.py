@@ -25,6 +25,7 @@ from monitor.app import (
     build_truth_source,
     check_references_folder,
     open_store,
+    takes_truths,
 )
 from monitor.budget import (
     budget_so_far,
@@ -130,7 +131,8 @@ def check_everything(settings: Settings) -> list[Finding]:
             findings.append(_look(f"model {name}, calibration", partial(_calibration, model)))
         if model.performance.labels is not None:
             findings.append(_look(f"model {name}, topic of true answers", partial(_truth_topic, name, model)))
-    findings += _canary_findings(settings)
+    if findings[1].ok:  # the database can be asked
+        findings += _canary_findings(settings)
     for name in settings.sinks:
         findings.append(_look(f"sink {name}", partial(_sink, settings, name)))
     return findings
@@ -145,10 +147,7 @@ def _embedder(settings: Settings, name: str, space: str) -> str:
 
 def _canary_findings(settings: Settings) -> list[Finding]:
     """Whether each encoder still is the one that made its reference; nothing where there is none yet."""
-    try:
-        store = open_store(settings)
-    except DriftdError:
-        return []  # the finding on the database says why
+    store = open_store(settings)
     try:
         rows = {place: store.active_reference(*place) for place in _spaces(settings)}
     finally:
@@ -228,6 +227,9 @@ def diagnose(settings: Settings) -> list[Finding]:
                 findings.append(_look(f"model {name}, fraud scores", partial(_fraud_baseline, store, name, model)))
                 patience_ms = round(settings.retention.remembered_days * DAY_MS)
                 findings.append(labels_finding(store, name, wall_clock_ms() - patience_ms))
+            if takes_truths(model):
+                patience_ms = round(settings.retention.answers_days * DAY_MS)
+                findings.append(truths_finding(store, name, wall_clock_ms() - patience_ms))
             findings += gap_findings(store, name, wall_clock_ms())
         findings.append(_look("alarm budget", partial(_budget, settings, store)))
         findings.append(_look("alarms so far", partial(_so_far, settings, store)))
@@ -312,6 +314,19 @@ def labels_finding(store: Store, model: str, remembered_since_ms: int) -> Findin
     if lost:
         detail += ". Do their ids say what record.id maps? Look: driftd label list --waiting"
     return Finding(f"model {model}, labels", not lost, detail)
+
+
+def truths_finding(store: Store, model: str, remembered_since_ms: int) -> Finding:
+    """Whether true answers find what the model answered. If most do not, their ids are not those of ``record.id``."""
+    counts = store.truth_counts(model, remembered_since_ms=remembered_since_ms)
+    total = counts.version + counts.waiting
+    detail = f"{total:,} true answers, of which {counts.version:,} count and {counts.waiting:,} wait"
+    if counts.unmatched:
+        detail += f", {counts.unmatched:,} of them longer than answers are remembered"
+    lost = total >= FEW_LABELS and counts.waiting > total / 2
+    if lost:
+        detail += ". Do their ids say what record.id maps, and is performance.remember set? driftd truth --list --waiting"
+    return Finding(f"model {model}, true answers", not lost, detail)
 
 
 def gap_findings(store: Store, model: str, now_ms: int) -> list[Finding]:
