@@ -15,6 +15,7 @@ from detectors.fold import FoldSettings, Rule
 from detectors.outlier import OutlierScorer
 from detectors.reference import Reference
 from monitor.embedders import Embedder, EmbedderSettings
+from monitor.embedders.graph import _positive_information
 from monitor.embedders.number import VALUE_COLUMN, OneNumber
 from monitor.opinions import opinion_streams
 from monitor.pipeline import Space
@@ -116,6 +117,18 @@ def test_mismatched_sides_are_strange_and_uncommonly_good_matches_are_not() -> N
     assert (perfect <= 0.1).mean() == 0.0
 
 
+def test_mismatched_sides_are_strange_beside_a_few_mismatches_in_the_baseline() -> None:
+    left, right = matched(6000, 7)
+    right[:120] = right[1:121]  # one in fifty, each as low as those to come
+    embedder = build(kind="pair", left=LEFT, right=RIGHT)
+    embedder.fit([left, right])
+    mixed = np.random.default_rng(8).permutation(embedder.embed([left, right]).vectors)
+    scorer = OutlierScorer(Reference.build(mixed, geometry=embedder.geometry, prototypes=300), basis="prototypes")
+    fresh = matched(2000, 9)
+    exchanged = scorer.p_values(embedder.embed([fresh[0], fresh[1][1:] + fresh[1][:1]]).vectors)
+    assert (exchanged <= 0.04).mean() > 0.95
+
+
 def test_the_affinity_is_shown_in_its_own_unit() -> None:
     left, right = matched(500, 3)
     embedder = build(kind="pair", left=LEFT, right=RIGHT)
@@ -203,6 +216,19 @@ def test_equal_pairs_give_equal_bytes_in_both_ways_of_the_decomposition() -> Non
             embedder.fit(pairs)
             states.append(embedder.state())
         assert states[0] == states[1] and len(states[0]) > nodes * 2 * 16
+
+
+def test_information_is_that_of_its_definition() -> None:
+    left, right = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 2])
+    found = _positive_information(left, right, (3, 3)).toarray()
+    shares = np.array([2.0, 3.0, 1.0]) ** 0.75
+    shares /= shares.sum()
+    for row in range(3):
+        for column in range(3):
+            pairs = int(((left == row) & (right == column)).sum())
+            expected = np.log(pairs / (left == row).sum() / shares[column]) if pairs else 0.0
+            assert found[row, column] == pytest.approx(max(expected, 0.0))
+    assert found[0, 1] == 0.0 < found[0, 0]
 
 
 def test_only_the_commonest_nodes_have_vectors() -> None:
