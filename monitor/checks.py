@@ -325,7 +325,7 @@ def truths_finding(store: Store, model: str, remembered_since_ms: int) -> Findin
         detail += f", {counts.unmatched:,} of them longer than answers are remembered"
     lost = total >= FEW_LABELS and counts.waiting > total / 2
     if lost:
-        detail += ". Do their ids say what record.id maps, and is performance.remember set? driftd truth --list --waiting"
+        detail += ". Are their ids those of record.id, and is performance.remember set? driftd truth --list --waiting"
     return Finding(f"model {model}, true answers", not lost, detail)
 
 

@@ -117,6 +117,8 @@ def _take_one(settings: Settings, model: str, document: dict[str, Any], *, json:
         say(f"{what}: it counts from now on.")
     else:
         say(f"{what}: it waits until it is known what the model answered.")
+        if settings.models[model].performance.remembered_share == 0.0:
+            say(f"Answers are not remembered: set models.{model}.performance.remember: 1, or say it with --prediction.")
 
 
 def _take_file(settings: Settings, model: str, name: str, *, json: bool) -> None:

@@ -64,7 +64,8 @@ def run(*words: str, code: int = 0, stdin: bytes | None = None) -> Any:
 
 def test_one_true_answer_is_said_in_words_and_listed(folder: Path) -> None:
     assert run("t3", "dog").stderr == "The right answer to t3 is dog: it counts from now on.\n"
-    assert "it waits until" in run("t99", "dog", "--weight", "4").stderr
+    waits = run("t99", "dog", "--weight", "4").stderr
+    assert "it waits until" in waits and "set models.triage.performance.remember: 1" in waits
     took = json.loads(run("t98", "dog", "--prediction", "cat", "--confidence", "0.5", "--json").stdout)
     assert took == {"new": 1, "repeated": 0, "matched": 1, "waiting": 0, "bad": 0}
     rows = json.loads(run("--list", "--json").stdout)

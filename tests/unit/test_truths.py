@@ -19,6 +19,7 @@ from connectors.database.store import Store
 from connectors.prometheus import Metrics
 from connectors.records import Partition
 from monitor.answers import pack
+from monitor.checks import FEW_LABELS, truths_finding
 from monitor.joining import Took
 from monitor.label_requests import TRUTHS, LabelRequests, PassedOnLabels
 from monitor.labels import BadLabel
@@ -256,6 +257,19 @@ def test_a_damaged_row_of_answers_is_passed_over_and_said(
     monkeypatch.setattr(store, "answers", damaged)
     assert new_desk().take([truth("a"), truth("b")]) == Took(2, 0, 1)
     assert "DELETE FROM answers WHERE id = 1" in caplog.text
+
+
+def test_the_doctor_asks_about_ids_where_most_true_answers_find_nothing(
+    store: Store, stream: Stream, new_desk: Callable[[], TruthDesk]
+) -> None:
+    stream.checkpoint("a")
+    desk = new_desk()
+    desk.take([truth("a"), truth("b")])
+    few = truths_finding(store, "m", 0)
+    assert few.ok and few.detail == "2 true answers, of which 1 count and 1 wait"
+    desk.take([truth(f"x{n}") for n in range(FEW_LABELS)])
+    many = truths_finding(store, "m", NOW + 1)
+    assert not many.ok and "longer than answers are remembered" in many.detail and "record.id" in many.detail
 
 
 # --- requests ---
