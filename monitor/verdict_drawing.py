@@ -56,9 +56,9 @@ def _spans(rows: Sequence[VerdictRow]) -> list[WordSpan]:
 def _measured(rows: Sequence[VerdictRow]) -> list[MeasuredPoint]:
     """What labels say, each time that more of them are known: between, nothing new is measured."""
     points: list[MeasuredPoint] = []
-    before = 0
+    before = (0, 0)
     for row in rows:
-        if row.labels and row.truths != before and row.realised == row.realised:
+        if row.labels and (row.truths, row.labels) != before and row.realised == row.realised:
             points.append(MeasuredPoint(row.end_ms, row.realised, row.realised_low, row.realised_high, row.labels))
-        before = row.truths
+        before = (row.truths, row.labels)
     return points
