@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, model_validator
 from detectors.errors import InvalidSettings, MissingExtra
 from detectors.reference import ANGULAR
 from monitor.embedders.embedder import Columns, Embedded, Floats, Problem, fingerprint
-from monitor.embedders.onnx_model import MOST_ROWS, Tensor, load_model, unit_length, unusable
+from monitor.embedders.onnx_model import Tensor, load_model, unit_length, unusable
 from monitor.pointers import FieldName
 
 Layout = Literal["nchw", "nhwc"]
@@ -29,6 +29,7 @@ _Pixels = npt.NDArray[np.uint8]
 _FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_BYTES: Final = 64 << 20  # of one file, base64 text or body
 _EMBEDDINGS: Final = ("image_embeds", "sentence_embedding")
+_MOST_ROWS: Final = 4  # at a time; more gained little, and take longer to try out
 _EXPORT: Final = "Export the encoder of images alone: docs/embedders.md"
 
 
@@ -124,7 +125,7 @@ class ImageSettings(BaseModel, frozen=True, extra="forbid"):
 class ImageEmbedder:
     """Embeds images by an encoder in ONNX.
 
-    Up to 8 images run at a time. When the model is loaded, it is tried out on this machine whether a row's numbers are
+    Up to 4 images run at a time. When the model is loaded, it is tried out on this machine whether a row's numbers are
     then the same to the last bit as alone; where they are not, and where the model quantises activations by one scale
     for all rows, each image runs alone.
     """
@@ -144,9 +145,9 @@ class ImageEmbedder:
         self._model.rows_allowed()
         self._output, self.dimension = self._try_out()
         height, width = self._wanted.size
-        unlike = np.frombuffer(hashlib.shake_256(b"driftd").digest(MOST_ROWS * height * width * 3), dtype=np.uint8)
-        fed = self._fed([self._arranged(each) for each in unlike.reshape(MOST_ROWS, height, width, 3)])
-        self._most_rows = MOST_ROWS if self._model.rows_stay_apart(fed, self._output) else 1
+        unlike = np.frombuffer(hashlib.shake_256(b"driftd").digest(_MOST_ROWS * height * width * 3), dtype=np.uint8)
+        fed = self._fed([self._arranged(each) for each in unlike.reshape(_MOST_ROWS, height, width, 3)])
+        self._most_rows = _MOST_ROWS if self._model.rows_stay_apart(fed, self._output) else 1
 
     def fit(self, columns: Columns) -> None:
         """The encoder is trained already."""
@@ -178,7 +179,7 @@ class ImageEmbedder:
                 waiting.append((row, self._arranged(self._prepared(value))))
             except _Unreadable as problem:
                 problems[row] = Problem(row, problem.reason, problem.detail)
-            if len(waiting) == MOST_ROWS:
+            if len(waiting) == _MOST_ROWS:
                 self._encode(waiting, vectors)
                 waiting = []
         self._encode(waiting, vectors)

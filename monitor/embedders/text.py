@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, model_validator
 from detectors.errors import InvalidSettings, MissingExtra
 from detectors.reference import TEXT
 from monitor.embedders.embedder import Columns, Embedded, Embedder, Floats, Problem, fingerprint
-from monitor.embedders.onnx_model import MOST_ROWS, load_model, unit_length, unusable
+from monitor.embedders.onnx_model import load_model, unit_length, unusable
 from monitor.pointers import FieldName
 
 DIMENSION = 512
@@ -28,6 +28,7 @@ _SENTENCES: Final = ("sentence_embedding", "text_embeds")
 _TOKENS: Final = ("last_hidden_state", "token_embeddings")
 # Tokens; a text is padded to the next multiple. With 8, padding took an eighth of the time; with 1, fewer ran together.
 _LENGTH_STEP: Final = 2
+_MOST_ROWS: Final = 16  # at a time; with 8, texts took a twentieth longer
 _MOST_TOKENS: Final = 1024  # of all rows at a time: attention's memory grows with rows x tokens^2
 _EXPORT: Final = "Export the encoder of texts alone, without a cache of earlier tokens: docs/embedders.md"
 
@@ -154,8 +155,8 @@ def _encoder() -> Any:
 class OnnxTextEmbedder(_Texts):
     """Embeds texts by an encoder in ONNX: BERT, MiniLM, E5, the text tower of CLIP.
 
-    A text is padded to an even number of tokens, which depends on that text alone, and runs with up to 7 others of that
-    length. When the model is loaded, it is tried out on this machine whether a row's numbers are then the same to
+    A text is padded to an even number of tokens, which depends on that text alone, and runs with up to 15 others of
+    that length. When the model is loaded, it is tried out on this machine whether a row's numbers are then the same to
     the last bit as alone. Where they are not, and where the model quantises activations by one scale for all rows, each
     text runs alone.
     """
@@ -172,9 +173,9 @@ class OnnxTextEmbedder(_Texts):
         self._output, self._pooling, self.dimension = self._try_out(path)
         together = all(
             self._model.rows_stay_apart(self._unlike_rows(length), self._output)
-            for length in sorted({self._length(1), self._length(9), self._length(23)})
+            for length in sorted({self._length(1), self._length(9)})
         )
-        self._most_rows = MOST_ROWS if together else 1
+        self._most_rows = _MOST_ROWS if together else 1
 
     def fingerprint(self) -> str:
         # Other versions of the libraries, and other processors, move last bits: canaries allow for it.
@@ -301,7 +302,7 @@ class OnnxTextEmbedder(_Texts):
         """As many texts as run together, of hashed tokens and unlike lengths."""
         most, highest = min(length, self._tokenizer.most), self._tokenizer.highest
         texts = []
-        for row in range(MOST_ROWS):
+        for row in range(_MOST_ROWS):
             count = max(1, most - row % most)
             hashed = hashlib.blake2b(bytes([row]), digest_size=64).digest() * (count // 16 + 1)
             ids = [int(each) % (highest + 1) for each in np.frombuffer(hashed[: 4 * count], dtype="<u4")]

@@ -90,7 +90,7 @@ def test_long_texts_are_cut_at_the_tokens_that_the_tokenizer_or_the_settings_say
 @pytest.mark.parametrize("made", [{}, {"quantised": True}, {"joined_rows": True}], ids=["plain", "quantised", "joined"])
 def test_a_vector_is_the_same_among_others_alone_and_in_any_order(tmp_path: Path, made: dict[str, Any]) -> None:
     embedder = build(model(tmp_path, **made))
-    assert (embedder._most_rows == 8) is (made == {})
+    assert (embedder._most_rows == 16) is (made == {})
     if made == {"joined_rows": True}:
         return  # alone, the mean over all rows is the row itself
     together = embedder.embed([TEXTS]).vectors
@@ -103,7 +103,7 @@ def test_a_vector_is_the_same_among_others_alone_and_in_any_order(tmp_path: Path
 def test_a_quantised_model_would_mix_rows_if_they_ran_together(tmp_path: Path) -> None:
     embedder = build(model(tmp_path, quantised=True))
     alone = embedder.embed([TEXTS]).vectors
-    embedder._most_rows = 8
+    embedder._most_rows = 16
     assert embedder.embed([TEXTS]).vectors.tobytes() != alone.tobytes()
 
 
