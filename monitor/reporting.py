@@ -58,6 +58,7 @@ from monitor.budget import (
     why_only_warns,
 )
 from monitor.embedders import Embedder
+from monitor.embedders.image import ImageEmbedder
 from monitor.embedders.pixels import PixelsEmbedder
 from monitor.folding import alarmed_segments
 from monitor.fraud_report import FraudFacts, Hit, ReviewPeriod, fraud_facts, in_words
@@ -387,7 +388,7 @@ class _Space:
         self._pictures = [
             (self._names[embedder.fields[0]], embedder)
             for embedder in embedders
-            if isinstance(embedder, PixelsEmbedder) and embedder.fields[0] in self._names
+            if isinstance(embedder, PixelsEmbedder | ImageEmbedder) and embedder.fields[0] in self._names
         ]
         self._store = store
         self._model = model

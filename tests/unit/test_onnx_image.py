@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from connectors.database.rows import ReferenceRow
+from connectors.database.store import Store
 from detectors.errors import InvalidSettings, MissingExtra
+from detectors.reference import Reference
 from monitor.embedders.image import ImageEmbedder, ImageSettings
+from monitor.reporting import _Space
+from monitor.settings import load_settings
 from tests.small_models import CHANNELS, image_model
 
 Image: Any = pytest.importorskip("PIL.Image")
@@ -297,3 +302,30 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtra, match=r"pip install 'driftd\[image\]'"):
         build(path)
+
+
+def test_a_report_shows_the_images_of_records(tmp_path: Path) -> None:
+    image_model(tmp_path / "m.onnx")
+    (tmp_path / "driftd.yaml").write_text(
+        f"""
+database: sqlite:///{tmp_path}/driftd.db
+references: {tmp_path}/references
+models:
+  shop:
+    source: {{kind: files, path: "{tmp_path}/*.jsonl"}}
+    record: {{id: /id, time: {{path: /ts, unit: ms}}, keep: {{photo: /i}}}}
+    spaces: {{input: {{embedder: {{kind: image, field: /i, model: "{tmp_path}/m.onnx"}}}}}}
+"""
+    )
+    settings = load_settings(tmp_path / "driftd.yaml")
+    vectors = np.random.default_rng(0).normal(size=(2000, 9)).astype(np.float32)
+    saved = Reference.build(vectors).save(tmp_path / "reference")
+    with Store.open(f"sqlite:///{tmp_path}/driftd.db") as store:
+        store.migrate()
+        path = str(tmp_path / "reference")
+        store.add_reference(ReferenceRow("shop", "input", 1, path, 2000, 9, str(saved), 1_772_438_400_000, active=True))
+        space = _Space(store, settings.models["shop"], "shop", "input")
+        shown = space._excerpt({"photo": text(file(photograph()))})
+        broken = space._excerpt({"photo": "no image"})
+    assert shown.pixels is not None and shown.pixels.shape == (HEIGHT, WIDTH, 3)
+    assert broken.pixels is None and "no image" in broken.text
