@@ -12,13 +12,13 @@ one record in ten is unchanged by one of these:
 * far: nearly every record is stranger than 63 in 64 of the baseline. Traffic that was replaced altogether by another
   domain is not: a fifth of it still lies closer than that (measured: docs/canaries.md).
 * moved: the p-values say so at some other level, and the records are spread over the prototypes as ever;
-* shifted: the mean lies two standard deviations of single records away, and they are spread over the prototypes just
-  as ever;
+* shifted: the mean lies 2.5 standard deviations of single records away, and no more than a tenth of them crowds where
+  there were fewer: a topic that moves the mean so far by being mixed in is more than that;
 * norms: the lengths of the vectors say so, by the one-sided inequality of Cantelli (1928): the bound on what lies where
   the baseline's lengths lie.
 
 The first and the last rest on the bounds alone. That a look is no world that was replaced altogether rests on what was
-measured: the constants were chosen on CLINC and Banking vectors (docs/canaries.md says which, and what others give).
+measured (docs/canaries.md).
 
 What a person is told is a suspicion: replaced preprocessing, or a world in which all records change alike at once,
 looks the same. A numeric change that is small against the spread of the records is not seen.
@@ -50,8 +50,9 @@ CHANCE = 1e-6  # that a bound of a look is wrong
 # to .65, a cut-off or centred encoder .94 and more on the vectors that these were chosen on; a domain that takes over
 # half of the traffic has up to .87, and leaves half of it unchanged.
 ALIKE_MIX = 0.7
-JUST_ALIKE_MIX = 0.9  # where nothing else says that all records changed
-SHIFT = 2.0  # standard deviations of single records
+# Standard deviations of single records. What is mixed in lies up to ten away, so it would be a quarter of the records.
+SHIFT = 2.5
+GROWN = 0.1  # floods that move the mean so far have .14 and more, centred encoders up to .11
 NORM_SPREADS = 4.0  # spreads of the baseline's lengths within which a length is as before
 NORMS = "norm_sums"  # among the constants of a reference: the three sums of `Norms`
 NORM_UNIT = 2.0**-12  # of a norm's logarithm, in sums
@@ -145,6 +146,7 @@ class Look:
         unchanged: the same at whatever level says least.
         shift: distance of the mean, in standard deviations of single records.
         mix: cosine of the shares of the prototypes with the baseline's, 1 where records are spread as ever.
+        grown: share of the records that prototypes have beyond their old share and twice its sampling error.
         norms: largest share that can be unchanged by the lengths; 1 where they are not known.
     """
 
@@ -153,6 +155,7 @@ class Look:
     unchanged: float
     shift: float
     mix: float
+    grown: float
     norms: float
 
     @property
@@ -165,7 +168,7 @@ class Look:
             return "far"
         if alike and self.unchanged <= UNCHANGED:
             return "moved"
-        if self.mix >= JUST_ALIKE_MIX and self.shift >= SHIFT:
+        if self.grown <= GROWN and self.shift >= SHIFT:
             return "shifted"
         return ""
 
@@ -196,6 +199,7 @@ def look_at(usual: Usual, summary: BlockSummary, norms: Norms | None = None) -> 
         unchanged=float(bounds.min()),
         shift=_shift(usual, summary),
         mix=_mix(usual.shares, summary.c),
+        grown=_grown(usual.shares, summary.c),
         norms=_norms(usual.norms, norms),
     )
 
@@ -221,6 +225,11 @@ def _mix(shares: Floats, counts: npt.NDArray[np.int64]) -> float:
     if square <= 0.0:
         return 1.0  # no two records at the same prototype: nothing crowds
     return float(found @ shares) / n / sqrt(square * float(shares @ shares))
+
+
+def _grown(shares: Floats, counts: npt.NDArray[np.int64]) -> float:
+    n = int(counts.sum())
+    return float(np.maximum(counts / n - shares - 2.0 * np.sqrt(shares / n), 0.0).sum())
 
 
 def _norms(usual: Norms | None, found: Norms | None) -> float:

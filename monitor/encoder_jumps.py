@@ -4,9 +4,9 @@ Where driftd embeds by itself, canaries tell (monitor/canaries.py). Ready vector
 embedded again, so their geometry is looked at, block after block (detectors/encoder_jump.py).
 
 A block that lies across the change holds records of both encoders, and drifts already. So an alarm about a change that
-has only just begun waits for the next look, for eight blocks at most; if that says that the encoder changed, it is not
-told, and neither is any other while that lasts. An alarm that drifts in over a longer time waits for nothing. Readings
-are as they are.
+has only just begun waits until a later block is as before, or for the next look, for eight blocks at most; if that says
+that the encoder changed, it is not told, and neither is any other while that lasts. An alarm about what drifts in over
+a longer time waits for nothing. Readings are as they are.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class SegmentLook:
 
     Attributes:
         first, last: its blocks.
+        pooled: it holds records enough to suspect an encoder; if not, it is one block's, to end a wait.
     """
 
     space: str
@@ -44,6 +45,7 @@ class SegmentLook:
     first: int
     last: int
     look: Look
+    pooled: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ class Watched:
         """Take in a block, and look where there are records enough."""
         found = pool.push(block, summary, span=span)
         if found is None:
-            return None
+            if self.segment != EVERYTHING or summary.n < LEAST_OF_SEGMENT:
+                return None
+            alone = look_at(self.usual, summary)
+            return SegmentLook(self.space.name, self.segment, block - span + 1, block, alone, pooled=False)
         first, summed = found
         return SegmentLook(self.space.name, self.segment, first, block, look_at(self.usual, summed))
 
@@ -164,7 +169,8 @@ class EncoderJumps:
         for segment in looks:
             if segment.segment != EVERYTHING and segment.look.as_before:
                 state.as_before[segment.segment] = segment.first
-        whole = next((look for look in looks if look.segment == EVERYTHING), None)
+        latest = next((look for look in looks if look.segment == EVERYTHING), None)
+        whole = latest if latest is not None and latest.pooled else None
         before = after = state.jump
         found = None
         if whole is not None:
@@ -177,7 +183,7 @@ class EncoderJumps:
             state.norms = (0, 0, 0)
             if before.stage == "changed" and after.stage != "changed":
                 state.back = (before.since, whole.first) if after.stage == "usual" else None
-        told = self._told(one, state, block, evidence, whole)
+        told = self._told(one, state, block, evidence, latest)
         if whole is not None:
             state.last = whole.first
         if after.stage == "changed":
@@ -197,7 +203,7 @@ class EncoderJumps:
         return told
 
     def _told(
-        self, one: Watched, state: _SpaceState, block: int, evidence: Sequence[Evidence], whole: SegmentLook | None
+        self, one: Watched, state: _SpaceState, block: int, evidence: Sequence[Evidence], latest: SegmentLook | None
     ) -> list[Evidence]:
         """The evidence that is told now, and what has waited long enough; what has to wait is put aside."""
         mine = [entry for entry in evidence if entry.space == one.space.name and entry.kind in HELD]
@@ -209,7 +215,9 @@ class EncoderJumps:
         mine = [replace(entry, severity=None) if self._explained(entry, state) else entry for entry in mine]
         waiting = [entry for entry in state.held if not self._explained(entry, state)]
         # A look that began after the alarm holds nothing of the time before the change.
-        over = whole.first if whole is not None else block - MOST_WAITING + 1
+        over = block - MOST_WAITING + 1
+        if latest is not None and (latest.pooled or latest.look.as_before):
+            over = latest.first
         released = waiting if state.stage == "other" else [entry for entry in waiting if entry.block < over]
         begin: list[Evidence] = []
         if state.stage != "other":

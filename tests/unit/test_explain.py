@@ -171,7 +171,7 @@ def test_the_cause_has_the_same_bytes_however_the_fold_is_cut(
     assert [asdict(row) for row in store.incidents()] == [asdict(row) for row in ran[1].incidents()]
     sent, expected = (one.outbox_due(0, 99) for one in (store, ran[1]))
     assert [row.notification for row in sent] == [row.notification for row in expected]
-    assert any("The change comes from shop=b" in row.notification.text for row in sent)
+    assert any("of the change comes from shop=b" in row.notification.text for row in sent)
 
 
 def test_when_old_blocks_are_merged_is_not_seen_in_a_cause(
@@ -279,7 +279,7 @@ def test_explain_reads_on_while_an_incident_is_open(ran: tuple[Settings, Store],
     assert row.status == "open"
     assert explained.cause is not None
     assert explained.cause["records"] == (CLEAN + CHANGED) * BLOCK - row.onset_ms % START_MS // 1000 * BLOCK
-    assert explained.cause["records"] > cause_in(row)["records"]
+    assert explained.cause["records"] >= cause_in(row)["records"]
     assert explained.cause["changed"] >= cause_in(row)["changed"]
 
 
