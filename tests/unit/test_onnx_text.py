@@ -231,3 +231,21 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     assert build(path).embed([["my card"]]).problems == []
+
+
+def test_weights_in_a_file_beside_the_model_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    library: Any = pytest.importorskip("onnx")
+    path = model(tmp_path)
+    whole = build(path).embed([["my card"]]).vectors
+    inside = build(path, output="normed").embed([["my card"]]).vectors
+    library.save_model(
+        library.load(str(path)), str(path), save_as_external_data=True, location="model.onnx_data", size_threshold=100
+    )
+    first = build(path).fingerprint()
+    assert build(path).embed([["my card"]]).vectors.tobytes() == whole.tobytes()
+    assert build(path, output="normed").embed([["my card"]]).vectors.tobytes() == inside.tobytes()
+    weights = bytearray((tmp_path / "model.onnx_data").read_bytes())
+    weights[3] ^= 0x40
+    (tmp_path / "model.onnx_data").write_bytes(weights)
+    os.utime(path, ns=(1, 1))
+    assert build(path).fingerprint() != first
