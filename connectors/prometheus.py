@@ -533,7 +533,7 @@ class Metrics:
         self._accuracy = gauge(
             "driftd_accuracy",
             "share",
-            "Right answers among all (value) with the ends of the interval (low, high): estimated, or measured by labels.",
+            "Right answers among all, with the ends of the interval: estimated, or measured by labels.",
             "model",
             "how",
             "bound",

@@ -51,7 +51,8 @@ is empty for the whole traffic of a space.
 | `model`, `space`, `sink` | as in the settings |
 | `segment` | values that the reference watches by themselves, cut to 100 characters; 200 of a model, 1,000 in all |
 | `partition` | 200 of a model; `driftd_lag_records` and `driftd_lag_seconds` look at all that the process reads |
-| `channel`, `level`, `kind`, `severity`, `reason`, `why`, `phase`, `source`, `label`, `outcome`, `word`, `how`, `bound` | a few fixed words |
+| `channel`, `level`, `kind`, `severity`, `reason`, `why`, `phase`, \
+`source`, `label`, `outcome`, `word`, `how`, `bound` | a few fixed words |
 | `below` | ten fixed numbers: 1, 0.5, 0.25, 0.062, 0.016, 0.0039, 0.00098, 0.00024, 6.1e-05, 7.6e-06 |
 | `worker` | "0", "1", ... and "supervisor" |
 | `version`, `python` | one of each process |

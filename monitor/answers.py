@@ -70,12 +70,16 @@ class Answers:
         """The checkpoint should be written before more records are taken in."""
         return self._taken >= MOST_ANSWERS or len(self.truths) >= MOST_TRUTHS
 
-    def take(self, events: EventBatch) -> None:
-        """Take in records of which the model's answer is mapped; nothing of others."""
+    def take(self, events: EventBatch, late: npt.NDArray[np.bool_]) -> None:
+        """Take in records of which the model's answer is mapped; nothing of others.
+
+        Args:
+            late: bool (n,), which of them are late: what these say themselves counts for no block.
+        """
         if events.predictions is None or len(events) == 0:
             return
         if events.labels is not None:
-            self._take_truths(events)
+            self._take_truths(events, late)
         if not self._all and self._below == 0:
             return
         hashes = key_hashes(events.ids)
@@ -105,12 +109,12 @@ class Answers:
             for partition, pieces in sorted(self._pieces.items())
         ]
 
-    def _take_truths(self, events: EventBatch) -> None:
+    def _take_truths(self, events: EventBatch, late: npt.NDArray[np.bool_]) -> None:
         """What records say themselves. One that names no answer of the model cannot say whether it was right."""
         assert events.labels is not None and events.predictions is not None
         said = zip(events.labels, events.predictions, strict=True)
         rows = [row for row, (label, answer) in enumerate(said) if label is not None and answer is not None]
-        begin = record_origin(events.partition)
+        begins = record_origin(events.partition), record_origin(events.partition, late=True)
         for row in rows:
             time_ms = int(events.time_ms[row])
             truth = NewTruth(
@@ -118,7 +122,7 @@ class Answers:
                 truth=str(events.labels[row]),
                 time_ms=time_ms,
                 weight=1.0,
-                origin=f"{begin}{events.offsets[row]}/{events.rows[row]}",
+                origin=f"{begins[int(late[row])]}{events.offsets[row]}/{events.rows[row]}",
                 answer=events.predictions[row],
                 confidence=math.nan if events.confidence is None else float(events.confidence[row]),
                 event_ms=time_ms,

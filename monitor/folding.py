@@ -68,7 +68,7 @@ from monitor.opinions import Opinions, OpinionStream, opinion_streams
 from monitor.pipeline import EVERYTHING, Space
 from monitor.record_counts import FraudCounts, RecordCounts
 from monitor.settings import ModelSettings, Settings
-from monitor.verdicts import Traffic, TrueAnswers, Verdicts
+from monitor.verdicts import SaidAnswers, Traffic, TrueAnswers, Verdicts
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ _CANDIDATE_BINS = int(np.searchsorted(P_EDGES, 2.0**-10)) + 1
 BUDGET_RECORDS = 50  # over the budget: 50,000 records for a budget of one in a thousand
 
 
-class Past(TrueAnswers, Protocol):
+class Past(TrueAnswers, SaidAnswers, Protocol):
     """What judging reads beside the blocks themselves; `connectors.database.folding.Fold` is one."""
 
     def states(self) -> list[rows.FoldState]:
@@ -493,7 +493,7 @@ class Folder:
         watched = [alarm.watched for (_, name), alarm in self._alarms.items() if alarm.watched and name == EVERYTHING]
         encoders = EncoderJumps(self.model, watched, block_ms=self._block_ms, stored=current.get(encoder_jumps.STATE))
         verdict = self._verdict.restored(current.get(verdicts.STATE))
-        verdict.hear(past if self._answers is None else self._answers, first, below)
+        verdict.hear(past if self._answers is None else self._answers, past, first, below)
         said: list[VerdictRow] = []
         hits: list[FraudHit] = []
         unlisted = 0

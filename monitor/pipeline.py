@@ -330,7 +330,7 @@ class Pipeline:
         if self._scores is not None:
             self._scores.take(events, of_spaces, late=late, voting=voting, alpha=self._alpha, fraud=of_fraud)
             self.phases.add("scores", began)
-        self._answers.take(events)
+        self._answers.take(events, late)
         self._count(events, blocks, late, newest)
         self._spoiled += events.spoiled
         position.next_offset = max(events.next_offset, position.next_offset)

@@ -425,6 +425,10 @@ class _Replay:
         """See `monitor.folding.Past`."""
         return self._history.truths(after, most, upto=upto)
 
+    def said(self, from_ms: int, to_ms: int) -> list[TruthRow]:
+        """See `monitor.folding.Past`."""
+        return self._history.said(from_ms, to_ms)
+
     def truths_at(self, from_block: int, below: int) -> dict[int, int]:
         """See `monitor.folding.Past`."""
         return self._history.truths_at(from_block, below)

@@ -174,7 +174,8 @@ class Retry:
             if delta.space == "":
                 known = RecordCounts.from_bytes(delta.blob)
                 if usable := known.records - sum(known.dead.values()):
-                    counts[delta.partition, delta.block] = RecordCounts(usable, 0, {}, known.versions, norms=known.norms)
+                    mended = RecordCounts(usable, 0, {}, known.versions, norms=known.norms)
+                    counts[delta.partition, delta.block] = mended
         retried = Retried(
             self._name,
             mended=[],

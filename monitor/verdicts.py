@@ -71,6 +71,13 @@ class TrueAnswers(Protocol):
         """By block, how many counted when it was judged; None: all that are there count from now on."""
 
 
+class SaidAnswers(Protocol):
+    """What records say themselves, where they do (``record.label``); the fold's own transaction is one."""
+
+    def said(self, from_ms: int, to_ms: int) -> list[TruthRow]:
+        """Of records on time with from_ms <= event time < to_ms, in an order that does not depend on who read them."""
+
+
 class AnswersOfThen:
     """True answers as they counted when the live blocks were judged: for a trial in a database of its own.
 
@@ -205,6 +212,7 @@ class Verdicts:
         found = (ConfidenceCalibration.from_arrays(space.reference.performance) for space in spaces)
         self.calibration = next((one for one in found if one is not None), None)
         self.floor = self._floor()
+        self.records_say = chosen.record.label is not None
         trained = chosen.performance.trained
         self.trained_ms = None if trained is None else round(trained.timestamp() * 1000)
 
@@ -229,11 +237,13 @@ class Judge:
         self._rules = rules
         self._state = state
         self._answers: TrueAnswers | None = None
+        self._said: SaidAnswers | None = None
         self._at: dict[int, int] | None = None
 
-    def hear(self, answers: TrueAnswers, first: int, below: int) -> None:
+    def hear(self, answers: TrueAnswers, said: SaidAnswers, first: int, below: int) -> None:
         """Where true answers come from, for blocks first <= block < below."""
         self._answers, self._at = answers, answers.truths_at(first, below)
+        self._said = said if self._rules.records_say else None
 
     def row(self) -> rows.FoldState:
         """The state, to be stored."""
@@ -314,26 +324,36 @@ class Judge:
         return changed
 
     def _labels(self, block: int, end_ms: int, span: int) -> bool:
-        """Take in true answers. Returns whether there were any."""
+        """Take in true answers: those of others in the order in which they count, then those of the block's records.
+
+        Returns:
+            Whether there were any.
+        """
+        found = self._of_others(block, span)
+        if found:
+            self._state.truths = found[-1].version
+        if self._said is not None:
+            found = [*found, *self._said.said(end_ms - span * self._rules.block_ms, end_ms)]
+        if found:
+            self._learn(found, end_ms)
+        return bool(found)
+
+    def _of_others(self, block: int, span: int) -> list[TruthRow]:
         if self._answers is None:
-            return False
+            return []
         upto = None
         if self._at is not None:
             counted = [number for at, number in self._at.items() if block - span < at <= block]
             if not counted or max(counted) <= self._state.truths:
-                return False
+                return []
             upto = max(counted)
         found = self._answers.truths(self._state.truths, MOST_TRUTHS, upto=upto)
         if self._at is None:
             self._answers = None  # one look for each step, at its first block: the row says how far it went
-        if not found:
-            return False
-        self._learn(found, end_ms)
-        return True
+        return found
 
     def _learn(self, found: Sequence[TruthRow], end_ms: int) -> None:
         state, rules = self._state, self._rules
-        state.truths = found[-1].version
         told = [(row.said.truth, row.said.answer or "", row.said.weight, row.said.event_ms) for row in found]
         wrong = losses([one[0] for one in told], [one[1] for one in told], scale=rules.settings.scale)
         readable = np.isfinite(wrong)

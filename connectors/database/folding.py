@@ -47,7 +47,7 @@ from connectors.database.rows import (
     SummaryDelta,
     TruthRow,
 )
-from connectors.database.truths import MOST_REALISED, first_truths_of, realised_of
+from connectors.database.truths import MOST_REALISED, first_truths_of, realised_of, said_of
 from connectors.database.verdicts import truths_at
 from connectors.records import Partition
 from detectors.errors import OwnershipLost, StoreError
@@ -217,6 +217,10 @@ class Fold:
     def truths(self, after: int, most: int, *, upto: int | None = None) -> list[TruthRow]:
         """See `first_truths_of`."""
         return first_truths_of(self._snapshot, self._model, after, most, upto=upto)
+
+    def said(self, from_ms: int, to_ms: int) -> list[TruthRow]:
+        """See `said_of`."""
+        return said_of(self._snapshot, self._model, from_ms, to_ms)
 
     def truths_at(self, from_block: int, below: int) -> dict[int, int] | None:
         """How many true answers counted when the model's own fold judged these blocks; None where it is this one."""

@@ -13,7 +13,7 @@ from connectors.database.columns import clean, fraud_hit, rows_of
 from connectors.database.connection import Database
 from connectors.database.folding import Fold
 from connectors.database.rows import FraudHit, TruthRow
-from connectors.database.truths import first_truths_of
+from connectors.database.truths import first_truths_of, said_of
 from connectors.database.verdicts import truths_at
 
 _SUMMARIES, _READINGS, _KEPT = schema.summaries, schema.readings, schema.kept
@@ -108,6 +108,10 @@ class History:
     def truths(self, after: int, most: int, *, upto: int | None = None) -> list[TruthRow]:
         """See `first_truths_of`."""
         return first_truths_of(self._snapshot, self._model, after, most, upto=upto)
+
+    def said(self, from_ms: int, to_ms: int) -> list[TruthRow]:
+        """See `said_of`."""
+        return said_of(self._snapshot, self._model, from_ms, to_ms)
 
     def truths_at(self, from_block: int, below: int) -> dict[int, int]:
         """See `truths_at`."""

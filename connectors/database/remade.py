@@ -33,9 +33,12 @@ _PLACES: tuple[Column[Any], ...] = (
 )
 
 
-def record_origin(partition: Partition) -> str:
+SAID, SAID_LATE = "record:", "late:"  # begin the origins of truths that records say themselves, on time and late
+
+
+def record_origin(partition: Partition, *, late: bool = False) -> str:
     """How the origin begins of a truth that a record of this partition says itself; offset and row follow."""
-    return clean(f"record:{partition.topic}/{partition.number}/")
+    return clean(f"{SAID_LATE if late else SAID}{partition.topic}/{partition.number}/")
 
 
 def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> None:
@@ -78,7 +81,8 @@ def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> 
 def _free_origins(connection: Connection, model: str, gap: Gap) -> None:
     """Truths that records said themselves are known by their offsets: those of other records now are free again."""
     truths = schema.truths.c
-    origin = record_origin(gap.partition)
-    mine = (truths.model == model) & (func.substr(truths.origin, 1, len(origin)) == origin)
-    freed = literal("gone:").concat(cast(truths.id, Text)).concat(":").concat(truths.origin)
-    connection.execute(update(schema.truths).where(mine).values(origin=freed))
+    for late in (False, True):
+        origin = record_origin(gap.partition, late=late)
+        mine = (truths.model == model) & (func.substr(truths.origin, 1, len(origin)) == origin)
+        freed = literal("gone:").concat(cast(truths.id, Text)).concat(":").concat(truths.origin)
+        connection.execute(update(schema.truths).where(mine).values(origin=freed))

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
+from sqlalchemy import Connection, bindparam, exists, func, insert, or_, select, update
 
 from connectors.database import schema
 from connectors.database.columns import answer_columns, clean, rows_of, truth_columns, truth_row
 from connectors.database.connection import Database
 from connectors.database.packed import add_packed, packed, packed_ids, packed_numbers
+from connectors.database.remade import SAID, SAID_LATE
 from connectors.database.rows import AnswersRow, KnownAnswer, NewTruth, TruthCounts, TruthRow, TruthsAdded
 from connectors.database.topic_positions import (
     MovedByOthers,
@@ -201,13 +202,31 @@ def first_truths_of(
 ) -> list[TruthRow]:
     """The first truth that counted of each record, by version: after < version <= upto, so many at most.
 
-    A later one of the same record corrects it, see `realised_of`; but what has counted, has counted.
+    A later one of the same record corrects it, see `realised_of`; but what has counted, has counted. What records say
+    themselves has its own order, see `said_of`.
     """
     before = _TRUTHS.alias()
     same = (before.c.model == model) & (before.c.record_id == _TRUTHS.c.record_id)
     earlier = exists().where(same, before.c.version > 0, before.c.version < _TRUTHS.c.version)
-    query = _counting(model, after, upto, most).where(~earlier)
+    by_itself = or_(_TRUTHS.c.origin.startswith(SAID), _TRUTHS.c.origin.startswith(SAID_LATE))
+    query = _counting(model, after, upto, most).where(~earlier, ~by_itself)
     return rows_of(connection.execute(query.order_by(_TRUTHS.c.version)), truth_row)
+
+
+def said_of(connection: Connection, model: str, from_ms: int, to_ms: int) -> list[TruthRow]:
+    """What records with from_ms <= event time < to_ms, none of them late, say themselves, by event time and origin.
+
+    Whoever read them, and in whatever order: their versions tell of that, and so do not matter.
+    """
+    query = select(_TRUTHS).where(
+        _TRUTHS.c.model == model,
+        _TRUTHS.c.event_ms >= from_ms,
+        _TRUTHS.c.event_ms < to_ms,
+        _TRUTHS.c.origin.startswith(SAID),
+    )
+    # Sorted here, because databases do not agree on the order of texts.
+    found = rows_of(connection.execute(query), truth_row)
+    return sorted(found, key=lambda row: (row.said.event_ms or 0, row.said.origin))
 
 
 def _counting(model: str, after: int, upto: int | None, most: int | None) -> Any:

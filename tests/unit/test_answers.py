@@ -63,6 +63,10 @@ def found(row: AnswersRow, names: Sequence[str]) -> dict[str, KnownAnswer]:
     return {of[key]: remembered.record(place) for key, place in remembered.find(key_hashes(names)).items()}
 
 
+def take(kept: Answers, batch: EventBatch, *, late: bool = False) -> None:
+    kept.take(batch, np.full(len(batch), late))
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(
@@ -97,8 +101,8 @@ def test_answers_come_out_as_they_went_in(records: list[tuple[int, str, float]])
 
 def test_the_last_answer_to_an_id_is_found_and_ids_that_are_not_there_are_not() -> None:
     kept = Answers(1.0)
-    kept.take(events(["a", "b", "a"], ["cat", "dog", "cow"]))
-    kept.take(events(["c"], ["cat"], first=200, confidence=[0.5]))
+    take(kept, events(["a", "b", "a"], ["cat", "dog", "cow"]))
+    take(kept, events(["c"], ["cat"], first=200, confidence=[0.5]))
     [row] = kept.rows({P: 90})
     assert row.first_offset == 90 and row.records == 4
     known = found(row, ["a", "b", "c", "d"])
@@ -115,10 +119,10 @@ def test_the_last_answer_to_an_id_is_found_and_ids_that_are_not_there_are_not() 
 def test_a_share_of_the_ids_is_remembered_whatever_batch_they_come_in() -> None:
     ids = [f"order-{n}" for n in range(20_000)]
     whole, parts = Answers(0.25), Answers(0.25)
-    whole.take(events(ids, ["cat"] * len(ids)))
+    take(whole, events(ids, ["cat"] * len(ids)))
     for start in range(0, len(ids), 777):
         part = ids[start : start + 777]
-        parts.take(events(part, ["cat"] * len(part), first=100 + start))
+        take(parts, events(part, ["cat"] * len(part), first=100 + start))
     [row], [again] = whole.rows({P: 0}), parts.rows({P: 0})
     assert row == again
     assert row.records == pytest.approx(5_000, rel=0.05)
@@ -127,7 +131,7 @@ def test_a_share_of_the_ids_is_remembered_whatever_batch_they_come_in() -> None:
 def test_nothing_is_remembered_of_records_without_an_answer_or_where_nobody_asks() -> None:
     for share, predictions in ((0.0, ["cat", "dog"]), (1.0, None), (1.0, [None, None])):
         kept = Answers(share)
-        kept.take(events(["a", "b"], predictions))
+        take(kept, events(["a", "b"], predictions))
         assert kept.rows({P: 0}) == [] and kept.truths == [] and not kept.full
 
 
@@ -137,23 +141,31 @@ def test_records_that_say_what_is_true_are_truths_by_themselves_whatever_is_reme
         ["a", "b", "c", "d"], ["cat", None, "cat", "dog"], labels=["dog", "dog", None, "dog"], confidence=[0.5, 1, 1, 1]
     )
     batch.rows[3] = 2
-    kept.take(batch)
+    take(kept, batch)
     first, second = kept.truths
     assert (first.record_id, first.truth, first.answer, first.confidence, first.weight) == ("a", "dog", "cat", 0.5, 1.0)
     assert (first.origin, first.time_ms, first.event_ms) == ("record:t/3/100/0", 100_000, 100_000)
     assert (second.record_id, second.origin) == ("d", "record:t/3/103/2")
 
 
+def test_what_late_records_say_is_told_apart() -> None:
+    said = Answers(0.0)
+    take(said, events(["a"], ["cat"], labels=["dog"]))
+    take(said, events(["b"], ["cat"], labels=["dog"], first=200), late=True)
+    begins = [truth.origin.partition(":")[0] for truth in said.truths]
+    assert begins == ["record", "late"]
+
+
 def test_a_checkpoint_is_due_before_it_holds_more_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TRUTHS", 3)
     monkeypatch.setattr(module, "MOST_ANSWERS", 5)
     told = Answers(0.0)
-    told.take(events(["a", "b"], ["cat", "cat"], labels=["cat", "cat"]))
+    take(told, events(["a", "b"], ["cat", "cat"], labels=["cat", "cat"]))
     assert not told.full
-    told.take(events(["c"], ["cat"], labels=["cat"]))
+    take(told, events(["c"], ["cat"], labels=["cat"]))
     assert told.full
     kept = Answers(1.0)
-    kept.take(events(list("abcde"), ["cat"] * 5))
+    take(kept, events(list("abcde"), ["cat"] * 5))
     assert kept.full
 
 
@@ -175,7 +187,7 @@ def test_a_record_takes_less_than_twenty_bytes_beside_the_texts() -> None:
 
 def test_damaged_answers_are_named_and_nothing_is_read_out_of_them() -> None:
     kept = Answers(1.0)
-    kept.take(events(["a", "b"], ["cat", "dog"]))
+    take(kept, events(["a", "b"], ["cat", "dog"]))
     [row] = kept.rows({P: 0})
     for blob in (b"", row.blob[:-1], b"dAN2" + row.blob[4:], row.blob + b"x", row.blob[:30]):
         with pytest.raises(InvalidInput, match="are damaged"):

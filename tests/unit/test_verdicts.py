@@ -42,12 +42,15 @@ def reference() -> Reference:
     return Reference.build(vectors, performance=calibration().to_arrays())
 
 
-def rules(reference: Reference, *, version: int = 1, harm: str = "normal", **performance: Any) -> Verdicts:
+def rules(
+    reference: Reference, *, version: int = 1, harm: str = "normal", label: str | None = None, **performance: Any
+) -> Verdicts:
     settings = Settings.model_validate(
         {
             "models": {
                 "m": {
                     "source": {"kind": "files", "path": "x.jsonl"},
+                    "record": {} if label is None else {"label": label},
                     "spaces": {"input": {"embedder": {"kind": "vector", "field": "/v"}}},
                     "performance": {"window": "10m", **performance},
                     "harm": harm,
@@ -92,9 +95,14 @@ class Answers:
     def __init__(self, said: Sequence[NewTruth] = (), at: dict[int, int] | None = None) -> None:
         self.rows = [TruthRow(number, "m", number, 0, one) for number, one in enumerate(said, start=1)]
         self.at = at
+        self.by_records: list[TruthRow] = []
 
     def truths(self, after: int, most: int, *, upto: int | None = None) -> list[TruthRow]:
         return [row for row in self.rows if row.version > after and (upto is None or row.version <= upto)][:most]
+
+    def said(self, from_ms: int, to_ms: int) -> list[TruthRow]:
+        found = [row for row in self.by_records if from_ms <= (row.said.event_ms or 0) < to_ms]
+        return sorted(found, key=lambda row: (row.said.event_ms or 0, row.said.origin))
 
     def truths_at(self, from_block: int, below: int) -> dict[int, int] | None:
         return None if self.at is None else {at: n for at, n in self.at.items() if from_block <= at < below}
@@ -126,7 +134,8 @@ def play(
     edges = [0, *cuts, len(blocks)]
     for begin, end in pairwise(edges):
         judge = chosen.restored(state)
-        judge.hear((answers or {}).get(begin, Answers()), first + begin, first + end)
+        told_now = (answers or {}).get(begin, Answers())
+        judge.hear(told_now, told_now, first + begin, first + end)
         for place in range(begin, end):
             row, said = judge.push(first + place, *blocks[place], deployments)
             found.append(row)
@@ -221,6 +230,28 @@ def test_history_counts_true_answers_at_the_blocks_at_which_they_counted_live(re
         told_again = {begin: Answers(said, at) for begin in [0, *cuts]}
         again = play(rules(reference), blocks, cuts=cuts, answers=told_again)
         assert again[2] == first[2] and repr(again[:2]) == repr(first[:2])
+
+
+def test_what_records_say_counts_with_their_block_whoever_read_them_and_in_whatever_order(reference: Reference) -> None:
+    blocks = calm(40)
+    said = [
+        replace(row, version=number)
+        for number, one in enumerate(told(600, wrong_every=4))
+        for row in [TruthRow(number, "m", 0, 0, replace(one, event_ms=(FIRST + number // 15) * BLOCK_MS + number))]
+    ]
+    shuffled = [said[place] for place in np.random.default_rng(1).permutation(len(said)).tolist()]
+    found = []
+    for rows, cuts in ((said, []), (shuffled, [1, 7, 25])):
+        by_step = {begin: Answers() for begin in [0, *cuts]}
+        for one in by_step.values():
+            one.by_records = rows
+        found.append(play(rules(reference, label="/truth"), blocks, cuts=cuts, answers=by_step))
+    assert repr(found[0]) == repr(found[1])
+    last = found[0][0][-1]
+    assert (last.word, last.labels, last.realised, last.truths) == ("degraded", 600, 0.75, 0)
+    unmapped = Answers()
+    unmapped.by_records = said
+    assert play(rules(reference), blocks, answers={0: unmapped})[0][-1].labels == 0
 
 
 def test_labels_of_before_a_drift_do_not_vouch_for_it(reference: Reference) -> None:
