@@ -29,6 +29,7 @@ from connectors.database.rows import (
     IncidentRow,
     PartitionState,
     ReadingRow,
+    SaidLate,
     SummaryDelta,
     VerdictRow,
 )
@@ -309,13 +310,23 @@ class Folder:
             if first is None or bound is None or first >= bound:
                 if late:
                     with contextlib.suppress(OwnershipLost):  # another worker counts them
-                        step.commit(FoldResult(step.next_block or 0, [], [], [], [], [], closed_late=_late(late)))
+                        step.commit(
+                            FoldResult(
+                                *(step.next_block or 0, [], [], [], [], []),
+                                closed_late=_late(late),
+                                said_late=self._said_late(late),
+                            )
+                        )
                         outcome.late += _late(late).total()
                 return False
             below = min(bound, first + BLOCKS_AT_A_TIME)
             incidents = step.incidents(resolved_since_ms=first * self._block_ms - self._policy.cooldown_ms)
             result, unlisted = self._fold(step, incidents, first, below)
-            result = replace(result, closed_late=Counter(result.closed_late) + _late(late))
+            result = replace(
+                result,
+                closed_late=Counter(result.closed_late) + _late(late),
+                said_late=[*result.said_late, *self._said_late(late)],
+            )
             if closure is not None:
                 result = replace(result, closure=replace(closure, block=below))
             try:
@@ -417,7 +428,7 @@ class Folder:
         cut = [] if history is None else [delta for delta in deltas if history.came_late(delta)]
         if history is not None:
             # Blocks in which live records lie, too, are judged with both.
-            step.leave_out(cut)
+            step.leave_out(cut, self._said_late(cut))
             before = step.closed_before(first, below)
             if any(delta.blocks > 1 for delta in before):
                 raise StoreError(
@@ -438,10 +449,25 @@ class Folder:
             for block, count in sorted(counts.items())
         ]
         stats = list(block_stats(merged, counts, block_ms=self._block_ms))
-        result = replace(result, merged=kept, stats=stats, closed_late=_late(cut))
+        result = replace(result, merged=kept, stats=stats, closed_late=_late(cut), said_late=self._said_late(cut))
         if history is not None and history.live_from_block is not None:
             result = _without_told(result, {row.id for row in incidents}, history.live_from_block)
         return result, unlisted
+
+    def _said_late(self, came_late: Sequence[SummaryDelta]) -> list[SaidLate]:
+        """The records of these deltas, where records say themselves what is true."""
+        if self._settings.record.label is None:
+            return []
+        firsts: dict[tuple[int, Partition], int] = {}
+        for delta in came_late:
+            # Below zero lies what came without a record, and what is left of a topic that was made anew.
+            if delta.space == "" and delta.first_offset >= 0:
+                place = delta.block, delta.partition
+                firsts[place] = min(delta.first_offset, firsts.get(place, delta.first_offset))
+        return [
+            SaidLate(partition, first, block * self._block_ms, (block + 1) * self._block_ms)
+            for (block, partition), first in sorted(firsts.items())
+        ]
 
     def judge(
         self,

@@ -89,6 +89,7 @@ class Retry:
         self._name = name
         self._store = store
         self._source = source
+        self._block_ms = round(model.drift.block * 1000)
         if model.record.pair is not None:
             raise InvalidInput(
                 f"Model {name} pairs requests with responses: the other halves of its dead letters have gone on alone.",
@@ -111,7 +112,7 @@ class Retry:
             name,
             decoder=self._decoder,
             spaces=load_spaces([row for row in references.values() if row is not None], model, embedders),
-            block_ms=round(model.drift.block * 1000),
+            block_ms=self._block_ms,
             lateness_ms=_NEVER_MS,
             alpha=model.outliers.alpha,
             sample=model.outliers.sample,
@@ -186,6 +187,7 @@ class Retry:
             thinned_keys=checkpoint.thinned_keys,
             answers=checkpoint.answers,
             truths=checkpoint.truths,
+            block_ms=self._block_ms,
         )
         still: Counter[str] = Counter()
         gone = 0

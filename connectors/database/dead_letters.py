@@ -20,7 +20,7 @@ from connectors.database.columns import (
 )
 from connectors.database.connection import Database
 from connectors.database.rows import DeadLetterRow, Retried, StoredLetters
-from connectors.database.truths import add_answers_and_truths
+from connectors.database.truths import add_answers_and_truths, said_late
 from connectors.records import Partition
 
 _LETTERS, _PARTITIONS = schema.dead_letters, schema.partitions
@@ -173,7 +173,9 @@ class DeadLetters:
                 [kept_columns(model, record, now_ms) for record in kept],
             )
         answers = [replace(row, first_offset=first_offsets[row.partition]) for row in result.answers]
-        add_answers_and_truths(connection, model, answers, result.truths, dialect=dialect, now_ms=now_ms)
+        over_ms = (closed + 1) * result.block_ms
+        truths = [said_late(truth) if (truth.event_ms or 0) < over_ms else truth for truth in result.truths]
+        add_answers_and_truths(connection, model, answers, truths, dialect=dialect, now_ms=now_ms)
         return late.total()
 
     def _count_retried(self, connection: Connection, result: Retried, late: Counter[Partition]) -> None:

@@ -8,7 +8,7 @@ What is deleted is exactly what was handed out: a delta that arrives in between 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from connectors.database.columns import (
     verdict_columns,
 )
 from connectors.database.connection import Database
+from connectors.database.remade import came_late as said_late
 from connectors.database.rows import (
     FoldResult,
     FoldState,
@@ -44,10 +45,11 @@ from connectors.database.rows import (
     IncidentRow,
     KeptRecord,
     PartitionState,
+    SaidLate,
     SummaryDelta,
     TruthRow,
 )
-from connectors.database.truths import MOST_REALISED, first_truths_of, realised_of, said_of
+from connectors.database.truths import MOST_REALISED, first_truths_of, mark_late, realised_of, said_of
 from connectors.database.verdicts import truths_at
 from connectors.records import Partition
 from detectors.errors import OwnershipLost, StoreError
@@ -79,6 +81,7 @@ class Fold:
         # Deltas handed out, with their blocks: only these may be deleted.
         self._handed_out: dict[int, int] = {}
         self._left_out: dict[tuple[int, Partition], int] = {}
+        self._said_late: list[SaidLate] = []
         self._committed = False
         row = connection.execute(select(_FOLDS).where(_FOLDS.c.model == self._work)).one_or_none()
         self.version: int = 0 if row is None else row.version
@@ -145,11 +148,15 @@ class Fold:
             return []
         return self._hand_out(select(_DELTAS).where(_DELTAS.c.model == self._work, _DELTAS.c.block < self.next_block))
 
-    def leave_out(self, came_late: Iterable[SummaryDelta]) -> None:
+    def leave_out(self, came_late: Iterable[SummaryDelta], said: Sequence[SaidLate] = ()) -> None:
         """Records of these blocks, from the offsets of these deltas on, came after their block had been closed.
 
         Of those that are kept, none is flagged, and none is an alert.
+
+        Args:
+            said: the same, where records say themselves what is true: it does not count.
         """
+        self._said_late = list(said)
         for delta in came_late:
             place = delta.block, delta.partition
             self._left_out[place] = min(delta.first_offset, self._left_out.get(place, delta.first_offset))
@@ -219,8 +226,15 @@ class Fold:
         return first_truths_of(self._snapshot, self._model, after, most, upto=upto)
 
     def said(self, from_ms: int, to_ms: int) -> list[TruthRow]:
-        """See `said_of`."""
-        return said_of(self._snapshot, self._model, from_ms, to_ms)
+        """See `said_of`; without the records that `leave_out` names."""
+        return [row for row in said_of(self._snapshot, self._model, from_ms, to_ms) if not self._is_left_out(row)]
+
+    def _is_left_out(self, row: TruthRow) -> bool:
+        return any(
+            one.from_ms <= (row.said.event_ms or 0) < one.to_ms
+            and said_late(row.said.origin, one.partition, one.first_offset)
+            for one in self._said_late
+        )
 
     def truths_at(self, from_block: int, below: int) -> dict[int, int] | None:
         """How many true answers counted when the model's own fold judged these blocks; None where it is this one."""
@@ -418,6 +432,7 @@ class Fold:
                 ({f"of_{name}": value for name, value in zip(place, hit, strict=True)} for hit in hits),
             )
             flagged.update(hit.space for hit in result.hits)
+        mark_late(connection, model, result.said_late)
         if result.closure is not None:
             write(insert(schema.closures), [closure_columns(work, result.closure)])
         return flagged

@@ -41,6 +41,11 @@ def record_origin(partition: Partition, *, late: bool = False) -> str:
     return clean(f"{SAID_LATE if late else SAID}{partition.topic}/{partition.number}/")
 
 
+def came_late(origin: str, partition: Partition, first_offset: int) -> bool:
+    """Whether a truth with this origin was said, not known to be late, by a record from this offset of it on."""
+    return origin.startswith(record_origin(partition)) and int(origin.rsplit("/", 2)[1]) >= first_offset
+
+
 def move_below_zero(connection: Connection, model: str, gaps: Sequence[Gap]) -> None:
     """Free the offsets that are used again after these gaps; those that only jump forwards change nothing.
 
@@ -84,5 +89,8 @@ def _free_origins(connection: Connection, model: str, gap: Gap) -> None:
     for late in (False, True):
         origin = record_origin(gap.partition, late=late)
         mine = (truths.model == model) & (func.substr(truths.origin, 1, len(origin)) == origin)
-        freed = literal("gone:").concat(cast(truths.id, Text)).concat(":").concat(truths.origin)
+        # They begin as they did: they count with the blocks of their records, which may still be open.
+        place = func.substr(truths.origin, len(SAID_LATE if late else SAID) + 1)
+        freed = literal(SAID_LATE if late else SAID).concat("gone/").concat(place)
+        freed = freed.concat("/").concat(cast(truths.id, Text))
         connection.execute(update(schema.truths).where(mine).values(origin=freed))

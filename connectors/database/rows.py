@@ -778,6 +778,16 @@ class FraudHit:
 
 
 @dataclass(frozen=True, slots=True)
+class SaidLate:
+    """Records that came after their block was closed: those from_ms <= event time < to_ms from an offset on."""
+
+    partition: Partition
+    first_offset: int
+    from_ms: int
+    to_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class FoldResult:
     """Everything that one step of the fold writes, in one transaction, if the fold's version is still the expected one.
 
@@ -791,6 +801,7 @@ class FoldResult:
         deployments: versions of the model that were not seen before; those that are known are left.
         hits: candidates of space "fraud" that are flagged, each by itself.
         verdicts: one for each closed block; replaces what is there.
+        said_late: whose truths that they say themselves count for no block.
     """
 
     next_block: int
@@ -806,6 +817,7 @@ class FoldResult:
     deployments: list[DeploymentRow] = field(default_factory=list)
     hits: list[FraudHit] = field(default_factory=list)
     verdicts: list[VerdictRow] = field(default_factory=list)
+    said_late: list[SaidLate] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -892,6 +904,7 @@ class Retried:
         summaries, kept, thinned_keys, answers: what they add, as a checkpoint would; first offsets are given by the
             store.
         truths: what they say is true.
+        block_ms: length of the blocks; what is said by records of a closed one counts for none.
     """
 
     model: str
@@ -905,6 +918,7 @@ class Retried:
     more_records: dict[Partition, int] = field(default_factory=dict)
     answers: list[AnswersRow] = field(default_factory=list)
     truths: list[NewTruth] = field(default_factory=list)
+    block_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

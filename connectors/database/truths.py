@@ -8,6 +8,7 @@ one, and whoever has seen version v has seen all before it: their order is the o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, exists, func, insert, or_, select, update
@@ -16,8 +17,16 @@ from connectors.database import schema
 from connectors.database.columns import answer_columns, clean, rows_of, truth_columns, truth_row
 from connectors.database.connection import Database
 from connectors.database.packed import add_packed, packed, packed_ids, packed_numbers
-from connectors.database.remade import SAID, SAID_LATE
-from connectors.database.rows import AnswersRow, KnownAnswer, NewTruth, TruthCounts, TruthRow, TruthsAdded
+from connectors.database.remade import SAID, SAID_LATE, came_late
+from connectors.database.rows import (
+    AnswersRow,
+    KnownAnswer,
+    NewTruth,
+    SaidLate,
+    TruthCounts,
+    TruthRow,
+    TruthsAdded,
+)
 from connectors.database.topic_positions import (
     MovedByOthers,
     move_positions,
@@ -227,6 +236,26 @@ def said_of(connection: Connection, model: str, from_ms: int, to_ms: int) -> lis
     # Sorted here, because databases do not agree on the order of texts.
     found = rows_of(connection.execute(query), truth_row)
     return sorted(found, key=lambda row: (row.said.event_ms or 0, row.said.origin))
+
+
+def said_late(truth: NewTruth) -> NewTruth:
+    """The same, said by a record whose block is closed."""
+    if not truth.origin.startswith(SAID):
+        return truth
+    return replace(truth, origin=SAID_LATE + truth.origin.removeprefix(SAID))
+
+
+def mark_late(connection: Connection, model: str, late: Iterable[SaidLate]) -> None:
+    """What these records say counts for no block: each of them was closed before they came."""
+    change = update(_TRUTHS).where(_TRUTHS.c.id == bindparam("truth_id")).values(origin=bindparam("told"))
+    for one in late:
+        changes = [
+            {"truth_id": row.id, "told": SAID_LATE + row.said.origin.removeprefix(SAID)}
+            for row in said_of(connection, model, one.from_ms, one.to_ms)
+            if came_late(row.said.origin, one.partition, one.first_offset)
+        ]
+        if changes:
+            connection.execute(change, changes)
 
 
 def _counting(model: str, after: int, upto: int | None, most: int | None) -> Any:

@@ -16,10 +16,12 @@ from connectors.database.rows import (
     AnswersRow,
     Checkpoint,
     DeadLetterRow,
+    FoldResult,
     KnownAnswer,
     NewTruth,
     Retention,
     Retried,
+    SaidLate,
     TruthCounts,
     TruthsAdded,
 )
@@ -167,6 +169,30 @@ def test_a_fold_reads_truths_as_they_were_when_it_began(store: Store) -> None:
         assert fold.truths(3, 2) == [] and [row.version for row in fold.truths(0, 9, upto=2)] == [1, 2]
 
 
+def said_by(offset: int, *, event_ms: int = 77, partition: Partition = P0) -> NewTruth:
+    """What the record at an offset says itself."""
+    origin = f"record:{partition.topic}/{partition.number}/{offset}/0"
+    return known(f"{partition.number}/{offset}", origin=origin, event_ms=event_ms)
+
+
+def records_that_say(store: Store) -> list[str]:
+    with store.begin_fold("m") as fold:
+        return [row.said.record_id for row in fold.said(0, 1_000)]
+
+
+def test_what_is_said_by_records_of_a_closed_block_counts_for_no_block(store: Store) -> None:
+    rows = [said_by(2), said_by(9), said_by(10), said_by(11, event_ms=200), said_by(11, partition=P1)]
+    commit(store, None, 12, truths=rows)
+    late = [SaidLate(P0, 9, 0, 100)]
+    with store.begin_fold("m") as fold:
+        fold.leave_out([], late)
+        assert [row.said.record_id for row in fold.said(0, 100)] == ["0/2", "1/11"]
+        fold.commit(FoldResult(1, [], [], [], [], [], said_late=late))
+    assert records_that_say(store) == ["0/2", "1/11", "0/11"], "and so it stays, for whoever looks later"
+    assert len(versions(store)) == 5 and store.first_truths("m", 0, 99) == []
+    assert store.add_truths("m", [known("posted")]).new == 1 and len(store.first_truths("m", 0, 99)) == 1
+
+
 def test_truths_are_counted_by_what_becomes_of_them(store: Store, clock: Clock) -> None:
     store.add_truths("m", [truth("gone")])
     clock.ms = 5_000
@@ -230,6 +256,9 @@ def test_a_topic_that_was_made_anew_brings_other_truths_at_the_same_offsets(stor
     assert len(store.answers_numbers("m")) == 3
     offsets = [row.first_offset for row in store.answers([n for n, _, _ in store.answers_numbers("m")])]
     assert offsets[0] == 0 and all(offset < 0 for offset in offsets[1:])
+    # Blocks of theirs may be open: they count with them, and not as if other people had said so now.
+    assert sorted(records_that_say(store)) == ["last", "new", "new too", "old", "other"]
+    assert store.first_truths("m", 0, 99) == []
     # Its records, counted once more, say nothing new.
     assert store.add_truths("m", [said("other", other)]).new == 0
 
@@ -253,6 +282,18 @@ def test_what_dead_letters_turn_out_to_say_is_stored_when_they_are_read_again(st
     assert versions(store) == [(1, "t1")]
     assert [ids for _, ids in store.answers_ids([n for n, _, _ in store.answers_numbers("m")])].count(b"mended!!") == 1
     assert store.retried(retried) is None and versions(store) == [(1, "t1")]
+
+
+def test_what_dead_letters_of_closed_blocks_turn_out_to_say_counts_for_no_block(store: Store) -> None:
+    commit(store, None, 5, dead_letters=[DeadLetter(P0, 2, 5, "bad_json", "torn", b"", 0, block=0)])
+    with store.begin_fold("m") as fold:
+        fold.commit(FoldResult(1, [], [], [], [], []))
+    [row] = store.dead_letter_rows("m", after=0, to=99, limit=9)
+    mended = [DeadLetterRow(row.id, "m", row.letter)]
+    truths = [said_by(2, event_ms=99), said_by(3, event_ms=100)]
+    result = Retried("m", mended, [], {(P0, 0): 1, (P0, 1): 1}, [], [], [], truths=truths, block_ms=100)
+    assert store.retried(result) == 1
+    assert records_that_say(store) == ["0/3"] and len(versions(store)) == 2
 
 
 def test_answers_and_truths_go_when_they_are_old_or_too_many(store: Store, clock: Clock) -> None:

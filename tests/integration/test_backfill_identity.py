@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from connectors.database.ageing import AgeRule
-from connectors.database.rows import BackfillRow, LabelledRecord, NewLabel, ReferenceRow
+from connectors.database.rows import BackfillRow, LabelledRecord, NewLabel, NewTruth, ReferenceRow
 from connectors.database.store import Store
 from connectors.records import Partition, RawBatch
 from monitor.ageing import sum_of_summaries
@@ -26,6 +26,7 @@ from monitor.collect import Collector
 from monitor.decode import Decoder
 from monitor.settings import Settings
 from monitor.soak import MODEL
+from monitor.truth_desk import TruthDesk
 from tests.servers.postgres import PostgresServer
 from tests.soak.fingerprint import Fingerprint, fingerprint, first_difference
 from tests.soak.simulation import NOW_MS, TOPIC, TOPIC_ID, Group, PlayedHistory, simulate
@@ -59,6 +60,8 @@ def calls(count: int, seed: int) -> dict[Partition, RawBatch]:
             "amount": round(float(chance.exponential(40.0)), 2),
         }
         response = half | {"kind": "x.response", "ts": time_ms + 300, "label": f"l{label}", "sure": 0.5 + label / 20}
+        if chance.random() < 0.3:
+            response["truth"] = f"l{label}" if chance.random() < 0.8 else "l9"
         body: bytes | None = json.dumps(request).encode()
         if chance.random() < 0.01:
             body = None if chance.random() < 0.5 else b"{broken"
@@ -95,6 +98,7 @@ def settings_of(folder: Path, database: str | None = None) -> Settings:
             "key": "/request/session",
             "prediction": "/response/label",
             "confidence": "/response/sure",
+            "label": "/response/truth",
             "segments": {"country": "/request/country"},
         },
         "spaces": {
@@ -104,6 +108,7 @@ def settings_of(folder: Path, database: str | None = None) -> Settings:
         "reference": {"collect": 3_000, "exemplars": 500},
         "drift": {"block": BLOCK_S, "lateness": 20, "idle": 2.0, "wait": 60.0, "season": "none"},
         "dead_letters": {"stop_ratio": 0.9},
+        "performance": {"remember": 0.5, "window": "2m", "least": 100},
         "fraud": {"space": "input", "fields": {"amount": "/request/amount"}, "entity": "/request/card"},
     }
     return Settings(
@@ -164,6 +169,7 @@ def live(
             if counted >= (said + 1) * CALLS // 8 and said < 6:
                 said += 1
                 store.add_labels(MODEL, labels(said))
+                TruthDesk(MODEL, store, remembered_days=30).take(truths(said))
 
         played = simulate(settings, log, workers=2, poll_records=300, seed=1, crashes=0.04, moves=0.03, during=during)
         assert played.crashes > 2
@@ -175,6 +181,9 @@ def live(
         assert sum(state.dead for state in states) > 20
         assert len({span.version for span in store.label_spans(MODEL)}) > 2
         assert {row.kind for row in store.incidents(model=MODEL)} >= {"drift"}
+        assert store.truth_counts(MODEL).corrected > 0
+        said_of_it = store.verdicts(MODEL)
+        assert said_of_it[-1].truths > 1_000 and {row.word for row in said_of_it} >= {"watch", "too few records"}
     return settings, fingerprint(settings.database)
 
 
@@ -211,6 +220,13 @@ def labels(batch: int) -> list[NewLabel]:
         )
         for number in range(6)
     ]
+
+
+def truths(batch: int) -> list[NewTruth]:
+    """True answers of records that are there, that are to come and that never come; some correct earlier ones."""
+    chance = np.random.default_rng([batch, 6])
+    numbers = chance.integers(0, CALLS, 80).tolist()
+    return [NewTruth(f"c{number}", "l1", START_MS, 3.0, f"said-{batch}-{number}") for number in set(numbers)]
 
 
 def score_again(settings: Settings, database: str, log: dict[Partition, RawBatch], *, cut: int) -> Fingerprint:
@@ -254,9 +270,13 @@ def test_history_on_postgresql_has_the_bytes_of_sqlite(
 def difference(expected: Fingerprint, found: Fingerprint) -> str:
     """Nobody is told of the past; and at the end of a topic requests wait for their responses."""
     waiting = {"pending_halves": []}
+    # What people said is read where they said it.
+    said = [row for row in expected["truths"] if not row[0][1].startswith("said-")]
+    assert len(said) < len(expected["truths"])
     assert len(expected["pending_halves"]) > 0
     assert found["pending_halves"] == expected["pending_halves"]
-    return first_difference(expected | {"outbox": []}, found | waiting)
+    assert len(expected["answers"]) > CALLS // 3
+    return first_difference(expected | {"outbox": [], "truths": said}, found | waiting)
 
 
 def test_history_before_blocks_that_were_added_up_ends_before_them(

@@ -8,11 +8,16 @@ go with the disturbance, and are left out with their notifications.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import create_engine, select
+from sqlalchemy import Connection, create_engine, select
 
 from connectors.database import schema
+from connectors.database.rows import AnswersRow
+from connectors.records import Partition
+from monitor.answers import RememberedAnswers
 from monitor.incidents import OPERATIONAL
 
 MUST_BE_EMPTY = ("summary_deltas", "thinned_keys", "pending_halves")
@@ -42,6 +47,14 @@ KEPT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "block_stats": (
         ("model", "space", "block", "reference"),
         ("start_ms", "end_ms", "records", "late", "dead", "confidence", *(f"surprise_{n}" for n in range(10))),
+    ),
+    "verdicts": (
+        ("model", "block"),
+        tuple(column.name for column in schema.verdicts.c if column.name not in ("id", "model", "block", "stored_ms")),
+    ),
+    "truths": (
+        ("model", "origin"),
+        ("record_id", "truth", "time_ms", "weight", "answer", "confidence", "event_ms"),
     ),
     "deployments": (("model", "version"), ("block", "start_ms")),
     "kept": (
@@ -88,10 +101,39 @@ def fingerprint(url: str) -> Fingerprint:
             for name in MUST_BE_EMPTY:
                 table = schema.metadata.tables[name]
                 rows = connection.execute(select(*table.primary_key.columns))
-                found[name] = [(tuple(row), {}) for row in rows]
+                found[name] = sorted(((tuple(row), {}) for row in rows), key=lambda entry: tuple(map(str, entry[0])))
+            found["answers"] = _answers(connection)
     finally:
         engine.dispose()
     return found
+
+
+def _answers(connection: Connection) -> list[Row]:
+    """What is remembered of each record, however checkpoints cut them into rows."""
+    found: list[Row] = []
+    for stored in connection.execute(select(schema.answers)).all():
+        place = Partition(stored.topic, stored.number)
+        numbers = (stored.first_offset, stored.from_ms, stored.to_ms, stored.records)
+        row = RememberedAnswers(AnswersRow(place, *numbers, bytes(stored.ids), bytes(stored.blob)))
+        for at, key in enumerate(row.hashes.tolist()):
+            known = row.record(at)
+            found.append(
+                (
+                    (stored.model, *place, key, known.event_ms, known.answer, repr(known.confidence)),
+                    {"one of these": True},
+                )
+            )
+    found.sort(key=lambda entry: tuple(map(str, entry[0])))
+    # The same record may have been sent twice.
+    return [((*key, number), value) for number, (key, value) in _numbered(found)]
+
+
+def _numbered(rows: list[Row]) -> Iterator[tuple[int, Row]]:
+    """Each row with its place among those that are alike."""
+    seen: Counter[tuple[Any, ...]] = Counter()
+    for row in rows:
+        yield seen[row[0]], row
+        seen[row[0]] += 1
 
 
 def first_difference(expected: Fingerprint, found: Fingerprint) -> str:
@@ -99,7 +141,7 @@ def first_difference(expected: Fingerprint, found: Fingerprint) -> str:
     for name in found:
         if name in MUST_BE_EMPTY and found[name]:
             return f"{name} should be empty and has {len(found[name])} rows, such as {found[name][0][0]}"
-    for name in KEPT:
+    for name in (*KEPT, "answers"):
         wanted, has = _by_key(expected[name]), _by_key(found[name])
         for key in sorted(set(wanted) | set(has), key=lambda key: tuple(map(str, key))):
             if key not in has:
