@@ -538,6 +538,9 @@ class Metrics:
             "how",
             "bound",
         )
+        self._metric = gauge(
+            "driftd_performance_metric", "-", "What performance.metric asks for, over the labelled records.", "model"
+        )
         self._accuracy_floor = gauge(
             "driftd_accuracy_floor", "share", "Right answers below which the model is degraded.", "model"
         )
@@ -571,6 +574,7 @@ class Metrics:
             (self._accuracy, ("measured", "value"), "realised"),
             (self._accuracy, ("measured", "low"), "realised_low"),
             (self._accuracy, ("measured", "high"), "realised_high"),
+            (self._metric, (), "metric"),
             (self._accuracy_floor, (), "floor"),
             (self._new_content, ("novel",), "novel"),
             (self._new_content, ("unsupported",), "unsupported"),

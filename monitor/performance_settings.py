@@ -38,7 +38,10 @@ class PerformanceSettings(BaseModel, frozen=True, extra="forbid"):
         description="file with a column confidence, and correct (or prediction and label), of records that the model "
         "did not learn from; without it, records of the baseline that say what is true (record.label)",
     )
-    metric: MetricName = Field("accuracy", description="what is measured with labels beside the share of right answers")
+    metric: MetricName = Field(
+        "accuracy",
+        description="what is measured with labels beside the share of right answers, which is compared with the floor",
+    )
     positive: str | None = Field(None, description="the class that precision, recall and f1 are of; default: all, mean")
     scale: float | None = Field(
         None, gt=0, description="for models that answer with numbers: an error of so much is a wholly wrong answer"
@@ -58,6 +61,8 @@ class PerformanceSettings(BaseModel, frozen=True, extra="forbid"):
     def _numbers_have_a_scale(self) -> PerformanceSettings:
         if self.metric in ("mae", "rmse") and self.scale is None:
             raise ValueError(f"metric {self.metric} needs scale: from which error on is an answer wholly wrong?")
+        if self.scale is not None and self.metric not in ("accuracy", "mae", "rmse"):
+            raise ValueError(f"metric {self.metric} is of classes, and scale of answers that are numbers; keep one")
         if self.positive is not None and self.metric not in ("precision", "recall", "f1"):
             raise ValueError("positive belongs to metric: precision, recall or f1")
         return self

@@ -92,6 +92,8 @@ def numbers(row: VerdictRow) -> list[tuple[str, str]]:
     if row.labels and not math.isnan(row.realised):
         interval = "" if math.isnan(row.realised_low) else f" ({between(row.realised_low, row.realised_high)})"
         found.append(("measured", f"{share(row.realised)} right{interval}, {row.labels:,} labelled records"))
+    if row.metric_name and not math.isnan(row.metric):
+        found.append((row.metric_name.replace("_", " "), f"{row.metric:.3g}, over the same records"))
     if not math.isnan(row.low):
         found.append(("estimated", f"{between(row.low, row.high)} right, {row.records:,} records without labels"))
     if not math.isnan(row.floor):

@@ -178,6 +178,7 @@ class _Numbers:
     realised: float
     realised_low: float
     realised_high: float
+    metric: float
     labels: float
     evidence: float
 
@@ -212,6 +213,7 @@ class Verdicts:
         found = (ConfidenceCalibration.from_arrays(space.reference.performance) for space in spaces)
         self.calibration = next((one for one in found if one is not None), None)
         self.floor = self._floor()
+        self.metric_name = "" if chosen.performance.metric == "accuracy" else chosen.performance.metric
         self.records_say = chosen.record.label is not None
         trained = chosen.performance.trained
         self.trained_ms = None if trained is None else round(trained.timestamp() * 1000)
@@ -426,6 +428,7 @@ class Judge:
                 facts.realised,
                 facts.realised_low,
                 facts.realised_high,
+                self._metric(),
                 float(facts.labels),
                 facts.evidence,
             )
@@ -458,14 +461,28 @@ class Judge:
         nan = math.nan
         return Estimate(0, nan, nan, nan, nan, nan, novel_mass(h, n_calibration), unsupported(h, n_calibration))
 
+    def _shown(self) -> tuple[Realised, bool]:
+        """The true answers that are shown, and whether all of them came since the alarms began: those, if they do."""
+        state, scale = self._state, self._rules.settings.scale
+        if not state.alarms:
+            return _merged([part.sums for part in state.realised], scale), True
+        since_ms = min(one.since_ms for one in state.alarms)
+        since = _merged([part.sums for part in state.realised if part.oldest_ms >= since_ms], scale)
+        if since.n >= LABELS_A_PART:
+            return since, True
+        return _merged([part.sums for part in state.realised], scale), False
+
+    def _metric(self) -> float:
+        """What `performance.metric` asks for beside the share of right answers."""
+        shown, settings = self._shown()[0], self._rules.settings
+        if not self._rules.metric_name or not shown.n:
+            return math.nan
+        return shown.metric(settings.metric, settings.positive)
+
     def _facts(self, found: Estimate, records: int, end_ms: int, deployments: Sequence[DeploymentRow]) -> Facts:
         state, rules = self._state, self._rules
         drift = [one for one in state.alarms if one.kind == "drift"]
-        whole = _merged([part.sums for part in state.realised], rules.settings.scale)
-        since_ms = min((one.since_ms for one in state.alarms), default=0)
-        after = [part.sums for part in state.realised if part.oldest_ms >= since_ms]
-        covering = _merged(after, rules.settings.scale)
-        shown = covering if state.alarms and covering.n >= LABELS_A_PART else whole
+        shown, covers = self._shown()
         low, high = shown.interval() if shown.n else (math.nan, math.nan)
         page, warn = self._rule(rules.page_every_days, end_ms), self._rule(rules.warn_every_days, end_ms)
         risk = RiskState.from_bytes(state.risk) if state.risk else RiskState.start()
@@ -488,7 +505,7 @@ class Judge:
             realised=shown.accuracy() if shown.n else math.nan,
             realised_low=low,
             realised_high=high,
-            labels_cover_drift=shown is covering or not state.alarms,
+            labels_cover_drift=covers,
             risk=proven,
             evidence=risk.evidence if risk.n else math.nan,
             labels_age="" if newest_ms < 0 else duration(max(end_ms - newest_ms, 0) / 1000),
@@ -551,6 +568,8 @@ class Judge:
             realised=numbers.realised,
             realised_low=numbers.realised_low,
             realised_high=numbers.realised_high,
+            metric_name=self._rules.metric_name,
+            metric=numbers.metric,
             labels=int(numbers.labels),
             evidence=numbers.evidence,
             truths=state.truths,

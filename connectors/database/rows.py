@@ -454,12 +454,14 @@ class VerdictRow:
         novel: share of the records that are like nothing in the baseline; unsupported: stranger than all but a
             hundredth of it.
         floor: share of right answers below which the model is degraded.
-        realised: share of right answers (or the metric of the settings) among labelled records; realised_low, _high.
+        realised: share of right answers among labelled records; realised_low, realised_high: its interval.
         labels: how many labelled records that is over.
         evidence: log10 of the e-value of the labels against the floor.
         truths: number of the last truth that this rests on.
         age_s: time since the model was trained or deployed, seconds.
         reasons: sentences for people, the weightiest first.
+        metric_name, metric: another number over the same labelled records, as `performance.metric` asks for; "" and NaN
+            where it asks for none.
     """
 
     block: int
@@ -484,6 +486,8 @@ class VerdictRow:
     truths: int
     age_s: float
     reasons: tuple[str, ...]
+    metric_name: str = ""
+    metric: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True)

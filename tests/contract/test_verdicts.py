@@ -20,7 +20,18 @@ def fold(store: Store, next_block: int, *verdicts: Any, model: str = "m") -> Non
 
 def test_verdicts_come_back_as_they_were_in_the_order_of_blocks(store: Store) -> None:
     told = [
-        verdict(n, word=word, labels=n, truths=n + 3, realised=0.5, realised_low=0.25, realised_high=0.75, evidence=2.5)
+        verdict(
+            n,
+            word=word,
+            labels=n,
+            truths=n + 3,
+            realised=0.5,
+            realised_low=0.25,
+            realised_high=0.75,
+            evidence=2.5,
+            metric_name="f1",
+            metric=0.25,
+        )
         for n, word in enumerate(get_args(VerdictWord))
     ]
     fold(store, 20, *told[::-1])

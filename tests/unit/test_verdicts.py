@@ -301,9 +301,21 @@ def test_numbers_are_wrong_by_the_size_of_their_error(reference: Reference, tmp_
     ]  # errors 0, 1, 2, 3, 4 of 4
     found, *_ = play(rules(reference, metric="mae", scale=4.0), calm(10), answers={0: Answers(said)})
     assert found[-1].realised == pytest.approx(0.5)
+    assert (found[-1].metric_name, found[-1].metric) == ("mae", pytest.approx(2.0))
     words = [*said, NewTruth("r400", "about ten", 0, 1.0, "o400", "10")]
     again, *_ = play(rules(reference, metric="mae", scale=4.0), calm(10), answers={0: Answers(words)})
     assert again[-1].labels == 400 and again[-1].truths == 401, "what is no number counts nowhere"
+
+
+def test_another_metric_is_measured_over_the_same_answers(reference: Reference) -> None:
+    said = [
+        NewTruth(f"r{n}", "ill" if n % 4 == 0 else "well", 0, 1.0, f"o{n}", "ill" if n % 8 == 0 else "well")
+        for n in range(400)
+    ]
+    found, *_ = play(rules(reference, metric="recall", positive="ill"), calm(10), answers={0: Answers(said)})
+    assert (found[-1].realised, found[-1].metric_name, found[-1].metric) == (0.875, "recall", 0.5)
+    plain, *_ = play(rules(reference), calm(10), answers={0: Answers(said)})
+    assert plain[-1].metric_name == "" and math.isnan(plain[-1].metric)
 
 
 def test_the_state_stays_small(reference: Reference) -> None:

@@ -49,7 +49,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", name="pk_truth_versions"),
     )
     estimates = ("confidence", "estimated", "low", "high", "atc", "novel", "unsupported", "floor")
-    found = ("realised", "realised_low", "realised_high", "evidence", "age_s")
+    found = ("realised", "realised_low", "realised_high", "metric", "evidence", "age_s")
     op.create_table(
         "verdicts",
         _id(),
@@ -59,7 +59,7 @@ def upgrade() -> None:
         *_columns(sa.BigInteger, "since_ms", "records"),
         *_columns(sa.Double, *estimates, *found, nullable=True),
         *_columns(sa.BigInteger, "labels", "truths"),
-        *_columns(sa.Text, "reasons"),
+        *_columns(sa.Text, "metric_name", "reasons"),
         *_columns(sa.BigInteger, "stored_ms"),
         sa.UniqueConstraint("model", "block", name="uq_verdicts"),
     )
