@@ -5,7 +5,8 @@ were not merged since, readings, incidents and the ids of notifications are the 
 
 History that was merged as it aged has one summary for 2^k blocks. It is folded as one step at its last block: the sums
 of a window, and so its p-values, are those of the same records; windows begin with the first block of a summary; there
-are fewer looks, so that false alarms are as rare or rarer. What is seen is seen later, by one summary at most.
+are fewer looks, so that false alarms are as rare or rarer. What is seen is seen later, by one summary at most; of
+ready vectors by two, because alarms wait for a look at the encoder.
 """
 
 from __future__ import annotations

@@ -307,7 +307,9 @@ def test_a_history_that_was_added_up_shows_the_same_a_little_later(aged: tuple[L
     for key in (("drift", "input", "country=de"), ("fraud_wave", "", "")):
         (early,) = [row for row in fine.incidents if (row.kind, row.space, row.segment) == key]
         (late,) = [row for row in coarse.incidents if (row.kind, row.space, row.segment) == key]
-        assert -80_000 <= late.opened_ms - early.opened_ms <= 80_000
+        # An alarm of ready vectors waits for a look at their encoder, which is one at the next summary.
+        most = 160_000 if key[0] == "drift" else 80_000
+        assert -80_000 <= late.opened_ms - early.opened_ms <= most
         assert abs(late.onset_ms - early.onset_ms) <= 80_000
 
 
