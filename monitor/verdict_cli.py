@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import textwrap
 import time
 from pathlib import Path
@@ -181,7 +182,7 @@ def _history(store: Store, names: list[str], *, at_ms: int | None, json: bool) -
     lines = []
     for name, rows in changes.items():
         newest = store.verdict(name, at_ms=at_ms)
-        for row, after in zip(rows, [*rows[1:], None], strict=True):
+        for row, after in itertools.zip_longest(rows, rows[1:]):
             until_ms = after.start_ms if after is not None else max(row.end_ms, newest.end_ms if newest else 0)
             lines.append(
                 [

@@ -169,6 +169,12 @@ def test_of_several_models_the_worst_stands_first(store: Store, tmp_path: Path) 
     assert "orders|tickets|claims" in refused("--model", "other")
 
 
+def test_the_history_before_the_first_verdict_says_so(store: Store) -> None:
+    looked = run("--history", "--at", "1970-01-01T00:00:00Z")
+    assert (looked.exit_code, looked.stdout) == (0, "")
+    assert "No block has been judged yet." in looked.stderr
+
+
 def test_the_history_tells_each_change_and_how_long_it_lasted(store: Store) -> None:
     lines = run("--history").stdout.splitlines()
     assert [line.split()[2:7] for line in lines[1:]] == [
