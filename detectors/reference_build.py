@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from detectors import conformal
 from detectors.baseline import measure_reference
-from detectors.encoder_jump import NORMS, Norms, log_norms
 from detectors.errors import InvalidInput
 from detectors.geometry import Geometry, as_vectors, column_scale, prepare, soft_whitening
 from detectors.index import NearestIndex, k_means, triangular_product
+from detectors.norms import NORMS, Norms, log_norms
 from detectors.reference import Blocks, Canaries, EmbedderState, Progress, Reference, nearest_prototypes
 from detectors.segments import Halves, measure_segments
 from detectors.summary import FRACTION_BITS, fixed_point_sum

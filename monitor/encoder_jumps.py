@@ -19,7 +19,8 @@ from typing import Final
 import msgspec
 
 from connectors.database import rows
-from detectors.encoder_jump import LEAST, LEAST_OF_SEGMENT, Jump, Look, Norms, Pool, Stage, Usual, look_at
+from detectors.encoder_jump import LEAST, LEAST_OF_SEGMENT, Jump, Look, Pool, Stage, Usual, look_at
+from detectors.norms import Norms
 from detectors.segments import constants_of
 from detectors.summary import BlockSummary
 from monitor.evidence import Evidence, Key, encoder_evidence

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from detectors.encoder_jump import Norms, log_norms
+from detectors.norms import Norms, log_norms
 from detectors.summary import at_most, merge_counts
 from monitor.event import EventBatch
 

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from detectors.encoder_jump import Jump, Norms, Usual, log_norms, look_at
+from detectors.encoder_jump import Jump, Usual, look_at
+from detectors.norms import Norms, log_norms
 from detectors.reference import ANGULAR, TEXT, Geometry, Reference
 from detectors.segments import constants_of
 from detectors.summary import summarise

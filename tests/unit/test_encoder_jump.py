@@ -13,7 +13,8 @@ import pytest
 from connectors.database.rows import Advance, Checkpoint, IncidentRow, SummaryDelta
 from connectors.database.store import Store
 from connectors.records import Partition
-from detectors.encoder_jump import Norms, Pool, Usual, log_norms, look_at
+from detectors.encoder_jump import Pool, Usual, look_at
+from detectors.norms import Norms, log_norms
 from detectors.reference import ANGULAR, Reference
 from detectors.segments import constants_of
 from detectors.summary import BlockSummary, summarise
