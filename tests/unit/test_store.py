@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -40,6 +41,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(f"sqlite:///{tmp_path}/driftd.db", busy_timeout_s=0.2) as opened:
         opened.migrate()
         yield opened
+
+
+def test_the_page_of_the_database_has_a_row_for_each_table() -> None:
+    page = (ROOT / "docs/database.md").read_text()
+    rows = page[page.index("| table | one row per") :].partition("\n\n")[0].splitlines()
+    assert set(re.findall("`([a-z_]+)`", " ".join(row.split("|")[1] for row in rows))) == set(schema.metadata.tables)
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
