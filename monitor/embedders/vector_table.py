@@ -21,7 +21,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Literal
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from detectors.errors import InvalidInput
 from monitor.embedders.embedder import Floats
 
 _COUNTS: Final = re.compile(rb"\s*[0-9]+ +[0-9]+ *\r?\n")
+_HEAD: Final = 1 << 16  # bytes by which a file is told
 _LINES: Final = 20_000  # that are parsed at a time
 _LONGEST: Final = 1 << 20  # bytes of a line or name; beyond it, the file is something else
 _KINDS: Final = "word2vec (text or binary), GloVe, fastText .vec, .npy with .npy.ids, or Parquet with id and vector"
@@ -72,11 +73,16 @@ class VectorTable:
 
 
 def check_path(path: Path, *, what: str) -> None:
-    """Raise InvalidInput where there is no such file."""
+    """Raise InvalidInput where there is no such file, or its first bytes are those of something else."""
     if not path.is_file():
         raise InvalidInput(
             f"There is no file {path} with {what}.", hint=f"Name a local file: {_KINDS}. Nothing is downloaded."
         )
+    try:
+        with path.open("rb") as file:
+            _form(path, file.read(_HEAD))
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def read_table(path: Path, *, most: int) -> VectorTable:
@@ -89,35 +95,52 @@ def read_table(path: Path, *, most: int) -> VectorTable:
         found = path.stat()
         return _read(path.resolve(), most, found.st_mtime_ns, found.st_size)
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {type(error).__name__}.", hint="Check the path.") from error
+        raise _unreadable(path, error) from error
 
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, most: int, changed_ns: int, size: int) -> VectorTable:
     with path.open("rb") as file:
-        begin = file.read(1 << 16)
-        file.seek(0)
-        if begin.startswith(b"\x93NUMPY"):
+        begin = file.read(_HEAD)
+        form, start, dimension = _form(path, begin)
+        file.seek(start)
+        if form == "npy":
             names, vectors = _from_npy(path, most)
-        elif begin.startswith(b"PAR1"):
+        elif form == "parquet":
             names, vectors = _from_parquet(path, most)
-        elif head := _COUNTS.match(begin):
-            dimension = int(head[0].split()[1])
-            file.seek(len(head[0]))
-            line = begin[len(head[0]) :].split(b"\n", 1)[0]
-            names, vectors = (_from_text if _is_text(line, dimension) else _from_binary)(file, path, dimension, most)
         else:
-            line = begin.split(b"\n", 1)[0]
-            dimension = len(line.split()) - 1
-            if dimension < 1 or not _is_text(line, dimension):
-                raise _unknown(path)
-            names, vectors = _from_text(file, path, dimension, most)
+            names, vectors = (_from_text if form == "text" else _from_binary)(file, path, dimension, most)
     if len(names) == 0:
         raise InvalidInput(f"{path} holds no vector.", hint=f"Expected: {_KINDS}.")
     if not np.isfinite(np.einsum("ij->", vectors, dtype=np.float64)) and not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise InvalidInput(f"{path}: vector {row} holds NaN or infinity.", hint="Repair the file.")
     return VectorTable(names, vectors)
+
+
+def _form(path: Path, begin: bytes) -> tuple[Literal["npy", "parquet", "text", "binary"], int, int]:
+    """What the first bytes of a file say: its form, where its vectors begin, and their dimension (0: not known yet).
+
+    Raises:
+        InvalidInput: it is none of the known kinds.
+    """
+    if begin.startswith(b"\x93NUMPY"):
+        return "npy", 0, 0
+    if begin.startswith(b"PAR1"):
+        return "parquet", 0, 0
+    if head := _COUNTS.match(begin):
+        start, dimension = len(head[0]), int(head[0].split()[1])
+        line = begin[start:].split(b"\n", 1)[0]
+        return ("text" if _is_text(line, dimension) else "binary"), start, dimension
+    line = begin.split(b"\n", 1)[0]
+    dimension = len(line.split()) - 1
+    if dimension < 1 or not _is_text(line, dimension):
+        raise _unknown(path)
+    return "text", 0, dimension
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidInput:
+    return InvalidInput(f"{path} cannot be read: {type(error).__name__}.", hint="Check the path.")
 
 
 def _unknown(path: Path) -> InvalidInput:

@@ -145,3 +145,12 @@ def test_only_the_first_words_of_a_file_are_read(path: Path) -> None:
 
 def test_processes_share_one_copy_of_a_file(path: Path) -> None:
     assert read_table(path, most=100) is read_table(path, most=100)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html>\n<html><body>404</body></html>\n", b"", b"\x08\x08\x12 an onnx model"]
+)
+def test_a_file_of_something_else_is_refused_before_the_first_record(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(InvalidInput, match="no table of vectors"):
+        words(tmp_path / "file")
