@@ -21,7 +21,7 @@ import numpy.typing as npt
 from dashboards.report import framed
 from dashboards.report_parts import card, left_out
 from dashboards.scales import Linear, count, safe_text
-from detectors.errors import InvalidInput
+from dashboards.whole_file import is_png, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,33 +102,14 @@ class NearestMap:
     neighbours: tuple[Nearby, ...]
 
 
-def check_name(path: Path) -> None:
-    """See that a map can have this name.
-
-    Raises:
-        InvalidInput: it ends neither with .png nor with .html.
-    """
-    if path.suffix.lower() not in (".png", ".html"):
-        raise InvalidInput(f"A map is a PNG or an HTML file, not {path.name}.", hint="--picture map.png or map.html")
-
-
 def write_map(path: Path, picture: NearestMap) -> None:
     """Write the map as .png or .html, whichever the name ends with. The same map gives the same bytes.
 
     Raises:
         InvalidInput: another ending, or the file cannot be written.
     """
-    check_name(path)
-    drawn = nearest_png(picture) if path.suffix.lower() == ".png" else nearest_html(picture).encode()
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(drawn)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InvalidInput(
-            f"The map cannot be written to {path}: {error.strerror or error}.",
-            hint="Name a file in a directory that exists and may be written.",
-        ) from error
+    drawn = nearest_png(picture) if is_png(path, example="map") else nearest_html(picture).encode()
+    write_whole(path, drawn, what="The map")
 
 
 def caption_of(picture: NearestMap) -> str:

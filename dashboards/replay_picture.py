@@ -32,7 +32,7 @@ from dashboards.scales import (
     time_tick_label,
     time_ticks,
 )
-from detectors.errors import InvalidInput
+from dashboards.whole_file import is_png, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,30 +115,8 @@ def write_replay(path: Path, picture: ReplayPicture) -> None:
     Raises:
         InvalidInput: another ending, or the file cannot be written.
     """
-    check_name(path)
-    drawn = replay_png(picture) if path.suffix.lower() == ".png" else replay_html(picture).encode()
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(drawn)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InvalidInput(
-            f"The picture cannot be written to {path}: {error.strerror or error}.",
-            hint="Name a file in a directory that exists and may be written.",
-        ) from error
-
-
-def check_name(path: Path) -> None:
-    """See that a picture of a replay can have this name.
-
-    Raises:
-        InvalidInput: it ends neither with .png nor with .html.
-    """
-    if path.suffix.lower() not in (".png", ".html"):
-        raise InvalidInput(
-            f"A picture of a replay is a PNG or an HTML file, not {path.name}.",
-            hint="--picture replay.png or replay.html",
-        )
+    drawn = replay_png(picture) if is_png(path, example="replay") else replay_html(picture).encode()
+    write_whole(path, drawn, what="The picture")
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from dashboards.report_fraud import fraud_section
 from dashboards.report_parts import MAX_EXCERPT, card, left_out, pill, side, table
 from dashboards.report_verdict import PILLS, verdict_section
 from dashboards.scales import clock, count, duration, period, safe_text, small
-from detectors.errors import InvalidInput
+from dashboards.whole_file import write_whole
 
 __all__ = ["render", "write_picture", "write_report"]
 
@@ -61,16 +61,7 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         InvalidInput: the file cannot be written there.
     """
-    page = render(report)
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise InvalidInput(
-            f"The report cannot be written to {path}: {error.strerror or error}.",
-            hint="Name a file in a directory that exists and may be written.",
-        ) from error
+    write_whole(path, render(report).encode(), what="The report")
 
 
 def render(report: Report) -> str:

@@ -22,7 +22,7 @@ from dashboards.report_verdict import (
 )
 from dashboards.scales import clock, number_ticks, period, safe_text, time_tick_label, time_ticks
 from dashboards.verdict_words import Level
-from detectors.errors import InvalidInput
+from dashboards.whole_file import is_png, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,18 +44,8 @@ def write_verdict(path: Path, model: str, verdict: VerdictSection) -> None:
     Raises:
         InvalidInput: the name ends in neither .png nor .html, or the file cannot be written.
     """
-    if path.suffix not in (".png", ".html"):
-        raise InvalidInput(f"{path} is neither a .png nor an .html file.", hint="Such as: --picture verdict.png")
-    drawn = _page(model, verdict).encode() if path.suffix == ".html" else _png(model, verdict)
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(drawn)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InvalidInput(
-            f"The picture cannot be written to {path}: {error.strerror or error}.",
-            hint="Name a file in a directory that exists and may be written.",
-        ) from error
+    drawn = _png(model, verdict) if is_png(path, example="verdict") else _page(model, verdict).encode()
+    write_whole(path, drawn, what="The picture")
 
 
 def _bounds(verdict: VerdictSection) -> tuple[int, int]:

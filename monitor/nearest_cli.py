@@ -58,9 +58,9 @@ def nearest(
     driftd nearest --id txn-4711 --picture map.html
     """
     if picture is not None:
-        from dashboards.nearest_picture import check_name
+        from dashboards.whole_file import is_png
 
-        check_name(picture)
+        is_png(picture, example="map")  # refused before the work, not after it
     if by is not None and picture is None:
         raise InvalidInput("--by says how a picture is coloured.", hint="Name the file: --picture map.html")
     if sum(one is not None for one in (query, record, vector)) != 1:

@@ -67,9 +67,9 @@ def replay(
     loaded = load_settings(settings)
     name = loaded.model_named(model)
     if picture is not None:
-        from dashboards.replay_picture import check_name
+        from dashboards.whole_file import is_png
 
-        check_name(picture)
+        is_png(picture, example="replay")  # refused before the work, not after it
     period = [None if text is None else parse_time(text) for text in (start, end)]
     if period[0] is not None and period[1] is not None and period[0] >= period[1]:
         raise InvalidInput(f"--from {start} --to {end}: it ends before it begins.", hint="The older time is --from.")

@@ -20,6 +20,7 @@ import numpy as np
 
 from connectors.database.rows import IncidentRow, KeptRecord, ReferenceRow
 from connectors.database.store import Store
+from dashboards.whole_file import write_whole
 from detectors.errors import InvalidInput
 from detectors.lacking import name_lacking
 from detectors.reference import Reference
@@ -235,15 +236,7 @@ def write_hint(path: Path, hint: Hint) -> None:
         content = _parquet([_flat(row) for row in rows])
     else:
         raise InvalidInput(f"{path} ends in none of {', '.join(_ENDINGS)}.", hint="Such as: --retrain-hint lacking.csv")
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InvalidInput(
-            f"The records cannot be written to {path}: {error.strerror or error}.",
-            hint="Name a file in a directory that exists and may be written.",
-        ) from error
+    write_whole(path, content, what="The list of records")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

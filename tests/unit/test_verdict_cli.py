@@ -211,7 +211,7 @@ def test_the_picture_is_drawn_as_its_name_ends(store: Store, tmp_path: Path, nam
 
 
 def test_a_picture_that_cannot_be_drawn_says_why(store: Store, tmp_path: Path) -> None:
-    assert "neither a .png nor an .html" in refused("--picture", "v.gif")
+    assert "A picture is a PNG or an HTML file, not v.gif" in refused("--picture", "v.gif")
     assert "cannot be written" in refused("--picture", "nowhere/v.png")
     (tmp_path / "driftd.yaml").write_text(SETTINGS.format(folder=tmp_path) + MORE)
     assert "nothing to draw" in refused("--picture", "v.png", "--model", "tickets")
