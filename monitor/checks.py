@@ -42,6 +42,7 @@ from monitor.canaries import in_words
 from monitor.collect import check_block_length
 from monitor.decode import Decoder
 from monitor.embedders.http import HttpEmbedder
+from monitor.embedders.parts import innermost
 from monitor.entities import scattered_text
 from monitor.folding import alarmed_segments
 from monitor.fraud_build import fraud_row_in_use
@@ -141,7 +142,7 @@ def check_everything(settings: Settings) -> list[Finding]:
 def _embedder(settings: Settings, name: str, space: str) -> str:
     embedder = settings.models[name].spaces[space].embedder.build()
     Decoder(settings.models[name].watched_record, fields=list(embedder.fields))
-    answers = f"; {embedder.check()}" if isinstance(embedder, HttpEmbedder) else ""
+    answers = "".join(f"; {each.check()}" for each in innermost(embedder) if isinstance(each, HttpEmbedder))
     return f"embedder {embedder.kind} of {', '.join(embedder.fields)}{answers}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, cast, get_args
 
 import numpy as np
@@ -141,6 +141,11 @@ class MadeOfParts(ABC):
         self.remote = parts.remote
         self.apart = parts.apart
 
+    @property
+    def parts(self) -> Mapping[str, Embedder]:
+        """What it is made of, by name."""
+        return self._parts.embedders
+
     @abstractmethod
     def _joined(self, found: Mapping[str, Embedded], n: int) -> Embedded:
         """The vectors of n records from those of the parts."""
@@ -156,6 +161,15 @@ class MadeOfParts(ABC):
     def forget(self) -> None:
         """As `RemoteEmbedder.forget`."""
         self._parts.forget()
+
+
+def innermost(embedder: Embedder) -> Iterator[Embedder]:
+    """The embedders that look at records themselves: those that it is made of, however deep, or itself."""
+    if not isinstance(embedder, MadeOfParts):
+        yield embedder
+        return
+    for part in embedder.parts.values():
+        yield from innermost(part)
 
 
 def problems_of(found: Mapping[str, Embedded]) -> Problems:

@@ -32,7 +32,11 @@ class PythonSettings(BaseModel, frozen=True, extra="forbid"):
         description="package.module:function, or a class whose objects are called",
     )
     fields: list[FieldName] = Field(min_length=1, description="what it takes, in this order")
-    init: dict[str, Any] | None = Field(None, description="keyword arguments with which the class is made")
+    init: dict[str, Any] | None = Field(
+        None,
+        repr=False,  # it may hold a secret
+        description="keyword arguments with which the class is made",
+    )
     rows: Literal["batch", "one"] = Field(
         "batch", description="one: call it for each record alone, where a row's vector depends on the rows around it"
     )

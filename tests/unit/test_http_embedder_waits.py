@@ -135,3 +135,17 @@ def test_check_asks_the_server_once(tmp_path: Path) -> None:
         (found,) = [one for one in check_everything(settings) if "space input" in one.name]
         assert not found.ok and "embeds no text: it answers 500" in found.detail
     assert len(server.asked) == 2
+
+
+def test_check_asks_the_server_of_a_part_of_a_part(tmp_path: Path) -> None:
+    with EmbeddingServer() as server:
+        settings_of(tmp_path, server)
+        content = json.loads((tmp_path / "driftd.yaml").read_text())
+        space = content["models"]["support"]["spaces"]["input"]
+        both = {"kind": "average", "fields": ["/text", "/text"], "embedder": space["embedder"]}
+        both["embedder"].pop("field")
+        space["embedder"] = {"kind": "concat", "parts": {"a": both, "b": {"kind": "ngrams", "field": "/text"}}}
+        (tmp_path / "driftd.yaml").write_text(json.dumps(content))
+        (found,) = [one for one in check_everything(load_settings(tmp_path / "driftd.yaml")) if "space" in one.name]
+    assert found.ok and found.detail.endswith(f"; {server.url} answers with 6-dimensional vectors")
+    assert len(server.asked) == 1

@@ -34,6 +34,11 @@ def test_a_class_is_made_once_and_called_with_a_list_for_each_field() -> None:
     assert embedder.embed([[1, 2], [3, 4]]).vectors.tolist() == [[2.0, 6.0, 1.0], [4.0, 8.0, 1.0]]
 
 
+def test_what_a_class_is_made_with_is_not_shown() -> None:
+    settings = PythonSettings(callable="tests.contract.encoders:Scaled", fields=["/a"], init={"key": "sk-4711"})
+    assert "Scaled" in repr(settings) and "sk-4711" not in repr(settings)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
