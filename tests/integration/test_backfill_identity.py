@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from connectors.database.ageing import AgeRule
@@ -24,10 +26,11 @@ from monitor.backfill import job_of, local_runner, prepare_trial, run_job, trial
 from monitor.backfill_plan import begin, plan_backfill
 from monitor.collect import Collector
 from monitor.decode import Decoder
-from monitor.settings import Settings
+from monitor.settings import ModelSettings, Settings
 from monitor.soak import MODEL
 from monitor.truth_desk import TruthDesk
 from tests.servers.postgres import PostgresServer
+from tests.soak.beside import history_of
 from tests.soak.fingerprint import Fingerprint, fingerprint, first_difference
 from tests.soak.simulation import NOW_MS, TOPIC, TOPIC_ID, Group, PlayedHistory, simulate
 
@@ -74,17 +77,21 @@ def calls(count: int, seed: int) -> dict[Partition, RawBatch]:
     found = {}
     for number, mine in rows.items():
         offsets = np.cumsum(chance.integers(1, 4, len(mine))) - 1  # transactions and compaction leave holes
-        found[Partition(TOPIC, number)] = RawBatch(
-            partition=Partition(TOPIC, number),
-            offsets=offsets.astype(np.int64),
-            timestamps_ms=np.array([time_ms + 50 for time_ms, _ in mine], dtype=np.int64),
-            keys=[None] * len(mine),
-            values=[value for _, value in mine],
-            headers=[()] * len(mine),
-            next_offset=int(offsets[-1]) + 1,
-            topic_id=TOPIC_ID,
-        )
+        found[Partition(TOPIC, number)] = batch_of(number, mine, offsets)
     return found
+
+
+def batch_of(number: int, rows: Sequence[tuple[int, bytes | None]], offsets: npt.NDArray[Any]) -> RawBatch:
+    return RawBatch(
+        partition=Partition(TOPIC, number),
+        offsets=offsets.astype(np.int64),
+        timestamps_ms=np.array([time_ms + 50 for time_ms, _ in rows], dtype=np.int64),
+        keys=[None] * len(rows),
+        values=[value for _, value in rows],
+        headers=[()] * len(rows),
+        next_offset=int(offsets[-1]) + 1,
+        topic_id=TOPIC_ID,
+    )
 
 
 def settings_of(folder: Path, database: str | None = None) -> Settings:
@@ -312,3 +319,63 @@ def test_history_before_blocks_that_were_added_up_ends_before_them(
         assert set(map(str, before[table])) <= set(map(str, after[table])), "as it was"
     assert min(key[3] for key, _ in before["readings"]) >= joint - 1
     assert min(key[3] for key, _ in after["readings"]) < joint - 30, "and what was before it"
+
+
+def plain_settings(folder: Path) -> Settings:
+    """One space, no pairs, no keys, no cards: what lies on both sides of a joint does not depend on it."""
+    whole = settings_of(folder)
+    model = {
+        "source": {"kind": "kafka", "brokers": "127.0.0.1:1", "topic": TOPIC},
+        "record": {
+            "id": "/call",
+            "time": {"path": "/ts", "unit": "ms"},
+            "prediction": "/label",
+            "confidence": "/sure",
+            "label": "/truth",
+        },
+        "spaces": {"input": {"embedder": {"kind": "vector", "encoding": "list", "field": "/request/v"}}},
+        "reference": {"collect": 3_000, "exemplars": 500},
+        "drift": {"block": BLOCK_S, "lateness": 20, "idle": 2.0, "wait": 60.0, "season": "none"},
+        "performance": {"remember": 1.0, "window": "2m", "least": 100, "floor": 0.7},
+    }
+    return whole.model_copy(update={"models": {MODEL: ModelSettings.model_validate(model)}})
+
+
+def test_what_records_say_counts_with_their_blocks_also_where_history_is_filled_in_before_live_records(
+    references: list[ReferenceRow], tmp_path: Path
+) -> None:
+    chance = np.random.default_rng(4)
+    rows: dict[int, list[tuple[int, bytes]]] = {0: [], 1: []}
+    for number in range(4_000):
+        vector = chance.normal(size=6) + (2.0 if number > 3_200 else 0.0)
+        time_ms = START_MS + number * 60
+        said = {"request": {"v": vector.round(4).tolist()}, "call": f"c{number}", "ts": time_ms, "label": "a"}
+        if number % 3 == 0:
+            # What was wrong long ago is no news: it belongs to its own blocks.
+            said["truth"] = "b" if chance.random() < (0.6 if number < 1_500 else 0.05) else "a"
+        rows[number % 2].append((time_ms, json.dumps(said | {"sure": 0.8}).encode()))
+    log = {Partition(TOPIC, number): batch_of(number, mine, np.arange(len(mine))) for number, mine in rows.items()}
+    found = []
+    for name in ("whole", "joined"):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = plain_settings(folder)
+        with Store.open(settings.database) as store:
+            store.migrate()
+            store.add_reference(references[0])
+            first = 0 if name == "whole" else 1_000
+            newer = {place: batch.rows(first, len(batch)) for place, batch in log.items()}
+            simulate(settings, newer, workers=2, poll_records=300, seed=2, crashes=0.02, moves=0.02)
+            if name == "joined":
+                before = store.verdict(MODEL)
+                assert before is not None and before.word != "degraded"
+                source = PlayedHistory(log)
+                plan = plan_backfill(settings, MODEL, store, source, from_ms=None, to_ms=None, now_ms=NOW_MS)
+                begin(plan, store)
+                job = job_of(plan.rows[0], settings, store)
+                assert job.range.joins
+                assert run_job(job, local_runner(job, settings, store, source), store, stopping=threading.Event())
+        found.append(history_of(fingerprint(settings.database), incidents=False))
+    assert first_difference(*found) == ""
+    words = [row["word"] for _, row in found[0]["verdicts"]]
+    assert "degraded" in words and len(found[0]["truths"]) > 1_300
