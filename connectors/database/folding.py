@@ -49,7 +49,7 @@ from connectors.database.rows import (
     SummaryDelta,
     TruthRow,
 )
-from connectors.database.truths import MOST_REALISED, first_truths_of, mark_late, realised_of, said_of
+from connectors.database.truths import first_truths_of, mark_late, said_of
 from connectors.database.verdicts import truths_at
 from connectors.records import Partition
 from detectors.errors import OwnershipLost, StoreError
@@ -239,12 +239,6 @@ class Fold:
     def truths_at(self, from_block: int, below: int) -> dict[int, int] | None:
         """How many true answers counted when the model's own fold judged these blocks; None where it is this one."""
         return truths_at(self._snapshot, self._model, from_block, below) if self._lane else None
-
-    def realised_between(
-        self, from_ms: int, to_ms: int, *, upto: int | None = None, most: int = MOST_REALISED
-    ) -> list[TruthRow]:
-        """What is true of the model's records of a stretch of event time; see `connectors.database.truths`."""
-        return realised_of(self._snapshot, self._model, from_ms, to_ms, upto=upto, most=most)
 
     def kept(
         self,

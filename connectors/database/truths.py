@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, func, insert, or_, select, update
 
@@ -37,7 +37,6 @@ from connectors.database.topic_positions import (
 from connectors.records import Partition
 
 _TRUTHS, _VERSIONS = schema.truths, schema.truth_versions
-MOST_REALISED: Final = 100_000  # truths that are read of a stretch of time, the newest
 # Keys of one IN: SQLite takes 32,766 parameters in a statement.
 _KEYS = 5_000
 
@@ -97,11 +96,6 @@ class Truths:
             _set_version(connection, model, version, version + matched)
         return matched
 
-    def truth_version(self, model: str) -> int:
-        """How many truths of the model count, or have counted; one row is read."""
-        with self._database.reading() as connection:
-            return _version(connection, model)
-
     def truths(self, model: str, *, after: int = 0, upto: int | None = None, most: int | None = None) -> list[TruthRow]:
         """Truths that count, by version: after < version <= upto, the first ``most``."""
         with self._database.reading() as connection:
@@ -111,13 +105,6 @@ class Truths:
         """See `first_truths_of`."""
         with self._database.reading() as connection:
             return first_truths_of(connection, model, after, most, upto=upto)
-
-    def realised_between(
-        self, model: str, from_ms: int, to_ms: int, *, upto: int | None = None, most: int = MOST_REALISED
-    ) -> list[TruthRow]:
-        """What is true of the records of a stretch of event time, by version; see `realised_of`."""
-        with self._database.reading() as connection:
-            return realised_of(connection, model, from_ms, to_ms, upto=upto, most=most)
 
     def waiting_truths(self, model: str, *, limit: int, after: int = 0, newer_than_ms: int = 0) -> list[TruthRow]:
         """Truths of which it is not known what the model answered, by number, the first ``limit``.
@@ -211,8 +198,8 @@ def first_truths_of(
 ) -> list[TruthRow]:
     """The first truth that counted of each record, by version: after < version <= upto, so many at most.
 
-    A later one of the same record corrects it, see `realised_of`; but what has counted, has counted. What records say
-    themselves has its own order, see `said_of`.
+    A later one of the same record corrects nothing that has counted. What records say themselves has its own order, see
+    `said_of`.
     """
     before = _TRUTHS.alias()
     same = (before.c.model == model) & (before.c.record_id == _TRUTHS.c.record_id)
@@ -263,26 +250,6 @@ def _counting(model: str, after: int, upto: int | None, most: int | None) -> Any
     if upto is not None:
         query = query.where(_TRUTHS.c.version <= upto)
     return query if most is None else query.limit(most)
-
-
-def realised_of(
-    connection: Connection, model: str, from_ms: int, to_ms: int, *, upto: int | None, most: int
-) -> list[TruthRow]:
-    """What is true of the records with from_ms <= event time < to_ms, by version: one row for each record.
-
-    Of several truths of one record that with the greatest version counts.
-
-    Args:
-        upto: as it was known at this version; None: as it is known now.
-        most: of more records, those with the greatest versions.
-    """
-    mine = (_TRUTHS.c.model == model) & (_TRUTHS.c.version > 0)
-    if upto is not None:
-        mine &= _TRUTHS.c.version <= upto
-    inside = mine & (_TRUTHS.c.event_ms >= from_ms) & (_TRUTHS.c.event_ms < to_ms)
-    latest = select(func.max(_TRUTHS.c.version)).where(inside).group_by(_TRUTHS.c.record_id)
-    query = select(_TRUTHS).where(mine, _TRUTHS.c.version.in_(latest)).order_by(_TRUTHS.c.version.desc()).limit(most)
-    return rows_of(connection.execute(query), truth_row)[::-1]
 
 
 def add_answers_and_truths(

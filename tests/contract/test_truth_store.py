@@ -67,7 +67,11 @@ def test_a_truth_whose_answer_is_known_counts_at_once_and_comes_out_as_it_went_i
     first, second = store.truths("m")
     assert (first.version, first.said, first.received_ms) == (1, sure, 1_000)
     assert second.said.answer == "dog" and math.isnan(second.said.confidence) and second.said.event_ms is None
-    assert store.truth_version("m") == 2 and store.truth_version("other") == 0 and store.truths("other") == []
+    assert (
+        store.truth_counts("m").version == 2
+        and store.truth_counts("other").version == 0
+        and store.truths("other") == []
+    )
     assert versions(store, after=1) == [(2, "t2")] and versions(store, upto=1) == [(1, "t1")]
     assert versions(store, most=1) == [(1, "t1")]
 
@@ -77,7 +81,7 @@ def test_the_same_origin_again_is_no_new_truth_and_wakes_one_that_waits(store: S
     again = [known("t1", origin="a"), known("t3", origin="c"), truth("t2", origin="b")]
     assert store.add_truths("m", again) == TruthsAdded(1, 2, 1, woken=1)
     assert versions(store) == [(1, "t3"), (2, "t1")]
-    assert store.add_truths("m", again) == TruthsAdded(0, 3, 0) and store.truth_version("m") == 2
+    assert store.add_truths("m", again) == TruthsAdded(0, 3, 0) and store.truth_counts("m").version == 2
     assert store.add_truths("other", again[:1]) == TruthsAdded(1, 0, 1)
 
 
@@ -93,7 +97,7 @@ def test_a_truth_waits_until_the_answer_is_known_and_counts_from_then_on(store: 
     assert numbers(store) == {}
     assert store.match_truths("m", {waiting["t2"]: KnownAnswer("bird", 1.0, 1)}) == 0
     assert store.match_truths("other", {waiting["t2"]: found}) == 0
-    assert store.truths("m", after=2)[0].said.answer == "dog" and store.truth_version("m") == 3
+    assert store.truths("m", after=2)[0].said.answer == "dog" and store.truth_counts("m").version == 3
 
 
 def test_several_processes_give_each_truth_one_version_and_leave_no_hole(new_store: Callable[[], Store]) -> None:
@@ -123,7 +127,7 @@ def test_several_processes_give_each_truth_one_version_and_leave_no_hole(new_sto
     assert not failures
     rows = stores[0].truths("m")
     assert [row.version for row in rows] == list(range(1, 12 + 12 + 4 + 12 + 1))
-    assert stores[0].truth_version("m") == 40 and len({row.said.origin for row in rows}) == 40
+    assert stores[0].truth_counts("m").version == 40 and len({row.said.origin for row in rows}) == 40
 
 
 def test_truths_of_a_topic_move_its_position_in_the_same_transaction_or_are_not_there(store: Store) -> None:
@@ -138,31 +142,12 @@ def test_truths_of_a_topic_move_its_position_in_the_same_transaction_or_are_not_
     assert store.label_positions("m") == {}
 
 
-def test_of_several_truths_of_one_record_the_latest_is_realised_and_a_past_version_says_the_same_for_ever(
-    store: Store,
-) -> None:
-    store.add_truths("m", [known("t1"), known("t2", event_ms=100), known("t3", event_ms=10), truth("t4")])
-    store.add_truths("m", [known("t1", "dog")])
-
-    def said(from_ms: int, to_ms: int, **more: Any) -> list[tuple[str, str]]:
-        rows = store.realised_between("m", from_ms, to_ms, **more)
-        return [(row.said.record_id, row.said.truth) for row in rows]
-
-    assert said(0, 101) == [("t2", "cat"), ("t3", "cat"), ("t1", "dog")]
-    assert said(10, 77) == [("t3", "cat")] and said(77, 78) == [("t1", "dog")]
-    assert said(0, 101, upto=3) == [("t1", "cat"), ("t2", "cat"), ("t3", "cat")]
-    assert said(0, 101, most=2) == [("t3", "cat"), ("t1", "dog")]
-    # The order of truths has both: what has counted, has counted.
-    assert versions(store) == [(1, "t1"), (2, "t2"), (3, "t3"), (4, "t1")]
-
-
 def test_a_fold_reads_truths_as_they_were_when_it_began(store: Store) -> None:
     store.add_truths("m", [known("t1"), known("t2")])
     with store.begin_fold("m") as fold:
         assert [row.version for row in fold.truths(0, 10)] == [1, 2]
         store.add_truths("m", [known("t3"), known("t1", "dog")])
         assert [row.version for row in fold.truths(1, 10)] == [2] and fold.truths(2, 10) == []
-        assert [row.said.truth for row in fold.realised_between(0, 100)] == ["cat", "cat"]
     with store.begin_fold("m") as fold:
         assert [row.version for row in fold.truths(1, 2)] == [2, 3]
         # The second truth of t1 is the fourth; its first one has counted.
@@ -309,4 +294,4 @@ def test_answers_and_truths_go_when_they_are_old_or_too_many(store: Store, clock
     assert pruned(answers_mb=0.0025) == (1, 0)
     assert pruned(answers_mb=0.001) == (1, 1)
     assert pruned() == (0, 0)
-    assert versions(store) == [(3, "t2"), (4, "t3")] and store.truth_version("m") == 4
+    assert versions(store) == [(3, "t2"), (4, "t3")] and store.truth_counts("m").version == 4

@@ -92,17 +92,17 @@ def test_every_true_answer_counts_once_though_the_daemon_is_killed_where_it_stor
         with Store.open(settings["database"]) as store:
             ends = {Partition(answers, 0): len(early) + 51 + 2 * len(late) + 2}
             wait_until(lambda: store.truth_positions("m") == ends, "all true answers", 90)
-            wait_until(lambda: store.truth_version("m") == expected, f"{expected} that count", 60)
+            wait_until(lambda: store.truth_counts("m").version == expected, f"{expected} that count", 60)
             rows = store.truths("m")
             counts = store.truth_counts("m")
-            realised = {row.said.record_id: row.said for row in store.realised_between("m", 0, 2**60)}
         assert [row.version for row in rows] == list(range(1, expected + 1))
+        latest = {row.said.record_id: row.said for row in rows}
         # What each is held against is what the model answered to just that record.
         assert all(row.said.answer == f"class {int(row.said.record_id[1:]) % 7}" for row in rows)
         assert {row.said.record_id for row in rows} == {f"r{n}" for n in [*labelled, *own]}
         # A record of the baseline is not remembered: it was there before anything was compared.
         assert (counts.waiting, counts.corrected) == (1, 1 + len(set(labelled) & set(own)))
-        assert realised["r1001"].truth == "class 2" and realised["r1002"].weight == 4.0
+        assert latest["r1001"].truth == "class 2" and latest["r1002"].weight == 4.0
         assert sum(row.said.origin.startswith("record:") for row in rows) == len(own)
         assert 'driftd_truths_matched{model="m"}' in running.get("/metrics")[1]
         request = urllib.request.Request(f"{running.url()}/truths?model=m", data=truth(5))

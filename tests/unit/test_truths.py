@@ -221,7 +221,7 @@ def test_a_truth_that_waited_longer_than_answers_are_remembered_waits_for_nothin
     assert store.truth_counts("m", remembered_since_ms=clock.ms - 10 * DAY_MS).unmatched == 1
 
 
-def test_the_same_truth_again_is_known_and_a_correction_is_the_one_that_is_realised(
+def test_the_same_truth_again_is_known_and_a_correction_changes_nothing_that_has_counted(
     store: Store, stream: Stream, new_desk: Callable[[], TruthDesk]
 ) -> None:
     stream.checkpoint("a", "b")
@@ -230,12 +230,12 @@ def test_the_same_truth_again_is_known_and_a_correction_is_the_one_that_is_reali
     assert desk.take([truth("a", weight=4.0)]).known == 1
     assert desk.take([truth("a", "A", weight=4.0)]) == Took(1, 0, 1)
     with store.begin_fold("m") as fold:
-        # What the watch over losses counts: the first, in the order in which they came.
+        # What verdicts count: the first, in the order in which they came.
         assert [(row.said.record_id, row.said.truth) for row in fold.truths(0, 9)] == [("a", "CAT"), ("b", "CAT")]
-        realised = fold.realised_between(0, 10)
-    assert [(row.said.record_id, row.said.truth, row.said.weight) for row in realised] == [
-        ("b", "CAT", 1.0),
-        ("a", "A", 4.0),
+    assert store.truth_counts("m").corrected == 1
+    assert [(row.said.truth, row.said.weight) for row in store.all_truths("m", record_id="a")] == [
+        ("CAT", 4.0),
+        ("A", 4.0),
     ]
 
 
