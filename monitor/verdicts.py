@@ -14,6 +14,7 @@ every block, over what came since it began.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -123,9 +124,13 @@ class _Alarmed(msgspec.Struct):
 class _Labelled(msgspec.Struct):
     """A part of the true answers: sums, and event times of the oldest and the newest record; -1 where unknown."""
 
-    sums: Realised
-    oldest_ms: int
-    newest_ms: int
+    stored: bytes  # `Realised.to_bytes`: its whole numbers are of any size, those of a state have 64 bits
+    oldest_ms: int = -1
+    newest_ms: int = -1
+
+    @property
+    def sums(self) -> Realised:
+        return _sums(self.stored)
 
 
 class _State(msgspec.Struct):
@@ -229,6 +234,9 @@ class Verdicts:
         if state.references != self.references:
             # Bins of p of another reference say other things.
             state.parts, state.references = [], self.references
+        if any(part.sums.scale != self.settings.scale for part in state.realised):
+            # How wrong an answer was is another number now: what labels say is said of those that come.
+            state.realised, state.risk, state.losses, state.worse_at = [], b"", b"", -1
         return Judge(self, state)
 
 
@@ -381,12 +389,13 @@ class Judge:
         rest = list(told)
         while rest:
             if not state.realised or state.realised[-1].sums.n >= LABELS_A_PART:
-                state.realised.append(_Labelled(Realised(scale=self._rules.settings.scale), -1, -1))
+                state.realised.append(_Labelled(Realised(scale=self._rules.settings.scale).to_bytes()))
             part = state.realised[-1]
             taken, rest = rest[: LABELS_A_PART - part.sums.n], rest[LABELS_A_PART - part.sums.n :]
-            part.sums = part.sums.add(
+            sums = part.sums.add(
                 [one[0] for one in taken], [one[1] for one in taken], np.array([one[2] for one in taken])
             )
+            part.stored = sums.to_bytes()
             times = [one[3] for one in taken if one[3] is not None] + [ms for ms in (part.oldest_ms,) if ms >= 0]
             if times:
                 part.oldest_ms, part.newest_ms = min(times), max(*times, part.newest_ms)
@@ -615,6 +624,11 @@ def _records(parts: Sequence[_Part], spaces: Iterable[str]) -> int:
 def _level(alarms: Iterable[_Alarmed]) -> Level:
     levels = {one.level for one in alarms}
     return "page" if "page" in levels else "warn" if "warn" in levels else ""
+
+
+@functools.lru_cache(maxsize=4 * LABEL_PARTS)
+def _sums(stored: bytes) -> Realised:
+    return Realised.from_bytes(stored)
 
 
 def _merged(sums: Sequence[Realised], scale: float | None) -> Realised:

@@ -307,6 +307,28 @@ def test_numbers_are_wrong_by_the_size_of_their_error(reference: Reference, tmp_
     assert again[-1].labels == 400 and again[-1].truths == 401, "what is no number counts nowhere"
 
 
+def test_a_number_that_is_wrong_beyond_all_measure_is_one_wrong_answer(reference: Reference) -> None:
+    said = [NewTruth(f"r{n}", "1e300" if n == 0 else "10", 0, 1e6, f"o{n}", "10") for n in range(400)]
+    found, _, state = play(rules(reference, metric="mae", scale=4.0), calm(10), answers={0: Answers(said)})
+    assert found[-1].labels == 400 and found[-1].realised == pytest.approx(1 - 1 / 400)
+    again, *_ = play(rules(reference, metric="mae", scale=4.0), calm(3), state=state, first=FIRST + 10)
+    assert again[-1].realised == found[-1].realised
+
+
+def test_on_another_scale_labels_begin_anew(reference: Reference) -> None:
+    state: FoldState | None
+    *_, state = play(rules(reference, scale=4.0), calm(10), answers={0: Answers(numbers(300, wrong_by=3))})
+    more = Answers(numbers(500, wrong_by=1))
+    found, *_ = play(rules(reference, scale=2.0), calm(3), state=state, answers={0: more}, first=FIRST + 10)
+    assert (found[-1].labels, found[-1].realised) == (200, 0.5)
+    bare, *_ = play(rules(reference), calm(3), state=state, first=FIRST + 10)
+    assert bare[-1].labels == 0 and math.isnan(bare[-1].evidence), "nor are they counted as right or wrong"
+
+
+def numbers(n: int, *, wrong_by: int) -> list[NewTruth]:
+    return [NewTruth(f"r{number}", "10", 0, 1.0, f"o{number}", str(10 + wrong_by)) for number in range(n)]
+
+
 def test_another_metric_is_measured_over_the_same_answers(reference: Reference) -> None:
     said = [
         NewTruth(f"r{n}", "ill" if n % 4 == 0 else "well", 0, 1.0, f"o{n}", "ill" if n % 8 == 0 else "well")
