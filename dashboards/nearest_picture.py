@@ -189,7 +189,9 @@ def map_svg(picture: NearestMap) -> str:
         for term in picture.terms
     ]
     anchors = [at(mark.at) for mark in shown]
-    spots = spread(anchors, avoid=[query, *(at(term.at) for term in picture.terms)], room=2 * _RADIUS + 1.5)
+    spots = spread(
+        anchors, avoid=[query, *(at(term.at) for term in picture.terms)], room=2 * _RADIUS + 1.5, within=(_MAP, _TALL)
+    )
     for number, (mark, anchor, spot) in enumerate(zip(shown, anchors, spots, strict=True), 1):
         if hypot(spot[0] - anchor[0], spot[1] - anchor[1]) > 1:
             parts.append(
@@ -249,10 +251,13 @@ def _star(x: float, y: float, size: float = 11.0) -> str:
     return "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points) + "z"
 
 
-def spread(anchors: Sequence[Place], *, avoid: Sequence[Place], room: float) -> list[Place]:
+def spread(
+    anchors: Sequence[Place], *, avoid: Sequence[Place], room: float, within: Place | None = None
+) -> list[Place]:
     """A place for each numbered mark, near its anchor, so that none lies on another.
 
-    Places are tried on rings around the anchor; where all are taken, the mark stays where its record is.
+    Places are tried on rings around the anchor; where all are taken, the mark stays where its record is. All of a mark
+    stays between 0 and ``within``, if that is given.
 
     >>> spread([(0.0, 0.0), (0.0, 0.0)], avoid=[], room=10.0)[0]
     (0.0, 0.0)
@@ -260,7 +265,7 @@ def spread(anchors: Sequence[Place], *, avoid: Sequence[Place], room: float) -> 
     >>> hypot(a[0] - b[0], a[1] - b[1]) >= 10.0
     True
     """
-    taken = list(avoid)
+    taken, edge = list(avoid), room / 2
     spots: list[Place] = []
     for x, y in anchors:
         tried = [(x, y)]
@@ -269,10 +274,15 @@ def spread(anchors: Sequence[Place], *, avoid: Sequence[Place], room: float) -> 
             for ring in (1.05, 1.6, 2.2, 3.0, 4.0)
             for turn in range(16)
         ]
-        spot = next((one for one in tried if all(hypot(one[0] - a, one[1] - b) >= room for a, b in taken)), (x, y))
+        inside = [one for one in tried if within is None or _lies_within(one, edge, within)]
+        spot = next((one for one in inside if all(hypot(one[0] - a, one[1] - b) >= room for a, b in taken)), (x, y))
         spots.append(spot)
         taken.append(spot)
     return spots
+
+
+def _lies_within(place: Place, edge: float, most: Place) -> bool:
+    return all(edge <= at <= end - edge for at, end in zip(place, most, strict=True))
 
 
 def _scales(picture: NearestMap, across: tuple[float, float], up: tuple[float, float]) -> tuple[Linear, Linear]:
@@ -343,7 +353,9 @@ def _draw_map(axes: Axes, picture: NearestMap) -> None:
             axes.scatter(places[:, 0], places[:, 1], s=7, color=_ink(number), alpha=0.5, lw=0)
     shown, query = picture.neighbours[:MAX_NEIGHBOURS], at(picture.query)
     anchors = [at(mark.at) for mark in shown]
-    spots = spread(anchors, avoid=[query, *(at(term.at) for term in picture.terms)], room=2 * _RADIUS + 3)
+    spots = spread(
+        anchors, avoid=[query, *(at(term.at) for term in picture.terms)], room=2 * _RADIUS + 3, within=(_MAP, _TALL)
+    )
     for anchor in anchors:
         axes.plot(*zip(query, anchor, strict=True), color="#a9b2bd", lw=0.8, zorder=2)
     for term in picture.terms:

@@ -104,9 +104,10 @@ def verdict_svg(verdict: VerdictSection, *, start_ms: int, end_ms: int) -> str:
     for time in time_ticks(start_ms, end_ms, at_most=12):
         at = x(time)
         label = safe_text(time_tick_label(time, end_ms - start_ms))
+        anchor = "end" if at > _RIGHT - 16 else "middle"
         parts.append(
             f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{_NOVEL_BOTTOM}" y2="{_NOVEL_BOTTOM + 4}"/>'
-            f'<text class="tick" x="{at:.1f}" y="{_NOVEL_BOTTOM + 18}" text-anchor="middle">{label}</text>'
+            f'<text class="tick" x="{at:.1f}" y="{_NOVEL_BOTTOM + 18}" text-anchor="{anchor}">{label}</text>'
         )
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_RIGHT}" y1="{_NOVEL_BOTTOM}" y2="{_NOVEL_BOTTOM}"/></svg>')
     return "".join(parts)

@@ -106,6 +106,8 @@ def _groups(
     """The group of each row, their names, and what they are; ``drawn`` are the rows that every map shows."""
     if by != GROUPS:
         names = sorted({name for document in documents for name in document})
+        if by is not None and by not in names and f"/{by}" in names:
+            by = f"/{by}"
         if by is not None and by not in names:
             raise InvalidInput(
                 f"No record of the baseline has kept a field {by}.",

@@ -215,6 +215,11 @@ def test_numbers_do_not_lie_on_each_other() -> None:
     assert min(apart) >= 10.0 and min(np.hypot(*spot) for spot in spots) >= 10.0
 
 
+def test_numbered_marks_at_the_edge_of_a_map_are_not_cut_off() -> None:
+    spots = spread([(16.0, 300.0)] * 12, avoid=[(16.0, 300.0)], room=20.0, within=(690.0, 640.0))
+    assert min(x for x, _ in spots) >= 10.0
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +331,14 @@ def test_careless_people_are_told_what_to_type(folder: Path, words: list[str], s
         CliRunner().invoke(app, ["nearest", *words, "-s", str(folder / "driftd.yaml")], catch_exceptions=False)
     assert said.replace("FOLDER", str(folder)) in str(raised.value)
     assert isinstance(raised.value, InvalidInput)
+
+
+def test_the_field_that_colours_a_map_is_named_with_its_slash_or_without(folder: Path) -> None:
+    for name in ("text", "/text"):
+        picture = folder / f"by{name.strip('/')}.html"
+        nearest(folder, "king", "--space", "words", "--picture", str(picture), "--by", name)
+        assert "Colours: /text" in picture.read_text()
+        picture.unlink()
 
 
 def test_without_a_reference_yet_the_command_says_how_to_get_one(folder: Path) -> None:
