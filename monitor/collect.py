@@ -229,9 +229,12 @@ class Collector:
         """
         if self.collected == 0:
             reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(d.reason for d in self.dead).most_common(3))
+            found = f"{reasons}. The first: {self.dead[0].detail}" if self.dead else "the source is empty."
             raise InvalidInput(
-                f"No usable record for a reference of {self.model}: {reasons or 'the source is empty'}.",
-                hint="Look at one: driftd check",
+                f"No usable record for a reference of {self.model}: {found}",
+                hint="Mend what names the fields: record and spaces of the model's settings."
+                if self.dead
+                else "Choose another range, or look at the source: driftd check",
             )
         times = np.concatenate(self._times)
         order = np.argsort(times, kind="stable")

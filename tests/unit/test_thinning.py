@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from connectors.database.rows import Checkpoint, PartitionState, SummaryDelta, ThinnedKeys
 from connectors.records import Headers, Partition, RawBatch
+from detectors.errors import InvalidInput
 from detectors.reference import Reference
 from detectors.summary import BlockSummary
 from monitor.collect import Collector
@@ -424,3 +425,20 @@ models:
     drift: {drift}
 """)
     return path
+
+
+def test_a_baseline_without_a_usable_record_says_what_is_wrong_with_one(tmp_path: Path) -> None:
+    collector = Collector(
+        "orders",
+        decoder=Decoder(RECORD, fields=["/v"]),
+        embedders={"input": embedder()},
+        settings=ReferenceSettings(collect=1_000),
+        block_ms=BLOCK_MS,
+    )
+    with pytest.raises(InvalidInput, match="the source is empty"):
+        collector.build(tmp_path, versions={"input": 1}, now_ms=0)
+    rows = [{"id": "1", "ts": START_MS, "v": "text", "session": "s", "shop": "a", "p": "yes"}]
+    collector.take(batch_of(encoded(rows), 0), None)
+    with pytest.raises(InvalidInput, match=r"1 bad_vector. The first: .*/v") as caught:
+        collector.build(tmp_path, versions={"input": 1}, now_ms=0)
+    assert "spaces of the model's settings" in caught.value.hint
