@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -705,6 +705,9 @@ def _kinds() -> set[str]:
     return {kind for _, kind, _ in kinds()}
 
 
+_ALIKE: Final = 0.65  # of kinds: "vec" and "vector" are .67 alike, "bert" and "number" .6
+
+
 def _cure(entry: Any, key: tuple[str, ...]) -> str:
     kind, context = entry["type"], entry.get("ctx", {})
     if kind == "extra_forbidden":
@@ -713,8 +716,9 @@ def _cure(entry: Any, key: tuple[str, ...]) -> str:
         return "is missing"
     if kind == "union_tag_invalid":
         expected = str(context["expected_tags"])
-        near = difflib.get_close_matches(str(context["tag"]), re.findall(r"'([^']*)'", expected), n=1, cutoff=0.5)
-        return f"unknown kind; valid kinds: {expected}.{f' Did you mean {near[0]}?' if near else ''}"
+        found = str(context["tag"])
+        near = difflib.get_close_matches(found, re.findall(r"'([^']*)'", expected), n=1, cutoff=_ALIKE)
+        return f"unknown kind {found!r}; valid kinds: {expected}.{f' Did you mean {near[0]}?' if near else ''}"
     if kind == "union_tag_not_found":
         return "needs a kind; see: driftd kinds"
     message = str(entry["msg"]).removeprefix("Value error, ")

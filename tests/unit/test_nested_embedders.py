@@ -56,7 +56,10 @@ def test_problems_of_a_part_name_its_line_its_key_and_what_was_meant(tmp_path: P
         tmp_path,
     )
     assert "driftd.yaml:12: models.m.spaces.s.embedder.parts.ngrams.dimensoin: unknown key. Did you mean dim" in found
-    assert "driftd.yaml:13: models.m.spaces.s.embedder.parts.other: unknown kind" in found
+    assert (
+        "driftd.yaml:13: models.m.spaces.s.embedder.parts.other: unknown kind 'wrods'; valid kinds: 'vector'" in found
+    )
+    assert "Did you mean words?" in found
     assert "Did you mean words?" in found
     assert "driftd.yaml:14: models.m.spaces.s.embedder.parts.deep.left.feild: unknown key. Did you mean field?" in found
 
