@@ -13,8 +13,12 @@ from monitor.document_cli import data_of, take_file
 from monitor.terminal import DEFAULT_SETTINGS, AsJson, SettingsPath, put_json, put_table, say
 
 if TYPE_CHECKING:
-    from connectors.database.rows import TruthRow
+    from collections.abc import Sequence
+
+    from connectors.database.rows import NewTruth, TruthRow
     from monitor.settings import Settings
+
+NEVER_RIGHT = 20  # true answers, none of which the model gave: they may be written another way
 
 
 def truth(
@@ -67,6 +71,10 @@ def truth(
         if record is not None or said:
             raise InvalidInput("A file says of each record what is right.", hint="Leave out what belongs to one.")
         _take_file(loaded, name, file, json=json)
+    elif confidence is not None and prediction is None:
+        raise InvalidInput(
+            "--confidence belongs to --prediction.", hint="Add what the model answered: --prediction LABEL"
+        )
     elif record is not None and label is not None:
         _take_one(loaded, name, {"id": record, "label": label, **values}, json=json)
     else:
@@ -127,6 +135,20 @@ def _take_file(settings: Settings, model: str, name: str, *, json: bool) -> None
 
     with open_store(settings) as store:
         take_file("true answer", name, desk=build_truth_desk(model, settings, store), read=read_truth, json=json)
+        newest = store.truths(model, after=max(store.truth_counts(model).version - NEVER_RIGHT, 0))
+        if warning := never_right([row.said for row in newest]):
+            say(warning)
+
+
+def never_right(counting: Sequence[NewTruth]) -> str:
+    """What to look at where none of many true answers is what the model said; "" where one is, or there are few."""
+    if len(counting) < NEVER_RIGHT or any(said.truth == said.answer for said in counting):
+        return ""
+    said = counting[-1]
+    return (
+        f"None of the newest {len(counting)} is what the model answered. Are both written alike? Of {said.record_id}, "
+        f'"{said.truth}" is right, and the model said "{said.answer}".'
+    )
 
 
 def _list(settings: Settings, model: str, *, record: str | None, waiting: bool, limit: int, json: bool) -> None:

@@ -19,6 +19,7 @@ from detectors.errors import InvalidInput
 from monitor.answers import pack
 from monitor.cli import app
 from monitor.thinning import key_hashes
+from monitor.truth_cli import NEVER_RIGHT
 
 P0 = Partition("orders", 0)
 SETTINGS = """
@@ -116,6 +117,16 @@ def test_what_cannot_be_done_is_said_with_what_to_type(folder: Path) -> None:
         (("--file", "short.parquet"), "expected id and label"),
         (("t1", "cat", "--model", "plain"), "no model plain whose answers are mapped"),
         (("t1", "cat", "--weight", "-1"), "weight of t1"),
+        (("t1", "cat", "--confidence", "0.5"), "--confidence belongs to --prediction"),
     ):
         with pytest.raises(InvalidInput, match=problem):
             run(*words)
+
+
+def test_where_no_true_answer_is_ever_what_the_model_said_their_spelling_is_to_be_looked_at(folder: Path) -> None:
+    Path("upper.csv").write_text("id,label\n" + "t1,CAT\n" * NEVER_RIGHT + "t50,cat\n" * NEVER_RIGHT)
+    said = run("--file", "upper.csv").stderr
+    assert f"None of the newest {NEVER_RIGHT} is what the model answered." in said
+    assert 'Of t1, "CAT" is right, and the model said "cat".' in said
+    Path("mixed.csv").write_text("id,label\nt2,cat\n")
+    assert "None of the newest" not in run("--file", "mixed.csv").stderr
