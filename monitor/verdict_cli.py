@@ -67,17 +67,17 @@ def verdict(
     names = list(loaded.models) if model is None else [model]
     if since is not None and retrain_hint is None:
         raise InvalidInput("--since belongs to --retrain-hint.", hint="Add: --retrain-hint lacking.jsonl")
+    if retrain_hint is not None and (at is not None or history or picture is not None):
+        raise InvalidInput("--retrain-hint is of now: leave --at, --history and --picture out.")
     at_ms = None if at is None else parse_time(at)
     with open_store(loaded) as store:
         standings = worst_first([standing_of(loaded, store, name, at_ms=at_ms) for name in names])
-        if retrain_hint is not None:
-            name = loaded.model_named(model)
-            _hint(loaded, store, name, retrain_hint, since=since, most=most, json=json)
-            return
         if picture is not None:
             name = loaded.model_named(model)
             _draw(store, name, picture, next(one for one in standings if one.model == name), at_ms=at_ms)
-        if history:
+        if retrain_hint is not None:
+            _hint(loaded, store, loaded.model_named(model), retrain_hint, since=since, most=most, json=json)
+        elif history:
             _history(store, names, at_ms=at_ms, json=json)
         elif json:
             put_json([one.data() for one in standings])

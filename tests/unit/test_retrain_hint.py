@@ -171,3 +171,5 @@ def test_the_command_writes_the_file_and_says_what_it_covers(
     assert len((tmp_path / "lacking.jsonl").read_text().splitlines()) == 7
     data = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert data["named"] == 7 and 0 < data["covered"] <= 1 and data["space"] == "input"
+    monkeypatch.setattr("monitor.standing.ALARMING", {"too few records"})
+    assert CliRunner().invoke(app, [*words, "--fail-on-alert"]).exit_code == 3

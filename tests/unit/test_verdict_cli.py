@@ -217,5 +217,6 @@ def test_a_picture_that_cannot_be_drawn_says_why(store: Store, tmp_path: Path) -
     assert "nothing to draw" in refused("--picture", "v.png", "--model", "tickets")
 
 
-def test_options_of_the_hint_need_the_hint(store: Store) -> None:
+def test_the_hint_and_its_options_belong_together(store: Store) -> None:
     assert "--retrain-hint" in refused("--since", "2026-01-01")
+    assert "of now" in refused("--retrain-hint", "lacking.csv", "--history")
