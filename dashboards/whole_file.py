@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from detectors.errors import InvalidInput
@@ -21,9 +22,11 @@ def write_whole(path: Path, content: bytes, *, what: str) -> None:
         unfinished.write_bytes(content)
         unfinished.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()  # on a full disk it would take what room there is
         raise InvalidInput(
             f"{what} cannot be written to {path}: {error.strerror or error}.",
-            hint="Name a file in a directory that exists and may be written.",
+            hint="Name a file in a directory that exists, may be written and has room.",
         ) from error
 
 
