@@ -256,9 +256,10 @@ def _time_axis(x: Linear, start_ms: int, end_ms: int, *, y_text: float, y_line: 
     parts = [f'<line class="axis" x1="{_LEFT}" x2="{_RIGHT}" y1="{y_line}" y2="{y_line}"/>']
     for time in time_ticks(start_ms, end_ms, at_most=12):
         at = x(time)
+        anchor = "end" if at > _RIGHT - 16 else "middle"  # at the edge, half of it would be cut off
         parts.append(
             f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{y_line}" y2="{y_line + 4}"/>'
-            f'<text class="tick" x="{at:.1f}" y="{y_text}" text-anchor="middle">'
+            f'<text class="tick" x="{at:.1f}" y="{y_text}" text-anchor="{anchor}">'
             f"{safe_text(time_tick_label(time, end_ms - start_ms))}</text>"
         )
     return "".join(parts)

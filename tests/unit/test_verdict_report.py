@@ -183,3 +183,9 @@ def test_stored_verdicts_are_drawn_as_spans_and_as_what_labels_newly_said(tmp_pa
     ]
     assert [(point.value, point.labels) for point in found.measured] == [(0.9, 50), (0.92, 60)]
     assert re.search("blind", render(report(replace(found, starts_ms=found.starts_ms + START))))
+
+
+def test_a_time_at_the_right_edge_is_written_inside_of_the_chart() -> None:
+    ticks = [one for blocks in range(90, 150) for one in draw(section(blocks)) if one.get("class") == "tick"]
+    edge = [one for one in ticks if float(one.get("x", "0")) > 1092]
+    assert edge and {one.get("text-anchor") for one in edge} == {"end"}
