@@ -54,6 +54,14 @@ def test_an_entity_without_a_known_item_says_how_many_it_has(items: Path) -> Non
     assert "none of 2 items is known" in found.problems[0].detail
 
 
+def test_items_beyond_the_most_are_not_known(items: Path) -> None:
+    embedder = build(kind="entity", field="/items", path=str(items), most_items=2)
+    found = embedder.embed([["item-1", "item-2"]])
+    assert [problem.row for problem in found.problems] == [1]
+    whole = build(kind="entity", field="/items", path=str(items))
+    assert embedder.fingerprint() != whole.fingerprint()
+
+
 def test_numbers_as_ids_are_found(tmp_path: Path) -> None:
     vectors = vector_files.vectors_of(["7", "8"])
     vector_files.parquet(tmp_path / "items.parquet", ["7", "8"], vectors)
