@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from detectors.errors import InvalidInput, InvalidReference, InvalidSettings
 from monitor.embedders.embedder import Columns, Embedded, Floats, Problem, decode_state, encode_state, fingerprint
@@ -20,6 +21,7 @@ from monitor.pointers import FieldName
 
 COMPARED = 8  # rows that are embedded together and alone, once, to see whether that makes a difference
 
+_IMPORT_PATH: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 Function = Callable[..., Any]
 
 
@@ -27,10 +29,7 @@ class PythonSettings(BaseModel, frozen=True, extra="forbid"):
     """A function of yours, by its import path: it takes a list for each field, and returns an array (n, d)."""
 
     kind: Literal["python"] = "python"
-    callable: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$",
-        description="package.module:function, or a class whose objects are called",
-    )
+    callable: str = Field(description="package.module:function, or a class whose objects are called")
     fields: list[FieldName] = Field(min_length=1, description="what it takes, in this order")
     init: dict[str, Any] | None = Field(
         None,
@@ -46,6 +45,13 @@ class PythonSettings(BaseModel, frozen=True, extra="forbid"):
     geometry: GeometryName = Field(
         "angular", description="angular: most encoders; text: encoders of text; standard: length carries meaning"
     )
+
+    @field_validator("callable")
+    @classmethod
+    def _names_a_function(cls, value: str) -> str:
+        if not _IMPORT_PATH.fullmatch(value):
+            raise ValueError("expected package.module:function, such as my_encoder:encode")
+        return value
 
     def build(self) -> PythonEmbedder:
         """Import the function, or make an object of the class.

@@ -149,5 +149,5 @@ def test_a_module_that_fails_while_it_is_imported_says_so(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("name", ["encoder", "encoder.f", "a b:f", "encoder:"])
 def test_a_name_that_is_no_import_path_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match="callable"):
+    with pytest.raises(ValidationError, match=r"callable\n.*expected package.module:function"):
         PythonSettings(fields=["/t"], callable=name)
