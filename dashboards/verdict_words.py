@@ -32,8 +32,8 @@ VERDICTS: Final = (
     Verdict(
         "encoder changed",
         "page",
-        "fixed inputs no longer have the vectors that the reference holds of them: the encoder is another one, or runs "
-        "otherwise; reading waits, and nothing is lost",
+        "the encoder is another one, or runs otherwise: fixed inputs have other vectors than the reference holds of "
+        "them, and reading waits; or ready vectors jumped",
         "put the encoder back as it was, or build a reference with the new one: `driftd reference build`",
     ),
     Verdict(
