@@ -141,7 +141,8 @@ class _State(msgspec.Struct):
         truths: number of the last true answer that counts here.
         labels: how many counted; first_ms: end of the block that knew the first, last_ms: of the one with the last;
             pause_ms: the longest time without one so far.
-        risk, losses: states of the two detectors that look at true answers, in their order.
+        risk, losses: states of the two detectors that look at true answers, in their order; proven: the first one's
+            evidence was enough for a page, and has not fallen to a tenth of that since.
         worse_at: true answers after which the second opinion last found the losses changed, if they are greater since;
             -1 if not.
         word, since_ms, reasons, severity, facts: of the last decision, numbers as in `_Numbers`.
@@ -156,6 +157,7 @@ class _State(msgspec.Struct):
     last_ms: int = -1
     pause_ms: int = 0
     risk: bytes = b""
+    proven: bool = False
     losses: bytes = b""
     worse_at: int = -1
     realised: list[_Labelled] = []
@@ -497,7 +499,10 @@ class Judge:
         risk = RiskState.from_bytes(state.risk) if state.risk else RiskState.start()
         proven: Level = ""
         if page is not None and warn is not None and risk.n:
-            proven = "page" if risk.degraded(page) else "warn" if risk.degraded(warn) else ""
+            # Proven stays proven until the evidence has fallen to a tenth: a label more or less takes nothing back.
+            held = state.proven and risk.evidence >= math.log10(page.run_length) - 1
+            proven = "page" if held or risk.degraded(page) else "warn" if risk.degraded(warn) else ""
+        state.proven = proven == "page"
         newest_ms = max((part.newest_ms for part in state.realised), default=-1)
         return Facts(
             encoder_suspected=self._suspected(),

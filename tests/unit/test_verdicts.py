@@ -204,6 +204,20 @@ def test_true_answers_prove_what_no_estimate_sees(reference: Reference) -> None:
     assert right[-1].word == "fresh" and right[-1].realised == pytest.approx(0.875)
 
 
+def test_what_is_proven_is_not_taken_back_for_a_few_right_answers(reference: Reference) -> None:
+    # A little worse than the floor: the evidence comes near what proves it again and again.
+    wrong = np.random.default_rng(0).random(600) < 0.2
+    said = Answers(
+        [NewTruth(f"r{n}", "a", 0, 1.0, f"o{n}", "b" if one else "a") for n, one in enumerate(wrong.tolist())]
+    ).rows
+    answers = {place: Answers() for place in range(1, 151)}
+    for place, one in answers.items():
+        one.rows = said[: 4 * place]
+    words = [row.word for row in play(rules(reference), calm(151), cuts=list(answers), answers=answers)[0]]
+    proofs = sum(one == "degraded" and before != "degraded" for before, one in pairwise(words))
+    assert proofs == 1
+
+
 def test_true_answers_that_come_in_parts_count_like_all_at_once_in_their_order(reference: Reference) -> None:
     said = told(900, wrong_every=7)
     at_once = play(rules(reference), calm(30), cuts=[10], answers={10: Answers(said)})
