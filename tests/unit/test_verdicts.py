@@ -43,10 +43,17 @@ def reference() -> Reference:
 
 
 def rules(
-    reference: Reference, *, version: int = 1, harm: str = "normal", label: str | None = None, **performance: Any
+    reference: Reference,
+    *,
+    version: int = 1,
+    harm: str = "normal",
+    label: str | None = None,
+    page_every_days: float = 90.0,
+    **performance: Any,
 ) -> Verdicts:
     settings = Settings.model_validate(
         {
+            "alarms": {"page_every_days": page_every_days, "warn_every_days": min(1.0, page_every_days)},
             "models": {
                 "m": {
                     "source": {"kind": "files", "path": "x.jsonl"},
@@ -55,7 +62,7 @@ def rules(
                     "performance": {"window": "10m", **performance},
                     "harm": harm,
                 }
-            }
+            },
         }
     )
     space = Space("input", cast(Any, None), reference, version, {})
@@ -213,7 +220,8 @@ def test_what_is_proven_is_not_taken_back_for_a_few_right_answers(reference: Ref
     answers = {place: Answers() for place in range(1, 151)}
     for place, one in answers.items():
         one.rows = said[: 4 * place]
-    words = [row.word for row in play(rules(reference), calm(151), cuts=list(answers), answers=answers)[0]]
+    often = rules(reference, page_every_days=0.5)  # so that 500 labels between false alarms are enough
+    words = [row.word for row in play(often, calm(151), cuts=list(answers), answers=answers)[0]]
     proofs = sum(one == "degraded" and before != "degraded" for before, one in pairwise(words))
     assert proofs == 1
 
