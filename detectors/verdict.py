@@ -1,8 +1,7 @@
 """The stale-model verdict: one word for a model, the first that fits, and sentences that say why.
 
-    blind              nothing usable is seen, so nothing below can be trusted
-    encoder changed    canaries say so, or the vectors jumped as only another encoder makes them
     degraded           labels prove that answers are worse than the floor
+    encoder changed    the vectors jumped as only another encoder makes them
     degraded           drift, and by estimate answers are worse than the floor (without labels)
     drifted, holding   drift, and by labels or estimate answers are as right as the floor asks
     drifted            drift, and nothing says how right the answers are, or the estimate lies on either side
@@ -12,7 +11,9 @@
     fresh              none of these
 
 A pure function of numbers. What the estimates of the window mean: `detectors.performance`; the evidence of labels:
-`detectors.risk`. Which word stands for an incident, and how urgent it is, says `severity`.
+`detectors.risk`. Which word stands for an incident, and how urgent it is, says `severity`. That driftd sees nothing of
+a model ("blind"), or that its canaries failed, shows outside of its blocks: it is laid over the verdict where that is
+shown.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import Literal
 from detectors.performance import UNKNOWN, Estimate
 
 Word = Literal[
-    "blind",
     "encoder changed",
     "degraded",
     "drifted, holding",
@@ -48,8 +48,7 @@ class Facts:
     Shares are 0 to 1, NaN where unknown; texts are whole sentences, "" where there is nothing to say.
 
     Attributes:
-        blind: why nothing can be seen.
-        encoder_changed, encoder_suspected: by canaries, and by the geometry of the vectors.
+        encoder_suspected: by the geometry of the vectors, why.
         too_small: why the reference (or its absence) allows no judgement.
         records, least: of the window, and how many it needs.
         input_drift, output_drift: the highest level at which a space of that side alarms.
@@ -67,8 +66,6 @@ class Facts:
         too_old: how long ago the model was trained, and what was allowed.
     """
 
-    blind: tuple[str, ...] = ()
-    encoder_changed: str = ""
     encoder_suspected: str = ""
     too_small: str = ""
     records: int = 0
@@ -121,7 +118,7 @@ def severity(facts: Facts, harm: Harm = "normal") -> Literal["page", "warn"] | N
 
     Proof by labels, or an estimate whose upper end is under the floor, is a page, a warning where the model can do
     little harm. Where only the lower end is, new content may still be answered well: a warning, a page where wrong
-    answers do great harm. Drift, blindness and a changed encoder have incidents of their own.
+    answers do great harm. Drift and a changed encoder have incidents of their own.
 
     Args:
         harm: `models.NAME.harm`: what wrong answers do.
@@ -145,10 +142,6 @@ def unseen(facts: Facts) -> str:
 
 
 def _first_match(facts: Facts) -> tuple[Word, list[str]]:
-    if facts.blind:
-        return "blind", list(facts.blind)
-    if facts.encoder_changed:
-        return "encoder changed", [facts.encoder_changed]
     if facts.risk == "page":
         return "degraded", [_labels_say(facts)]
     if facts.encoder_suspected:  # estimates and drift rest on vectors, labels do not
@@ -208,8 +201,6 @@ def _to_watch(facts: Facts) -> list[str]:
 
 def _supporting(facts: Facts) -> list[str]:
     """What else is known, said with every verdict."""
-    if facts.blind or facts.encoder_changed:
-        return []  # numbers of a model that cannot be seen mislead
     said = []
     if facts.labels and not math.isnan(facts.realised):
         said.append(_realised(facts))

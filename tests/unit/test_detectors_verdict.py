@@ -24,8 +24,8 @@ def facts(**known: Any) -> Facts:
     return Facts(**{"records": 1_000, "least": 500, "floor": FLOOR, "estimate": GOOD, **known})
 
 
-def test_the_words_are_those_that_are_stored() -> None:
-    assert get_args(Word) == get_args(rows.VerdictWord)
+def test_the_words_are_those_that_are_stored_but_for_the_one_that_is_laid_over_them() -> None:
+    assert {*get_args(Word), "blind"} == {*get_args(rows.VerdictWord)}
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,6 @@ def test_the_words_are_those_that_are_stored() -> None:
         ("degraded", {"risk": "page", **WORSE}),
         ("degraded", {"risk": "page", **WORSE, "encoder_suspected": "Every vector turned at once."}),
         ("encoder changed", {"encoder_suspected": "Every vector turned at once.", "input_drift": "page"}),
-        ("encoder changed", {"encoder_changed": "Canaries have other vectors.", "risk": "page", **WORSE}),
-        ("blind", {"blind": ("No record came in 10 minutes.",), "encoder_changed": "Canaries have other vectors."}),
     ],
 )
 def test_the_first_line_of_the_table_that_fits_is_the_verdict(word: str, known: dict[str, Any]) -> None:
@@ -74,7 +72,7 @@ def test_the_first_line_of_the_table_that_fits_is_the_verdict(word: str, known: 
     [
         ({}, {"low": None, "normal": None, "high": None}),
         ({"input_drift": "page", "channels": LEVEL}, {"low": None, "normal": None, "high": None}),
-        ({"blind": ("No record came.",), "risk": "page", **WORSE}, {"low": None, "normal": None, "high": None}),
+        ({"encoder_suspected": "It jumped.", "estimate": LOW}, {"low": None, "normal": None, "high": None}),
         ({"risk": "page", **WORSE}, {"low": "warn", "normal": "page", "high": "page"}),
         ({"risk": "warn", **WORSE}, {"low": None, "normal": "warn", "high": "warn"}),
         ({"input_drift": "page", "estimate": LOW}, {"low": "warn", "normal": "page", "high": "page"}),
@@ -134,8 +132,7 @@ def test_nothing_is_said_twice_and_every_reason_is_a_sentence() -> None:
         assert all(reason.endswith(".") and (reason[0].isupper() or reason[0].isdigit()) for reason in reasons)
 
 
-def test_numbers_of_a_model_that_cannot_be_seen_are_not_quoted() -> None:
-    assert "%" not in said(decide(facts(blind=("No record came in 10 minutes.",), **LABELS)))
+def test_estimates_on_vectors_of_another_encoder_are_not_quoted() -> None:
     assert "estimated" not in said(decide(facts(encoder_suspected="Every vector turned at once.")))
 
 
