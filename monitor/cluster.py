@@ -136,6 +136,8 @@ class Cluster:
         """Why a task has no answer."""
         from distributed.scheduler import KilledWorker
 
+        if error is None:  # it began to be done again, or was done after all, between two questions
+            return Done(task, None, "the worker that had its answer is gone", again=True)
         if isinstance(error, KilledWorker):
             worker = getattr(error.last_worker, "address", error.last_worker)
             why = f"{error.allowed_failures + 1} workers died while they did it, the last one {worker}"
