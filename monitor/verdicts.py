@@ -145,7 +145,7 @@ class _State(msgspec.Struct):
             evidence was enough for a page, and has not fallen to a tenth of that since.
         worse_at: true answers after which the second opinion last found the losses changed, if they are greater since;
             -1 if not.
-        word, since_ms, reasons, severity, facts: of the last decision, numbers as in `_Numbers`.
+        word, since_ms, reasons, severity, numbers: of the last decision, these as in `_Numbers`; decided_part: its part.
     """
 
     references: dict[str, int] = {}
@@ -238,7 +238,7 @@ class Verdicts:
             state.parts, state.references = [], self.references
         if any(part.sums.scale != self.settings.scale for part in state.realised):
             # How wrong an answer was is another number now: what labels say is said of those that come.
-            state.realised, state.risk, state.losses, state.worse_at = [], b"", b"", -1
+            state.realised, state.risk, state.losses, state.worse_at, state.proven = [], b"", b"", -1, False
         return Judge(self, state)
 
 
