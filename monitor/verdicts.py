@@ -145,7 +145,7 @@ class _State(msgspec.Struct):
             evidence was enough for a page, and has not fallen to a tenth of that since.
         worse_at: true answers after which the second opinion last found the losses changed, if they are greater since;
             -1 if not.
-        word, since_ms, reasons, severity, numbers: of the last decision, these as in `_Numbers`; decided_part: its part.
+        word, since_ms, reasons, severity, numbers: of the last decision, as in `_Numbers`; decided_part: its part.
     """
 
     references: dict[str, int] = {}
