@@ -334,10 +334,10 @@ def large(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
                    VALUES (%s, %s, %s, 'input', '', %s, 'open', 1, 1, 1, 1, 1, 'a title', 'Next: look', %s)""",
                 (f"{kind} of {model}", model, kind, severity, json.dumps({"channel": channel})),
             )
-        judged = "stored_ms, model, block, start_ms, end_ms, word, since_ms, records, labels, truths, reasons, low"
+        judged = "stored_ms, model, block, start_ms, end_ms, word, since_ms, records, labels, truths, reasons, low, metric_name"
         connection.execute(
             f"""INSERT INTO verdicts ({judged})
-                SELECT 0, 'm' || n % 4, n, n * 10000, n * 10000 + 10000, 'fresh', 0, 9, 0, 0, '["well"]', 0.9
+                SELECT 0, 'm' || n % 4, n, n * 10000, n * 10000 + 10000, 'fresh', 0, 9, 0, 0, '["well"]', 0.9, ''
                 FROM generate_series(1, 20000) AS n"""
         )
         for model, word in (
@@ -350,8 +350,8 @@ def large(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
         ):
             connection.execute(
                 f"""INSERT INTO verdicts ({judged})
-                    VALUES (0, %s, 1, 100000000, 100010000, 'fresh', 1, 9, 0, 0, '[]', 0.9),
-                           (0, %s, 2, 100010000, 100020000, %s, 1, 9, 0, 0, '["because", "not seen"]', 0.9)""",
+                    VALUES (0, %s, 1, 100000000, 100010000, 'fresh', 1, 9, 0, 0, '[]', 0.9, ''),
+                           (0, %s, 2, 100010000, 100020000, %s, 1, 9, 0, 0, '["because", "not seen"]', 0.9, '')""",
                 (model, model, word),
             )
         connection.execute("VACUUM ANALYZE")
