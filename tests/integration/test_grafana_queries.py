@@ -334,7 +334,8 @@ def large(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
                    VALUES (%s, %s, %s, 'input', '', %s, 'open', 1, 1, 1, 1, 1, 'a title', 'Next: look', %s)""",
                 (f"{kind} of {model}", model, kind, severity, json.dumps({"channel": channel})),
             )
-        judged = "stored_ms, model, block, start_ms, end_ms, word, since_ms, records, labels, truths, reasons, low, metric_name"
+        judged = "stored_ms, model, block, start_ms, end_ms, word, since_ms, records, labels, truths, reasons, low"
+        judged += ", metric_name"
         connection.execute(
             f"""INSERT INTO verdicts ({judged})
                 SELECT 0, 'm' || n % 4, n, n * 10000, n * 10000 + 10000, 'fresh', 0, 9, 0, 0, '["well"]', 0.9, ''
