@@ -31,6 +31,7 @@ from connectors.database.rows import (
     LabelsAdded,
     NewLabel,
 )
+from connectors.database.said import newest_rows, waiting_rows
 from connectors.database.topic_positions import (
     MovedByOthers,
     move_positions,
@@ -129,17 +130,7 @@ class Labels:
             after: only those with greater numbers.
             newer_than_ms: only those that arrived then or later.
         """
-        query = (
-            select(_LABELS)
-            .where(
-                _LABELS.c.model == model,
-                _LABELS.c.version == 0,
-                _LABELS.c.id > after,
-                _LABELS.c.received_ms >= newer_than_ms,
-            )
-            .order_by(_LABELS.c.id)
-            .limit(limit)
-        )
+        query = waiting_rows(_LABELS, model, limit=limit, after=after, newer_than_ms=newer_than_ms)
         with self._database.reading() as connection:
             return rows_of(connection.execute(query), label_row)
 
@@ -147,13 +138,9 @@ class Labels:
         self, model: str, *, record_id: str | None = None, waiting: bool = False, limit: int = 100
     ) -> list[LabelRow]:
         """The last ``limit`` labels, by number, whether they count or not."""
-        query = select(_LABELS).where(_LABELS.c.model == model)
-        if record_id is not None:
-            query = query.where(_LABELS.c.record_id == clean(record_id))
-        if waiting:
-            query = query.where(_LABELS.c.version == 0)
+        query = newest_rows(_LABELS, model, record_id=record_id, waiting=waiting, limit=limit)
         with self._database.reading() as connection:
-            return rows_of(connection.execute(query.order_by(_LABELS.c.id.desc()).limit(limit)), label_row)[::-1]
+            return rows_of(connection.execute(query), label_row)[::-1]
 
     def label_counts(self, model: str, *, remembered_since_ms: int = 0) -> LabelCounts:
         """The labels of a model, counted.

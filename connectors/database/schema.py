@@ -468,44 +468,31 @@ label_offsets = Table(
     PrimaryKeyConstraint("model", "topic", "number"),
 )
 
-# What labels that come later need to know of the records of one checkpoint.
-remembered = Table(
-    "remembered",
-    metadata,
-    _id(),
-    _text("model"),
-    _text("topic"),
-    _int("number"),
-    _int("first_offset"),
-    _int("from_ms"),
-    _int("to_ms"),
-    _int("records"),
-    _int("bytes"),
-    _int("stored_ms"),
-    # At the end, because SQLite reads through all that stands before a column.
-    _blob("ids"),  # hashes of the records' ids: what is asked for is found without reading the rest
-    _blob("blob"),
-    UniqueConstraint("model", "topic", "number", "first_offset"),
-)
 
-# What the model answered, record by record, for truths that come later: as `remembered`.
-answers = Table(
-    "answers",
-    metadata,
-    _id(),
-    _text("model"),
-    _text("topic"),
-    _int("number"),
-    _int("first_offset"),
-    _int("from_ms"),
-    _int("to_ms"),
-    _int("records"),
-    _int("bytes"),
-    _int("stored_ms"),
-    _blob("ids"),
-    _blob("blob"),
-    UniqueConstraint("model", "topic", "number", "first_offset"),
-)
+def _packed(name: str) -> Table:
+    """Something about each record of one checkpoint, for what is said of single records later."""
+    return Table(
+        name,
+        metadata,
+        _id(),
+        _text("model"),
+        _text("topic"),
+        _int("number"),
+        _int("first_offset"),
+        _int("from_ms"),
+        _int("to_ms"),
+        _int("records"),
+        _int("bytes"),
+        _int("stored_ms"),
+        # At the end, because SQLite reads through all that stands before a column.
+        _blob("ids"),  # hashes of the records' ids: what is asked for is found without reading the rest
+        _blob("blob"),
+        UniqueConstraint("model", "topic", "number", "first_offset"),
+    )
+
+
+remembered = _packed("remembered")  # what labels need to know of the records
+answers = _packed("answers")  # what the model answered, for true answers
 
 # What turned out to be right for single records; with what the model had answered, once that is known.
 truths = Table(

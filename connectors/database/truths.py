@@ -27,6 +27,7 @@ from connectors.database.rows import (
     TruthRow,
     TruthsAdded,
 )
+from connectors.database.said import newest_rows, waiting_rows
 from connectors.database.topic_positions import (
     MovedByOthers,
     move_positions,
@@ -113,17 +114,7 @@ class Truths:
             after: only those with greater numbers.
             newer_than_ms: only those that arrived then or later.
         """
-        query = (
-            select(_TRUTHS)
-            .where(
-                _TRUTHS.c.model == model,
-                _TRUTHS.c.version == 0,
-                _TRUTHS.c.id > after,
-                _TRUTHS.c.received_ms >= newer_than_ms,
-            )
-            .order_by(_TRUTHS.c.id)
-            .limit(limit)
-        )
+        query = waiting_rows(_TRUTHS, model, limit=limit, after=after, newer_than_ms=newer_than_ms)
         with self._database.reading() as connection:
             return rows_of(connection.execute(query), truth_row)
 
@@ -131,13 +122,9 @@ class Truths:
         self, model: str, *, record_id: str | None = None, waiting: bool = False, limit: int = 100
     ) -> list[TruthRow]:
         """The last ``limit`` truths, by number, whether they count or not."""
-        query = select(_TRUTHS).where(_TRUTHS.c.model == model)
-        if record_id is not None:
-            query = query.where(_TRUTHS.c.record_id == clean(record_id))
-        if waiting:
-            query = query.where(_TRUTHS.c.version == 0)
+        query = newest_rows(_TRUTHS, model, record_id=record_id, waiting=waiting, limit=limit)
         with self._database.reading() as connection:
-            return rows_of(connection.execute(query.order_by(_TRUTHS.c.id.desc()).limit(limit)), truth_row)[::-1]
+            return rows_of(connection.execute(query), truth_row)[::-1]
 
     def truth_counts(self, model: str, *, remembered_since_ms: int = 0) -> TruthCounts:
         """The truths of a model, counted.
