@@ -9,10 +9,10 @@ from typing import TypeVar
 from sqlalchemy import Connection, Table, insert, select
 
 from connectors.database.connection import Database
-from connectors.database.rows import AnswersRow, RememberedRow
+from connectors.database.rows import PackedRow
 from connectors.records import Partition
 
-Packed = TypeVar("Packed", AnswersRow, RememberedRow)
+Packed = TypeVar("Packed", bound=PackedRow)
 
 # Keys of one IN: SQLite takes 32,766 parameters in a statement.
 _KEYS = 5_000

@@ -296,12 +296,13 @@ class LabelSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class RememberedRow:
-    """What labels that come later need to know of the records of one partition in one checkpoint; see `blob`'s maker.
+class PackedRow:
+    """Something about each record of one partition in one checkpoint, for what is said of single records later.
 
     Attributes:
         from_ms, to_ms: event times of the records.
         ids: 64-bit hashes of the records' ids, uint64 little-endian, in the order of the blob.
+        blob: what is known of them; see its maker.
         stored_ms: wall clock; 0 before it is written.
         id: number in the database; 0 before it is written.
     """
@@ -318,26 +319,13 @@ class RememberedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswersRow:
-    """What the model answered to the records of one partition in one checkpoint, for truths that come later.
+class RememberedRow(PackedRow):
+    """What labels need to know of the records; made by `monitor.remembered`."""
 
-    Attributes:
-        from_ms, to_ms: event times of the records.
-        ids: 64-bit hashes of the records' ids, uint64 little-endian, in the order of the blob.
-        blob: the answers, see its maker (`monitor.answers`).
-        stored_ms: wall clock; 0 before it is written.
-        id: number in the database; 0 before it is written.
-    """
 
-    partition: Partition
-    first_offset: int
-    from_ms: int
-    to_ms: int
-    records: int
-    ids: bytes
-    blob: bytes
-    stored_ms: int = 0
-    id: int = 0
+@dataclass(frozen=True, slots=True)
+class AnswersRow(PackedRow):
+    """What the model answered, for true answers; made by `monitor.answers`."""
 
 
 @dataclass(frozen=True, slots=True)
